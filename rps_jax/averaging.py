@@ -1,0 +1,178 @@
+"""The averaging rules: what a worker holds after one exchange over a network that loses messages.
+
+Yu et al., "Distributed Learning over Unreliable Networks", ICML 2019, algorithm RPS. At every step
+
+1. worker i takes a local SGD step, v_i = x_i - lr * g_i, and cuts v_i into n blocks;
+2. reduce-scatter: it sends each block to the block's server, which averages what arrives;
+3. all-gather: each server sends its average to every worker; a worker that receives it replaces
+   its block, and one that does not keeps its own.
+
+`average_models` is 2 and 3. `average_gradients`, the baseline, sends g_i instead of v_i through the
+same two phases. Each function is written for one worker and runs inside `jax.shard_map`,
+`jax.pmap`, `jax.vmap`, or a vmap inside a shard_map, over the axis that it is given by name.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from rps_jax.axis import AxisName, axis_names, axis_size
+from rps_jax.blocks import to_blocks
+from rps_jax.channel import Delivery
+from rps_jax.exchange import masked_all_gather, masked_reduce_scatter, mean_of_sum, sum_dtype
+
+OnMiss = Literal["own", "zero"]
+ON_MISS: tuple[OnMiss, ...] = ("own", "zero")
+
+
+def average_models(
+    params: Any, delivery: Delivery, axis_name: AxisName, shift: jax.Array | int = 0
+) -> Any:
+    """RPS: averages the workers' models block by block; what is missed stays the worker's own.
+
+    Args:
+      params: this worker's pytree of arrays, floating, complex or integer, of any shapes. On
+        devices, each dtype costs one reduce-scatter and one all-gather.
+      delivery: what arrived, as this worker sees it: fields `[num_workers]` or
+        `[num_workers, packets]`, bool.
+      axis_name: the worker axis, or a tuple of axes, outermost first.
+      shift: int32 scalar, the same on every worker: block j is served by worker
+        (j + shift) mod num_workers. May be traced.
+
+    Returns:
+      The same structure, shapes and dtypes: every coordinate is the average of those that arrived
+      at its server, or this worker's own.
+
+    Raises:
+      ValueError: an unbound axis, or a delivery or shift of the wrong shape or dtype.
+      TypeError: a leaf that has no average (a boolean, a PRNG key).
+
+    >>> workers = jnp.arange(4)
+    >>> params = {"w": jnp.arange(4.0)}  # one scalar each
+    >>> everything = Delivery(*[jnp.ones((4, 4), bool)] * 3)
+    >>> average = lambda p, d: average_models(p, d, "workers")
+    >>> jax.vmap(average, axis_name="workers")(params, everything)["w"]
+    Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
+    """
+    return average_or_else(params, params, delivery, axis_name, shift)
+
+
+def average_gradients(
+    grads: Any,
+    delivery: Delivery,
+    axis_name: AxisName,
+    on_miss: OnMiss = "own",
+    shift: jax.Array | int = 0,
+) -> Any:
+    """The baseline: averages the workers' gradients through the same two lossy phases.
+
+    The models are never re-synchronised: replicas that miss different gradients drift apart.
+
+    Args:
+      grads: this worker's pytree of arrays.
+      delivery: as for `average_models`.
+      axis_name: the worker axis, or a tuple of axes, outermost first.
+      on_miss: what stands in for an average that did not arrive: the worker's "own" gradient, or
+        "zero".
+      shift: as for `average_models`.
+
+    Returns:
+      The same structure, shapes and dtypes.
+
+    Raises:
+      ValueError, TypeError: as `average_models`, or an unknown `on_miss`.
+    """
+    return average_or_else(grads, gradient_on_miss(grads, on_miss), delivery, axis_name, shift)
+
+
+def all_reduce(params: Any, axis_name: AxisName) -> Any:
+    """The reliable baseline: `jax.lax.pmean` that keeps every leaf's dtype.
+
+    Args:
+      params: this worker's pytree of arrays.
+      axis_name: the worker axis, or a tuple of axes.
+
+    Returns:
+      The same structure, shapes and dtypes, equal on every worker.
+
+    Raises:
+      ValueError: an unbound axis.
+    """
+    num_workers = axis_size(axis_name)
+    _check_leaves(params)
+
+    def mean(leaf: Any) -> jax.Array:
+        dtype = jnp.result_type(leaf)
+        total = jax.lax.psum(jnp.asarray(leaf, sum_dtype(dtype)), axis_names(axis_name))
+        return mean_of_sum(total, num_workers, dtype)
+
+    return jax.tree.map(mean, params)
+
+
+def gradient_on_miss(grads: Any, on_miss: OnMiss) -> Any:
+    """Returns what a worker applies instead of averaged gradients that it missed."""
+    if on_miss not in ON_MISS:
+        raise ValueError(f"on_miss={on_miss!r}: expected one of {', '.join(ON_MISS)}")
+    return grads if on_miss == "own" else jax.tree.map(jnp.zeros_like, grads)
+
+
+def average_or_else(
+    tree: Any, otherwise: Any, delivery: Delivery, axis_name: AxisName, shift: jax.Array | int
+) -> Any:
+    """Averages `tree` through one lossy exchange; what is missed comes from `otherwise`.
+
+    The common core of the rules; `otherwise` is a pytree like `tree`.
+    """
+    num_workers = axis_size(axis_name)
+    sent, received, gathered = _checked(delivery, num_workers)
+    _check_shift(shift)
+    _check_leaves(tree)
+    blocks, from_blocks = to_blocks(tree, num_workers, packets=sent.shape[1])
+    otherwise_blocks, _ = to_blocks(otherwise, num_workers, packets=sent.shape[1])
+
+    def exchange(mine: jax.Array, fallback: jax.Array) -> jax.Array:
+        # Row w becomes the block that worker w serves, and back.
+        by_server = jnp.roll(mine, shift, axis=0)
+        average = masked_reduce_scatter(by_server, sent, received, axis_name)
+        result = masked_all_gather(average, jnp.roll(fallback, shift, axis=0), gathered, axis_name)
+        return jnp.roll(result, -shift, axis=0)
+
+    return from_blocks([exchange(*pair) for pair in zip(blocks, otherwise_blocks, strict=True)])
+
+
+def _checked(delivery: Delivery, num_workers: int) -> Delivery:
+    """Returns the delivery with fields `[num_workers, packets]`."""
+    shape = jnp.shape(delivery.sent)
+    for field, value in zip(Delivery._fields, delivery, strict=True):
+        name = f"delivery.{field}"
+        if jnp.result_type(value) != jnp.bool_:
+            raise ValueError(f"{name} has dtype {jnp.result_type(value)}: expected bool")
+        if jnp.ndim(value) not in (1, 2) or jnp.shape(value)[0] != num_workers:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}: expected ({num_workers},) or "
+                f"({num_workers}, packets), one row for each worker of the axis"
+            )
+        if jnp.shape(value) != shape:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}: expected {shape}, that of delivery.sent"
+            )
+    return Delivery(*(jnp.reshape(value, (num_workers, -1)) for value in delivery))
+
+
+def _check_shift(shift: jax.Array | int) -> None:
+    if jnp.shape(shift) != () or not jnp.issubdtype(jnp.result_type(shift), jnp.integer):
+        raise ValueError(
+            f"shift has shape {jnp.shape(shift)} and dtype {jnp.result_type(shift)}: expected an "
+            "integer scalar"
+        )
+
+
+def _check_leaves(tree: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.number):
+            raise TypeError(
+                f"leaf {jax.tree_util.keystr(path) or 'params'} has dtype {dtype}: expected a "
+                "floating, complex or integer dtype, of which there is an average"
+            )

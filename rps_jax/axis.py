@@ -1,0 +1,36 @@
+"""The worker axis: a named axis of vmap, pmap or shard_map, or a tuple of them, outermost first."""
+
+import jax
+
+AxisName = str | tuple[str, ...]
+
+
+def axis_names(axis_name: AxisName) -> tuple[str, ...]:
+    """Returns the axes as a tuple, outermost first."""
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def axis_sizes(axis_name: AxisName) -> tuple[int, ...]:
+    """Returns the size of each axis, outermost first.
+
+    Raises:
+      ValueError: an axis that no surrounding vmap, pmap or shard_map has named.
+    """
+    sizes = []
+    for name in axis_names(axis_name):
+        try:
+            sizes.append(jax.lax.axis_size(name))
+        except NameError:
+            raise ValueError(
+                f"axis_name={axis_name!r}: {name!r} is not bound here; expected the axis_name of a "
+                "surrounding jax.vmap or jax.pmap, or an axis of the mesh of jax.shard_map"
+            ) from None
+    return tuple(sizes)
+
+
+def axis_size(axis_name: AxisName) -> int:
+    """Returns the number of workers; raises as `axis_sizes` does."""
+    size = 1
+    for each in axis_sizes(axis_name):
+        size *= each
+    return size

@@ -1,0 +1,211 @@
+"""Where workers live: over the devices of all hosts, one or several (virtual workers) on each.
+
+A function of one worker becomes a program over all of them:
+
+    mesh = worker_mesh(num_workers=16)
+    step = mesh.spmd(train_step, in_specs=(PER_WORKER, PER_WORKER), out_specs=(PER_WORKER, SHARED))
+    state = mesh.replicate(init_train_state(...))
+
+Per-worker values are arrays `[num_workers, ...]`, sharded over the devices by worker.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rps_jax.axis import AxisName
+
+Spec = Literal["per-worker", "shared"]
+PER_WORKER: Spec = "per-worker"
+"""A value of each worker's own, with a leading axis of workers outside `spmd`."""
+SHARED: Spec = "shared"
+"""A value that is the same on every worker, with no axis of workers."""
+
+_DEVICES, _LOCAL = "devices", "local"
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerMesh:
+    """Workers laid over devices, in the order of the devices.
+
+    Attributes:
+      mesh: a `jax.sharding.Mesh` of one axis, "devices".
+      workers_per_device: how many workers share a device, mapped there with `jax.vmap`.
+    """
+
+    mesh: Mesh
+    workers_per_device: int
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers there are on all devices."""
+        return self.mesh.size * self.workers_per_device
+
+    @property
+    def axis_name(self) -> AxisName:
+        """The worker axis to give to collectives inside `spmd`."""
+        return _DEVICES if self.workers_per_device == 1 else (_DEVICES, _LOCAL)
+
+    @property
+    def local_workers(self) -> range:
+        """The indices of the workers that live on this process's devices."""
+        process = jax.process_index()
+        mine = [i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == process]
+        return range(mine[0] * self.workers_per_device, (mine[-1] + 1) * self.workers_per_device)
+
+    def sharding(self, spec: Spec = PER_WORKER) -> NamedSharding:
+        """Returns how values of a kind lie on the devices."""
+        return NamedSharding(self.mesh, _partition(spec))
+
+    def put(self, local: Any) -> Any:
+        """Puts per-worker values on their devices.
+
+        Args:
+          local: pytree of arrays `[len(local_workers), ...]`, the rows of this process's workers.
+
+        Returns:
+          The same as global arrays `[num_workers, ...]`.
+        """
+        sharding = self.sharding()
+
+        def put(rows: Any) -> jax.Array:
+            rows = np.asarray(rows)
+            shape = (self.num_workers, *rows.shape[1:])
+            return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+        return jax.tree.map(put, local)
+
+    def replicate(self, tree: Any) -> Any:
+        """Gives every worker a copy of `tree`: arrays `[num_workers, ...]`."""
+
+        @functools.partial(jax.jit, out_shardings=self.sharding())
+        def broadcast(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (self.num_workers, *jnp.shape(x))), tree
+            )
+
+        return broadcast(tree)
+
+    def spmd(
+        self,
+        function: Callable[..., Any],
+        in_specs: Sequence[Spec],
+        out_specs: Spec | tuple[Spec, ...],
+        donate_argnums: Sequence[int] = (),
+    ) -> Callable[..., Any]:
+        """Compiles a function of one worker into one of all workers.
+
+        Args:
+          function: takes and returns one worker's values; may use collectives over `axis_name`.
+          in_specs: of each argument, whether it is `PER_WORKER` or `SHARED`.
+          out_specs: the same of the result, or of each element of a tuple. What is `SHARED` must be
+            equal on every worker, as a pmean's result is.
+          donate_argnums: arguments whose buffers the result may take.
+
+        Returns:
+          A jitted function of arrays `[num_workers, ...]` and shared values.
+        """
+        one_result = isinstance(out_specs, str)
+        outs: tuple[Spec, ...] = (out_specs,) if isinstance(out_specs, str) else out_specs
+
+        def as_tuple(*args: Any) -> tuple[Any, ...]:
+            result = function(*args)
+            return (result,) if one_result else result
+
+        if self.workers_per_device == 1:
+            # Without a vmap: convolutions stay plain ones, and JAX can check which values vary.
+            def on_device(*args: Any) -> tuple[Any, ...]:
+                args = tuple(map(_without_axis, args, in_specs))
+                return tuple(map(_with_axis, as_tuple(*args), outs))
+        else:
+            on_device = jax.vmap(
+                as_tuple,
+                in_axes=tuple(map(_vmap_axis, in_specs)),
+                out_axes=tuple(map(_vmap_axis, outs)),
+                axis_name=_LOCAL,
+            )
+
+        mapped = jax.shard_map(
+            on_device,
+            mesh=self.mesh,
+            in_specs=tuple(map(_partition, in_specs)),
+            out_specs=tuple(map(_partition, outs)),
+            # Collectives over a vmapped axis do not pass the check (jax 0.10).
+            check_vma=self.workers_per_device == 1,
+        )
+
+        @functools.partial(jax.jit, donate_argnums=tuple(donate_argnums))
+        def program(*args: Any) -> Any:
+            results = mapped(*args)
+            return results[0] if one_result else results
+
+        return program
+
+
+def worker_mesh(
+    num_workers: int,
+    workers_per_device: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> WorkerMesh:
+    """Lays workers over devices.
+
+    Args:
+      num_workers: how many workers.
+      workers_per_device: how many share a device; by default as few as the devices allow.
+      devices: the devices to use, all of them by default. Where they are of several processes,
+        every process gets the same number of workers.
+
+    Raises:
+      ValueError: numbers that do not fit together.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if num_workers < 1:
+        raise ValueError(f"num_workers={num_workers}: expected at least 1")
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    processes = len(by_process)
+    each = min(map(len, by_process.values()))
+    fitting = [
+        count
+        for count in range(1, num_workers + 1)
+        if num_workers % (count * processes) == 0 and num_workers // (count * processes) <= each
+    ]
+    if workers_per_device is None:
+        if not fitting:
+            raise ValueError(
+                f"num_workers={num_workers}: expected a multiple of the {processes} processes"
+            )
+        workers_per_device = fitting[0]
+    if workers_per_device not in fitting:
+        raise ValueError(
+            f"workers_per_device={workers_per_device}: expected one of "
+            f"{', '.join(map(str, fitting)) or 'none'}, for num_workers={num_workers} on "
+            f"{processes} x {each} devices"
+        )
+    per_process = num_workers // (workers_per_device * processes)
+    used = [device for mine in by_process.values() for device in mine[:per_process]]
+    mesh = Mesh(np.array(used), (_DEVICES,), axis_types=(AxisType.Auto,))
+    return WorkerMesh(mesh, workers_per_device)
+
+
+def _partition(spec: Spec) -> PartitionSpec:
+    return PartitionSpec(_DEVICES) if spec == PER_WORKER else PartitionSpec()
+
+
+def _vmap_axis(spec: Spec) -> int | None:
+    return 0 if spec == PER_WORKER else None
+
+
+def _without_axis(tree: Any, spec: Spec) -> Any:
+    return jax.tree.map(lambda x: x[0], tree) if spec == PER_WORKER else tree
+
+
+def _with_axis(tree: Any, spec: Spec) -> Any:
+    return jax.tree.map(lambda x: x[None], tree) if spec == PER_WORKER else tree

@@ -1,0 +1,153 @@
+"""The averaging rules as optax transformations: one changed line in an existing chain.
+
+Gradient averaging comes first in a chain; RPS, which acts on the updated parameters, wraps the
+whole of it:
+
+    optax.chain(rps.optax_average_gradients(channel, "workers"), optax.sgd(0.1))
+    rps.optax_average_models(optax.sgd(0.1), channel, "workers")
+
+Both keep key and step in their state, so that a checkpoint of the optimizer state resumes the same
+losses. `update` must run where `axis_name` is bound; `init` may run anywhere.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rps_jax.averaging import OnMiss, average_gradients, average_models
+from rps_jax.axis import AxisName
+from rps_jax.channel import Assignment, Channel, draw_exchange
+from rps_jax.keys import key_data, wrap_key
+
+
+class ExchangeState(NamedTuple):
+    """What decides every future loss.
+
+    Attributes:
+      key: uint32 `[2]`, the raw key of the run; raw, so that any checkpoint format can hold it.
+      step: int32 scalar, exchanges so far.
+      channel: this worker's channel state.
+    """
+
+    key: jax.Array
+    step: jax.Array
+    channel: Any
+
+
+class AverageModelsState(NamedTuple):
+    """State of `optax_average_models`.
+
+    Attributes:
+      exchange: what decides every future loss.
+      inner: the state of the wrapped chain.
+    """
+
+    exchange: ExchangeState
+    inner: Any
+
+
+def optax_average_gradients(
+    channel: Channel,
+    axis_name: AxisName,
+    *,
+    seed: int | jax.Array = 0,
+    on_miss: OnMiss = "own",
+    assignment: Assignment = "random",
+    num_workers: int | None = None,
+) -> optax.GradientTransformation:
+    """Averages gradients over a lossy network; to be placed first in a chain.
+
+    Args:
+      channel: where loss comes from.
+      axis_name: the worker axis, or a tuple of axes.
+      seed: decides the losses, together with the step; the same on every worker.
+      on_miss: what a worker applies where no average arrived: its "own" gradient or "zero".
+      assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
+      num_workers: needed only by a channel with state, whose size depends on it.
+
+    Returns:
+      A `GradientTransformation` with an `ExchangeState`.
+    """
+
+    def init(params: Any) -> ExchangeState:
+        del params
+        return _init_exchange(channel, seed, num_workers)
+
+    def update(updates: Any, state: ExchangeState, params: Any = None) -> tuple[Any, ExchangeState]:
+        del params
+        delivery, shift, state = _next_exchange(channel, state, axis_name, assignment)
+        return average_gradients(updates, delivery, axis_name, on_miss, shift), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def optax_average_models(
+    optimizer: optax.GradientTransformation,
+    channel: Channel,
+    axis_name: AxisName,
+    *,
+    seed: int | jax.Array = 0,
+    assignment: Assignment = "random",
+    num_workers: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """RPS around an optimizer: its local step, then the average of the workers' models.
+
+    `optax.apply_updates(params, updates)` then gives what `average_models` gives of the locally
+    updated parameters, up to one rounding; coordinates that were missed are bit for bit the
+    worker's own.
+
+    Args:
+      optimizer: the whole chain that makes the local step.
+      channel: where loss comes from.
+      axis_name: the worker axis, or a tuple of axes.
+      seed: decides the losses, together with the step; the same on every worker.
+      assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
+      num_workers: needed only by a channel with state, whose size depends on it.
+
+    Returns:
+      A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs `params`.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> AverageModelsState:
+        return AverageModelsState(_init_exchange(channel, seed, num_workers), inner.init(params))
+
+    def update(
+        updates: Any, state: AverageModelsState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, AverageModelsState]:
+        if params is None:
+            raise ValueError("params=None: expected update(grads, state, params), for RPS averages")
+        updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
+        delivery, shift, exchange = _next_exchange(channel, state.exchange, axis_name, assignment)
+        local = optax.apply_updates(params, updates)
+        averaged = average_models(local, delivery, axis_name, shift)
+
+        def step(param: Any, update: Any, mine: Any, average: Any) -> Any:
+            return jnp.where(average == mine, update, (average - param).astype(update.dtype))
+
+        updates = jax.tree.map(step, params, updates, local, averaged)
+        return updates, AverageModelsState(exchange, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _init_exchange(
+    channel: Channel, seed: int | jax.Array, num_workers: int | None
+) -> ExchangeState:
+    if num_workers is None and jax.tree.leaves(channel.init(1)):
+        raise ValueError(
+            f"num_workers=None: expected the number of workers, for {type(channel).__name__} keeps "
+            "a state of that size"
+        )
+    return ExchangeState(key_data(seed), jnp.int32(0), channel.init(num_workers or 1))
+
+
+def _next_exchange(
+    channel: Channel, state: ExchangeState, axis_name: AxisName, assignment: Assignment
+) -> tuple[Any, jax.Array | int, ExchangeState]:
+    delivery, shift, channel_state = draw_exchange(
+        channel, state.channel, wrap_key(state.key), state.step, axis_name, assignment
+    )
+    return delivery, shift, ExchangeState(state.key, state.step + 1, channel_state)

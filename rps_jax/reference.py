@@ -1,0 +1,96 @@
+"""A slow, obvious NumPy twin of the exchange and the averaging rules: the oracle of the tests.
+
+All workers at once and no collectives: every leaf has a leading axis of workers, as `jax.vmap` over
+the workers would hold it. One coordinate is looked at after the other, so that each line can be
+checked against the text of the algorithm.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from rps_jax.channel import Delivery
+
+
+def average_models(params: Any, delivery: Delivery, shift: int = 0) -> Any:
+    """What `rps_jax.average_models` gives, for all workers at once.
+
+    Args:
+      params: pytree of arrays `[num_workers, ...]`.
+      delivery: all workers' views, fields `[num_workers, num_workers]` or
+        `[num_workers, num_workers, packets]`, the first axis the worker whose view it is.
+      shift: block j is served by worker (j + shift) mod num_workers.
+
+    Returns:
+      A pytree like `params`, of NumPy arrays.
+    """
+    return _exchange(params, params, delivery, shift)
+
+
+def average_gradients(grads: Any, delivery: Delivery, on_miss: str = "own", shift: int = 0) -> Any:
+    """What `rps_jax.average_gradients` gives, for all workers at once; see `average_models`."""
+    missed = grads if on_miss == "own" else jax.tree.map(np.zeros_like, grads)
+    return _exchange(grads, missed, delivery, shift)
+
+
+def all_reduce(params: Any) -> Any:
+    """What `rps_jax.all_reduce` gives, for all workers at once."""
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(_mean(np.asarray(leaf)), np.shape(leaf)).copy(), params
+    )
+
+
+def _exchange(tree: Any, otherwise: Any, delivery: Delivery, shift: int) -> Any:
+    leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    fallbacks = jax.tree.leaves(jax.tree.map(np.asarray, otherwise))
+    results: list[Any] = [leaf.copy() for leaf in leaves]
+    for dtype in {leaf.dtype for leaf in leaves}:
+        # The coordinates of one dtype stand end to end, in the order of the tree.
+        members = [index for index, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        num_workers = leaves[members[0]].shape[0]
+        own = _flat([leaves[index] for index in members])
+        result = _flat([fallbacks[index] for index in members])
+        _exchange_coordinates(own, result, delivery, shift)
+        start = 0
+        for index in members:
+            size = leaves[index][0].size
+            part = result[:, start : start + size]
+            results[index] = part.reshape(num_workers, *leaves[index].shape[1:])
+            start += size
+    return jax.tree.unflatten(treedef, results)
+
+
+def _exchange_coordinates(
+    own: np.ndarray, result: np.ndarray, delivery: Delivery, shift: int
+) -> None:
+    """Puts the averages that arrive into `result`, both `[num_workers, coordinates]`."""
+    num_workers, num_coordinates = own.shape
+    # Of each worker's view [worker, other], or [worker, other, packets]:
+    arrived, gathered = (
+        np.asarray(view).reshape(num_workers, num_workers, -1)
+        for view in (delivery.sent, delivery.gathered)
+    )
+    packets = arrived.shape[2]
+    packet_size = -(-num_coordinates // (num_workers * packets))
+    for coordinate in range(num_coordinates):
+        block, packet = divmod(coordinate // packet_size, packets)
+        server = (block + shift) % num_workers
+        at_server = [i for i in range(num_workers) if arrived[i, server, packet]]
+        average = _mean(own[at_server, coordinate])
+        for worker in range(num_workers):
+            if gathered[worker, server, packet]:
+                result[worker, coordinate] = average
+
+
+def _mean(values: np.ndarray) -> Any:
+    """The average over the first axis, in at least 32 bits; of integers the nearest integer."""
+    if np.issubdtype(values.dtype, np.integer):
+        count = len(values)
+        return ((values.astype(np.int64).sum(0) + count // 2) // count).astype(values.dtype)
+    wide = values.dtype if values.dtype.itemsize >= 4 else np.dtype(np.float32)
+    return (values.astype(wide).sum(0) / wide.type(len(values))).astype(values.dtype)
+
+
+def _flat(leaves: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)

@@ -1,0 +1,301 @@
+"""The laws of the averaging rules, on every way of running them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ways import WAYS, awkward_params, mesh
+
+import rps_jax as rps
+from rps_jax import reference
+
+KEY = jax.random.key(7)
+# Every number of workers under vmap; what eight devices hold under the other ways, each of which
+# costs a compilation for the mesh.
+PLACES = [("vmap", n) for n in (1, 2, 3, 5, 8, 16, 33)] + [
+    *(("shard_map", n) for n in (1, 2, 5, 8)),
+    *(("pmap", n) for n in (3, 8)),
+    *(("vmap_in_shard_map", n) for n in (2, 6, 16, 33)),
+]
+RULES = {
+    "models": reference.average_models,
+    "own": lambda grads, delivery, shift: reference.average_gradients(
+        grads, delivery, "own", shift
+    ),
+    "zero": lambda grads, delivery, shift: reference.average_gradients(
+        grads, delivery, "zero", shift
+    ),
+}
+
+
+@functools.cache
+def program(way, num_workers, packets=None):
+    """All rules on one exchange, compiled once: the drop rate and the step are traced."""
+
+    def one_worker(axis, params, drop_rate, step):
+        channel = rps.Bernoulli(drop_rate, packets=packets)
+        delivery, shift, _ = rps.draw_exchange(channel, (), KEY, step, axis)
+        results = {
+            "models": rps.average_models(params, delivery, axis, shift),
+            "own": rps.average_gradients(params, delivery, axis, "own", shift),
+            "zero": rps.average_gradients(params, delivery, axis, "zero", shift),
+            "all_reduce": rps.all_reduce(params, axis),
+        }
+        return results, delivery, shift
+
+    return WAYS[way](one_worker, num_workers)
+
+
+def run(way, num_workers, params, drop_rate, step=0, packets=None):
+    """Returns the result of each rule, all workers' deliveries, and the shift."""
+    params = jax.tree.map(jnp.asarray, params)
+    rates = jnp.full(num_workers, drop_rate, jnp.float32)
+    steps = jnp.full(num_workers, step, jnp.int32)
+    results, delivery, shift = jax.device_get(
+        program(way, num_workers, packets)(params, rates, steps)
+    )
+    assert (shift == shift[0]).all()
+    return results, delivery, int(shift[0])
+
+
+def assert_close(result, expected):
+    """Equal up to the order of summation: a few roundings of the leaf's own dtype."""
+
+    def close(a, b):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        if np.issubdtype(a.dtype, np.integer):
+            np.testing.assert_array_equal(a, b)
+            return
+        tolerance = 8 * float(jnp.finfo(a.dtype).eps)
+        np.testing.assert_allclose(
+            a.astype(np.complex128), b.astype(np.complex128), rtol=tolerance, atol=tolerance
+        )
+
+    jax.tree.map(close, result, expected)
+
+
+def assert_identical(result, expected):
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_equals_the_reference_for_the_same_delivery(way, n):
+    params = awkward_params(n)
+    for step in range(3):
+        results, delivery, shift = run(way, n, params, 0.4, step)
+        for rule, twin in RULES.items():
+            assert_close(results[rule], twin(params, delivery, shift))
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_without_loss_it_is_the_mean(way, n):
+    params = awkward_params(n)
+    results, _, _ = run(way, n, params, 0.0)
+    expected = reference.all_reduce(params)
+    for result in results.values():
+        assert_close(result, expected)
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_when_all_is_lost_every_worker_keeps_its_own(way, n):
+    params = awkward_params(n)
+    results, delivery, shift = run(way, n, params, 1.0)
+    assert (delivery.sent == np.eye(n, dtype=bool)).all()
+    assert_identical(results["models"], params)
+    assert_identical(results["own"], params)
+    # A worker hears itself: of the blocks, it has the one that it serves; the others are zero.
+    assert_identical(results["zero"], RULES["zero"](params, delivery, shift))
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize("drop_rate", [0.0, 0.3, 0.9])
+def test_equal_models_stay_equal(way, n, drop_rate):
+    params = jax.tree.map(lambda x: np.repeat(x, n, axis=0), awkward_params(1))
+    assert_close(run(way, n, params, drop_rate)[0]["models"], params)
+
+
+@pytest.mark.parametrize(("way", "n"), [(way, n) for way, n in PLACES if n > 1])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_dropped_poison_reaches_no_one(way, n, poison):
+    params = awkward_params(n)
+    params["matrix"][1] = poison
+    results, delivery, shift = run(way, n, params, 0.7)
+    # The twin averages what arrived and nothing else.
+    assert_close(results["models"], reference.average_models(params, delivery, shift))
+    spared = np.isfinite(results["models"]["matrix"][np.arange(n) != 1])
+    assert spared.mean() > 0.1
+
+
+@pytest.mark.parametrize(("way", "n"), [("vmap", 5), ("shard_map", 3), ("vmap_in_shard_map", 6)])
+@pytest.mark.parametrize("packets", [1, 3])
+def test_packets_are_lost_one_by_one(way, n, packets):
+    params = awkward_params(n)
+    results, delivery, shift = run(way, n, params, 0.4, packets=packets)
+    assert delivery.sent.shape == (n, n, packets)
+    assert_close(results["models"], reference.average_models(params, delivery, shift))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "bfloat16", "float8_e4m3fn", "complex64", "int8", "uint8", "uint32"],
+)
+def test_every_dtype_that_has_an_average(dtype):
+    n = 5
+    values = np.random.default_rng(0).uniform(0, 90, size=(n, 13))
+    params = {"x": np.asarray(jnp.asarray(values, dtype)), "y": values[:, :4].astype(np.float32)}
+    results, delivery, shift = run("vmap", n, params, 0.3)
+    assert_close(results["models"], reference.average_models(params, delivery, shift))
+    assert_close(results["all_reduce"], reference.all_reduce(params))
+
+
+@pytest.mark.parametrize("empty", [{}, (), None, {"a": np.zeros((2, 0), np.float32)}])
+def test_empty_trees_pass(empty):
+    assert_identical(run("vmap", 2, empty, 0.5)[0]["models"], empty)
+
+
+def test_shift_says_who_serves_which_block():
+    n = 4
+    everything = np.ones((n, n), bool)
+    nothing_from_2 = everything.copy()
+    nothing_from_2[:, 2] = np.arange(n) == 2
+    delivery = rps.Delivery(everything, everything, nothing_from_2)
+    params = np.arange(n * n, dtype=np.float32).reshape(n, n)
+    for shift in range(n):
+        average = lambda axis, p, d, s: rps.average_models(p, d, axis, s)  # noqa: E731
+        result = WAYS["vmap"](average, n)(params, delivery, np.full(n, shift))
+        missed_block = (2 - shift) % n
+        for worker in range(n):
+            expected = params.mean(0)
+            if worker != 2:
+                expected[missed_block] = params[worker, missed_block]
+            np.testing.assert_allclose(result[worker], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, 3, "random"])
+def test_lowers_to_one_reduce_scatter_and_one_all_gather(shift):
+    n, size = 8, 80_000
+
+    def one_worker(params, delivery, shift):
+        params, delivery = jax.tree.map(lambda x: x[0], (params, delivery))
+        return jax.tree.map(
+            lambda x: x[None], rps.average_models(params, delivery, "workers", shift)
+        )
+
+    spec = jax.sharding.PartitionSpec("workers")
+    mapped = jax.shard_map(
+        one_worker,
+        mesh=mesh(n),
+        in_specs=(spec, spec, jax.sharding.PartitionSpec()),
+        out_specs=spec,
+    )
+    params = {"a": jnp.zeros((n, size)), "b": jnp.zeros((n, 7))}
+    delivery = rps.Delivery(*[jnp.ones((n, n), bool)] * 3)
+    if shift == "random":
+        lowered = jax.jit(mapped).lower(params, delivery, jnp.int32(0))
+    else:
+        lowered = jax.jit(lambda p, d: mapped(p, d, shift)).lower(params, delivery)
+    compiled = lowered.compile()
+    text = compiled.as_text()
+    assert text.count(" reduce-scatter(") + text.count(" reduce-scatter-start(") == 1
+    assert text.count(" all-gather(") + text.count(" all-gather-start(") == 1
+    assert "all-reduce(" not in text
+    assert "all-to-all(" not in text
+    # Nowhere near n copies of the model on a worker.
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * size
+
+
+def test_virtual_workers_on_devices_lower_to_one_of_each_too():
+    devices, local = 4, 2
+
+    def on_device(params, delivery):
+        average = jax.vmap(
+            lambda p, d: rps.average_models(p, d, ("workers", "local")), axis_name="local"
+        )
+        return average(params, delivery)
+
+    spec = jax.sharding.PartitionSpec("workers")
+    mapped = jax.shard_map(
+        on_device, mesh=mesh(devices), in_specs=spec, out_specs=spec, check_vma=False
+    )
+    n = devices * local
+    delivery = rps.Delivery(*[jnp.ones((n, n), bool)] * 3)
+    text = jax.jit(mapped).lower(jnp.zeros((n, 64)), delivery).compile().as_text()
+    assert text.count(" reduce-scatter(") == 1
+    assert text.count(" all-gather(") == 1
+
+
+def test_output_sharding_is_the_input_sharding():
+    """Parameters sharded over a second axis of the mesh stay so."""
+    workers, shards = 4, 2
+    grid = jax.make_mesh(
+        (workers, shards), ("workers", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    spec = jax.sharding.PartitionSpec("workers", "model")
+    params = np.random.default_rng(0).normal(size=(workers, 6)).astype(np.float32)
+    placed = jax.device_put(params, jax.sharding.NamedSharding(grid, spec))
+
+    def one_worker(params):
+        delivery, shift, _ = rps.draw_exchange(rps.Lossless(), (), KEY, 0, "workers")
+        return rps.average_models(params[0], delivery, "workers", shift)[None]
+
+    mapped = jax.shard_map(one_worker, mesh=grid, in_specs=spec, out_specs=spec)
+    result = jax.jit(mapped)(placed)
+    assert result.sharding.is_equivalent_to(placed.sharding, 2)
+    np.testing.assert_allclose(
+        result, np.broadcast_to(params.mean(0), params.shape), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda p, d: rps.average_models(p, d, "nodes"),
+            ValueError,
+            "axis_name='nodes': 'nodes' is not bound here",
+        ),
+        (
+            lambda p, d: rps.all_reduce(p, ("workers", "nodes")),
+            ValueError,
+            "'nodes' is not bound here",
+        ),
+        (
+            lambda p, d: rps.average_models(p, d._replace(sent=d.sent[:2]), "workers"),
+            ValueError,
+            r"delivery.sent has shape \(2,\): expected \(4,\) or \(4, packets\)",
+        ),
+        (
+            lambda p, d: rps.average_models(p, d._replace(gathered=d.sent[:, None]), "workers"),
+            ValueError,
+            r"delivery.gathered has shape \(4, 1\): expected \(4,\), that of delivery.sent",
+        ),
+        (
+            lambda p, d: rps.average_models(p, d._replace(received=d.sent * 1.0), "workers"),
+            ValueError,
+            "delivery.received has dtype float32: expected bool",
+        ),
+        (
+            lambda p, d: rps.average_models(p, d, "workers", shift=0.5),
+            ValueError,
+            "shift has shape .* dtype float32: expected an integer scalar",
+        ),
+        (
+            lambda p, d: rps.average_gradients(p, d, "workers", on_miss="skip"),
+            ValueError,
+            "on_miss='skip': expected one of own, zero",
+        ),
+        (
+            lambda p, d: rps.average_models({"mask": p > 0}, d, "workers"),
+            TypeError,
+            r"leaf \['mask'\] has dtype bool: expected a floating",
+        ),
+    ],
+)
+def test_bad_arguments_raise_at_trace_time(call, error, message):
+    n = 4
+    delivery = rps.Delivery(*[jnp.ones((n, n), bool)] * 3)
+    with pytest.raises(error, match=message):
+        jax.vmap(call, axis_name="workers")(jnp.zeros((n, 3)), delivery)

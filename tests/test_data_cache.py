@@ -1,0 +1,108 @@
+import os
+
+import numpy as np
+import pytest
+
+from data.cache import CacheMiss, cache_dir, cached, fingerprint, read_arrays, write_arrays
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+ARRAYS = {"a": np.arange(6).reshape(3, 2), "b": np.zeros((2, 0), np.uint8)}
+
+
+def load(builds):
+    """Loads ARRAYS through the cache; appends to `builds` when they are built."""
+
+    def build(folder):
+        builds.append(folder)
+        write_arrays(folder, ARRAYS)
+
+    arrays = cached("arrays", build=build, read=lambda f: read_arrays(f, {"a": 3, "b": 2}))
+    for key, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[key], array)
+        assert isinstance(arrays["a"], np.memmap)
+
+
+def test_builds_once_and_leaves_nothing_else_behind():
+    builds = []
+    load(builds)
+    load(builds)
+    assert len(builds) == 1
+    assert os.listdir(cache_dir()) == ["arrays"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "removed", "other length", "garbage"])
+def test_a_damaged_folder_is_built_again(damage):
+    builds = []
+    load(builds)
+    file = cache_dir() / "arrays" / "a.npy"
+    content = file.read_bytes()
+    match damage:
+        case "truncated":
+            file.write_bytes(content[:-1])
+        case "emptied":
+            file.write_bytes(b"")
+        case "removed":
+            file.unlink()
+        case "other length":
+            np.save(file, np.arange(4))
+        case "garbage":
+            file.write_bytes(b"garbage" + content)
+    load(builds)
+    load(builds)
+    assert len(builds) == 2
+    assert os.listdir(cache_dir()) == ["arrays"]
+
+
+def test_the_faster_of_two_processes_wins():
+    final = cache_dir() / "arrays"
+
+    def build(folder):
+        write_arrays(folder, {"a": np.arange(3)})
+        # Meanwhile, elsewhere:
+        write_arrays(final, {"a": np.arange(3, 6)})
+
+    arrays = cached("arrays", build=build, read=lambda f: read_arrays(f, {"a": 3}))
+    np.testing.assert_array_equal(arrays["a"], np.arange(3, 6))
+    assert os.listdir(cache_dir()) == ["arrays"]
+
+
+def test_a_build_that_fails_leaves_nothing_behind():
+    def build(folder):
+        folder.mkdir()
+        raise ValueError("no data")
+
+    with pytest.raises(ValueError, match="no data"):
+        cached("arrays", build=build, read=lambda f: read_arrays(f, {"a": 3}))
+    assert os.listdir(cache_dir()) == []
+
+
+def test_without_a_writable_cache_it_warns_and_works(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    builds = []
+    with pytest.warns(UserWarning, match="cannot be kept here"):
+        load(builds)
+    assert len(builds) == 1
+
+
+def test_a_miss_names_the_file(tmp_path):
+    with pytest.raises(CacheMiss, match=r"absent/a\.npy"):
+        read_arrays(tmp_path / "absent", {"a": 3})
+
+
+def test_fingerprint_sees_place_size_and_time(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("one")
+    first = fingerprint([file])
+    assert fingerprint([file]) == first
+    os.utime(file, ns=(0, 1))
+    second = fingerprint([file])
+    file.write_text("three")
+    os.utime(file, ns=(0, 1))
+    third = fingerprint([file])
+    moved = file.rename(tmp_path / "moved")
+    assert len({first, second, third, fingerprint([moved])}) == 4
