@@ -56,10 +56,11 @@ class LSTM(nn.Module):
     """One LSTM layer, left to right, from a zero state.
 
     The same function as `nn.RNN(nn.OptimizedLSTMCell(H))`. Here the inputs of all steps are
-    projected by one matrix product before the scan, and only the recurrent product is left inside,
-    which is where the time goes. The bias of the forget gate starts at one, so that the state is
-    kept until the layer has learnt what to forget: Jozefowicz, Zaremba, Sutskever: An Empirical
-    Exploration of Recurrent Network Architectures, 2015.
+    projected by one matrix product before the scan, and only the recurrent product is left inside.
+
+    The bias of the forget gate starts at one, so that the state is kept until the layer has learnt
+    what to forget: Jozefowicz, Zaremba, Sutskever: An Empirical Exploration of Recurrent Network
+    Architectures, 2015.
 
     Attributes:
         hidden_size: size of the state, H.

@@ -1,0 +1,140 @@
+"""Checkpoints that are whole or not used: orbax writes them, a manifest of digests vouches for them.
+
+Orbax makes a checkpoint appear under its name only when it is complete. What it cannot see is a
+file that was damaged later; so beside each checkpoint lies the SHA-256 of each of its files.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+_MANIFEST = "manifest.json"
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read back.
+
+    Attributes:
+        step: Steps taken when it was saved.
+        state: The pytree that was saved.
+        progress: The JSON values that were saved beside it.
+    """
+
+    step: int
+    state: Any
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest `keep` of them."""
+
+    def __init__(self, directory: Path, keep: int = 3) -> None:
+        """Opens a folder of checkpoints, which need not exist yet.
+
+        Args:
+            directory: Where they are.
+            keep: How many to keep.
+        """
+        self._directory = directory.absolute()
+        self._keep = keep
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> Path:
+        """Saves a checkpoint, then deletes those that are too old.
+
+        Args:
+            step: Steps taken.
+            state: Any pytree of arrays.
+            progress: JSON values.
+
+        Returns:
+            The folder of the checkpoint.
+        """
+        path = self._directory / str(step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+        )
+        self._checkpointer.save(path, items, force=True)
+        manifest = self._manifest_of(step)
+        unfinished = manifest.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(_digests(path), indent=1))
+        os.replace(unfinished, manifest)
+        for old in self.steps()[: -self._keep]:
+            self._manifest_of(old).unlink(missing_ok=True)
+            shutil.rmtree(self._directory / str(old))
+        return path
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints there are, damaged ones too, oldest first."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(
+            int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit()
+        )
+
+    def restore_newest(self, like: Any, report: Callable[[str], None]) -> Restored | None:
+        """Restores the newest checkpoint that is whole.
+
+        Args:
+            like: A pytree of arrays with the shapes, dtypes and shardings to restore.
+            report: Told, in one line each, of checkpoints that are damaged or half-written, which
+                are deleted: the run is about to write them again.
+
+        Returns:
+            The checkpoint, or None if there is no whole one.
+        """
+        if self._directory.is_dir():
+            for entry in sorted(self._directory.iterdir()):
+                if "orbax-checkpoint-tmp" in entry.name:
+                    report(f"{entry.name} was only half written, and is not used")
+                    shutil.rmtree(entry)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for step in reversed(self.steps()):
+            path = self._directory / str(step)
+            damage = self._damage(step)
+            if damage is None:
+                items = ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+                )
+                restored = self._checkpointer.restore(path, items)
+                return Restored(step, restored["state"], restored["progress"])
+            report(f"the checkpoint of step {step} is damaged ({damage}), and is not used")
+            shutil.rmtree(path)
+            self._manifest_of(step).unlink(missing_ok=True)
+        return None
+
+    def _manifest_of(self, step: int) -> Path:
+        return self._directory / f"{step}.{_MANIFEST}"
+
+    def _damage(self, step: int) -> str | None:
+        """Returns what is wrong with a checkpoint, None if nothing is."""
+        manifest = self._manifest_of(step)
+        try:
+            expected = json.loads(manifest.read_text())
+        except (OSError, ValueError):
+            return f"{manifest.name} is missing or damaged"
+        found = _digests(self._directory / str(step))
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in found:
+                return f"{name} is missing"
+            if expected.get(name) != found[name]:
+                return f"{name} has changed"
+        return None
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below a folder, by relative path."""
+    digests = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            digests[file.relative_to(path).as_posix()] = digest
+    return digests

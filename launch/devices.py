@@ -1,0 +1,28 @@
+"""Starts JAX with a device for each worker."""
+
+import os
+
+import jax
+
+from launch.config import TrainConfig
+
+_MOST_HOST_DEVICES = 32
+"""Beyond this many, workers share the host devices: each costs threads and a share of the cores."""
+
+
+def start_devices(config: TrainConfig) -> None:
+    """Splits the CPU into as many devices as there are workers, where the CPU is what there is.
+
+    To be called before anything asks JAX for its devices.
+
+    Args:
+        config: Says how many workers there are, and how many may share a device.
+    """
+    wanted = config.num_workers // (config.workers_per_device or 1)
+    jax.config.update("jax_num_cpu_devices", min(wanted, _MOST_HOST_DEVICES))
+    # Many devices on few cores wait for one another: let a starved thread be late.
+    patience = (
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    )
+    os.environ["XLA_FLAGS"] = f"{patience} {os.environ.get('XLA_FLAGS', '')}".strip()

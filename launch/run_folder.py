@@ -1,0 +1,75 @@
+"""A run's folder: what was asked for, what was measured, and what came of it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from launch.config import CONFIG_FILE, TrainConfig, UsageError, to_json
+
+METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curves.png"
+CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """Names the files; touches none."""
+        self.path = path
+        self.metrics = path / METRICS_FILE
+        self.summary = path / SUMMARY_FILE
+        self.curves = path / CURVES_FILE
+        self.checkpoints = path / CHECKPOINTS
+
+    def check_is_free(self) -> None:
+        """Raises `UsageError` if a new run cannot be put here."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--output-dir {self.path}: expected a folder, found a file")
+        for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, CURVES_FILE, CHECKPOINTS):
+            if (self.path / name).exists():
+                raise UsageError(
+                    f"--output-dir {self.path}: expected a new or empty folder, found the "
+                    f"{name} of another run (--resume goes on with it)"
+                )
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise UsageError(f"--output-dir {self.path}: expected a folder that can be written")
+
+    def create(self, config: TrainConfig) -> None:
+        """Makes the folder and writes down what was asked for."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / CONFIG_FILE, to_json(config))
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Adds a line of metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns all whole lines of metrics; a run that was killed may have cut the last."""
+        lines = []
+        if self.metrics.exists():
+            for text in self.metrics.read_text().splitlines():
+                try:
+                    lines.append(json.loads(text))
+                except ValueError:
+                    break
+        return lines
+
+    def rewind(self, step: int) -> None:
+        """Drops the metrics of steps after `step`, which are about to be taken again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        _write(self.metrics, text)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    _write(path, json.dumps(values, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

@@ -1,0 +1,86 @@
+"""Trains over a network that loses messages: `python -m launch.train --help`.
+
+    python -m launch.train                                  the digits, offline, in about a minute
+    python -m launch.train --preset atis-lstm --data-path ATIS
+    python -m launch.train --preset cifar10-resnet20 --data-path CIFAR --drop-rate 0.01
+
+Reads as it runs: what can be wrong with a command line is found before JAX is started.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+
+from data import DataError
+from launch.config import TrainConfig, UsageError, default_output_dir, fail, parse
+from launch.devices import start_devices
+from launch.run_folder import RunFolder
+from launch.tasks import find_source
+
+DIVERGED = 3
+"""Exit status when the training left the finite numbers."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        now = datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = RunFolder(config.output_dir or default_output_dir(config, now))
+        if not config.resume:
+            folder.check_is_free()
+        source = find_source(config)
+        _check_enough(config, source.num_train)
+    except (UsageError, DataError) as error:
+        fail(error)
+
+    start_devices(config)
+    from launch.training import Diverged, Stopped, train
+
+    try:
+        summary = train(config, source, folder)
+    except (UsageError, DataError) as error:
+        fail(error)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return DIVERGED
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal_number
+    _print_summary(summary, folder)
+    return 0
+
+
+def _check_enough(config: TrainConfig, num_train: int) -> None:
+    if config.num_workers > num_train:
+        raise UsageError(
+            f"--num-workers {config.num_workers}: expected at most {num_train}, the number of "
+            "training examples"
+        )
+    smallest = num_train // config.num_workers
+    if config.batch_size > smallest:
+        raise UsageError(
+            f"--batch-size {config.batch_size}: expected at most {smallest}, the training examples "
+            f"of each of {config.num_workers} workers"
+        )
+
+
+def _print_summary(summary: dict, folder: RunFolder) -> None:
+    rows = {
+        "training loss": f"{summary['mean_model_train_loss']:.4f}  (mean model, all examples)",
+        "test accuracy": f"{summary['test_accuracy']:.2%}",
+        "consensus distance": f"{summary['consensus_distance']:.3g}",
+        "messages delivered": f"{summary['delivered_fraction']:.1%}",
+        "wall time": f"{summary['wall_seconds']:.0f} s",
+        "results": f"{folder.path}{os.sep}",
+    }
+    if "test_slot_f1" in summary:
+        rows["test slot F1"] = f"{summary['test_slot_f1']:.4f}"
+    print()
+    for name, value in rows.items():
+        print(f"{name:>20}  {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
