@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not used: orbax writes them, a manifest of digests vouches for them.
+"""Checkpoints that are whole or not used: orbax writes them, a manifest vouches for them.
 
 Orbax makes a checkpoint appear under its name only when it is complete. What it cannot see is a
 file that was damaged later; so beside each checkpoint lies the SHA-256 of each of its files.

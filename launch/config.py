@@ -224,7 +224,7 @@ def stored_config(output_dir: Path) -> TrainConfig:
         raise UsageError(f"--resume: {path} cannot be read ({error})") from None
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: Exception | str) -> NoReturn:
     """Ends the program as a bad command line does: one line on stderr, status 2."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(2)
@@ -267,7 +267,7 @@ def _refuse(name: str, value: Any, expected: str) -> NoReturn:
 
 def _one_line(boxed: str) -> str:
     """Returns the message of tyro's box, which precedes a rule and advice on `--help`."""
-    lines = []
+    lines: list[str] = []
     for line in boxed.splitlines():
         text = line.strip("│╭╮╰╯ ")
         if text.startswith("──") and lines:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from data import Dataset, Source, atis, cifar10, digits, random_crop_and_flip
+from data import Dataset, random_crop_and_flip
 from launch.config import TrainConfig
 
 
@@ -50,19 +50,6 @@ class Task:
     evaluate: Callable[[Any, Any, Any], Evaluation]
     test_metrics: Callable[[np.ndarray], dict[str, float]]
     score: str
-
-
-def find_source(config: TrainConfig) -> Source:
-    """Finds and checks the data of a preset, without loading it.
-
-    Raises:
-        data.DataError: There is none, or it is damaged.
-    """
-    if config.preset == "digits":
-        return digits.find()
-    if config.preset == "atis-lstm":
-        return atis.find(config.data_path)
-    return cifar10.find(config.data_path, download=config.download)
 
 
 def make_task(config: TrainConfig, dataset: Dataset) -> Task:
@@ -133,7 +120,7 @@ def _slot_filling(dataset: Dataset, dtype: Any) -> Task:
         del key
         logits = model.apply({"params": params}, batch["tokens"], batch["length"])
         mask = models.length_mask(batch["length"], length)
-        return models.cross_entropy(logits, batch["tags"], mask), model_state
+        return models.cross_entropy(jnp.asarray(logits), batch["tags"], mask), model_state
 
     def evaluate(params: Any, model_state: Any, batch: Any) -> Evaluation:
         del model_state
@@ -160,7 +147,7 @@ def _slot_filling(dataset: Dataset, dtype: Any) -> Task:
     )
 
 
-def _evaluation(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Evaluation:
+def _evaluation(logits: Any, labels: jax.Array, weights: jax.Array) -> Evaluation:
     total = weights.sum()
     return Evaluation(
         loss=models.cross_entropy(logits, labels, weights) * total,

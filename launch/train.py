@@ -12,11 +12,10 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
-from data import DataError
+from data import DataError, Source, atis, cifar10, digits
 from launch.config import TrainConfig, UsageError, default_output_dir, fail, parse
 from launch.devices import start_devices
 from launch.run_folder import RunFolder
-from launch.tasks import find_source
 
 DIVERGED = 3
 """Exit status when the training left the finite numbers."""
@@ -30,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = RunFolder(config.output_dir or default_output_dir(config, now))
         if not config.resume:
             folder.check_is_free()
-        source = find_source(config)
+        source = _find_data(config)
         _check_enough(config, source.num_train)
-    except (UsageError, DataError) as error:
+    except DataError as error:
+        fail(f"--data-path {error}" if config.data_path else error)
+    except UsageError as error:
         fail(error)
 
     start_devices(config)
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         summary = train(config, source, folder)
-    except (UsageError, DataError) as error:
+    except DataError as error:
+        fail(f"--data-path {error}" if config.data_path else error)
+    except UsageError as error:
         fail(error)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
@@ -50,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.signal_number
     _print_summary(summary, folder)
     return 0
+
+
+def _find_data(config: TrainConfig) -> Source:
+    if config.preset == "digits":
+        return digits.find()
+    if config.preset == "atis-lstm":
+        assert config.data_path is not None  # as the command line was checked for
+        return atis.find(config.data_path)
+    return cifar10.find(config.data_path, download=config.download)
 
 
 def _check_enough(config: TrainConfig, num_train: int) -> None:
@@ -68,18 +80,16 @@ def _check_enough(config: TrainConfig, num_train: int) -> None:
 
 def _print_summary(summary: dict, folder: RunFolder) -> None:
     rows = {
-        "training loss": f"{summary['mean_model_train_loss']:.4f}  (mean model, all examples)",
-        "test accuracy": f"{summary['test_accuracy']:.2%}",
+        "training loss": f"{summary['mean_model_train_loss']:.4f} (mean model, all examples)",
+        summary["score"].replace("_", " "): f"{summary[summary['score']]:.4f}",
         "consensus distance": f"{summary['consensus_distance']:.3g}",
         "messages delivered": f"{summary['delivered_fraction']:.1%}",
         "wall time": f"{summary['wall_seconds']:.0f} s",
         "results": f"{folder.path}{os.sep}",
     }
-    if "test_slot_f1" in summary:
-        rows["test slot F1"] = f"{summary['test_slot_f1']:.4f}"
     print()
     for name, value in rows.items():
-        print(f"{name:>20}  {value}")
+        print(f"{name:<20}{value}")
 
 
 if __name__ == "__main__":

@@ -4,32 +4,26 @@ import math
 import platform
 import signal
 import time
-import zlib
-from collections.abc import Callable
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import rps_jax as rps
-from data import Source, epoch_order, partition, stack_shards, take
+from data import Source, partition
 from launch.checkpoints import Checkpoints
 from launch.config import TrainConfig, UsageError
 from launch.curves import draw_curves
+from launch.interrupts import Interrupts
+from launch.programs import Programs, make_optimizer, named_key
 from launch.progress import Progress
 from launch.run_folder import RunFolder, write_json
-from launch.tasks import Evaluation, Task, make_task
-from rps_jax import PER_WORKER, SHARED, WorkerMesh
-
-_EVALUATION_BATCH = 256
-"""Most examples that a worker evaluates at once."""
+from launch.shards import deal
+from launch.tasks import Task, make_task
 
 
 class Diverged(Exception):
-    """The training has left the finite numbers; the message says when and what is kept."""
+    """The training has left the finite numbers; the message says when, and what is kept."""
 
 
 class Stopped(Exception):
@@ -40,53 +34,26 @@ class Stopped(Exception):
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
+        """Keeps the signal for the exit status."""
         super().__init__(message)
         self.signal_number = signal_number
 
 
-class Programs(NamedTuple):
-    """The compiled programs of a run, each over all workers.
-
-    Attributes:
-        start_epoch: `(shards, epoch) -> order` of each worker's examples.
-        train_step: `(state, shards, order) -> (state, metrics)`.
-        consensus_distance: `state -> scalar`.
-        mean_model: `state -> (params, model_state)`.
-        evaluate: `(params, model_state, shards, start) -> (sums, predictions)`.
-    """
-
-    start_epoch: Callable[..., Any]
-    train_step: Callable[..., Any]
-    consensus_distance: Callable[..., Any]
-    mean_model: Callable[..., Any]
-    evaluate: Callable[..., Any]
-
-
-class Shards(NamedTuple):
-    """A split of the data, dealt to the workers.
-
-    Attributes:
-        arrays: On the devices, `[num_workers, capacity, ...]`, with "weight".
-        batch: Rows of an evaluation batch; divides the capacity.
-        sizes: How many examples each worker has.
-    """
-
-    arrays: dict[str, jax.Array]
-    batch: int
-    sizes: list[int]
-
-
 class Window:
-    """What happened in the steps since the last line of metrics."""
+    """What happened in the steps since the last line of metrics.
+
+    Attributes:
+        steps: `[loss, delivered fraction]` of each; a checkpoint holds them too.
+    """
 
     def __init__(self, steps: list[list[float]]) -> None:
-        """Goes on from steps of an earlier part of the run: `[loss, delivered]` of each."""
+        """Goes on from the steps of an earlier part of the run."""
         self.steps = steps
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leaves out of the throughput whatever happened before now."""
-        self._began, self._timed_from = time.perf_counter(), len(self.steps)
+        self._timed_from, self._began = len(self.steps), time.perf_counter()
 
     def add(self, metrics: rps.StepMetrics) -> None:
         """Waits for the metrics of a step, and adds them."""
@@ -95,13 +62,12 @@ class Window:
 
     def averages(self, examples_per_step: int) -> dict[str, float]:
         """Returns the means over the steps, and the throughput."""
-        seconds = time.perf_counter() - self._began
+        examples = (len(self.steps) - self._timed_from) * examples_per_step
         loss, delivered = np.mean(self.steps, axis=0)
-        timed = len(self.steps) - self._timed_from
         return {
             "train_loss": float(loss),
             "delivered_fraction": float(delivered),
-            "examples_per_second": round(timed * examples_per_step / seconds, 1),
+            "examples_per_second": round(examples / (time.perf_counter() - self._began), 1),
         }
 
 
@@ -117,303 +83,125 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
         The summary that is written to `summary.json`.
 
     Raises:
-        UsageError: The devices cannot hold the workers, or the data are damaged.
+        UsageError: The devices cannot hold the workers.
+        DataError: The data are damaged.
         Diverged: The loss or a model is not finite.
         Stopped: SIGTERM or Ctrl-C; a checkpoint was saved.
     """
     began = time.perf_counter()
-    mesh = _lay_out(config)
+
+    # Where the workers are, and what they learn from.
+    try:
+        mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
+    except ValueError as error:
+        raise UsageError(f"the devices cannot hold the workers: {error}") from None
     task = make_task(config, source.load())
-    shards, test_shards = _deal(config, mesh, task)
-    steps_per_epoch = min(shards.sizes) // config.batch_size
+    labels = task.dataset.train[task.dataset.label_key]
+    parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
+    train_shards = deal(mesh, task.dataset.train, parts)
+    num_test = len(task.dataset.test[task.dataset.label_key])
+    test_parts = np.array_split(np.arange(num_test), config.num_workers)
+    test_shards = deal(mesh, task.dataset.test, test_parts)
+    steps_per_epoch = min(train_shards.sizes) // config.batch_size
     total_steps = steps_per_epoch * config.epochs
 
+    # What they do.
     channel = rps.Bernoulli(config.drop_rate, config.all_gather_drop_rate, config.packets)
-    optimizer = _make_optimizer(config, steps_per_epoch)
-    params, model_state = jax.jit(task.init)(_key(config.seed, "model"))
-    programs = _compile(
-        config, mesh, task, optimizer, channel, steps_per_epoch, shards, test_shards
+    optimizer = make_optimizer(config, steps_per_epoch)
+    programs = Programs(config, mesh, task, optimizer, channel, steps_per_epoch)
+    params, model_state = jax.jit(task.init)(named_key(config.seed, "model"))
+    state = mesh.replicate(
+        rps.init_train_state(
+            params, model_state, optimizer, channel, config.num_workers, config.seed
+        )
     )
-    one_worker = rps.init_train_state(
-        params, model_state, optimizer, channel, config.num_workers, config.seed
-    )
-    state = mesh.replicate(one_worker)
 
-    if not config.resume:
-        folder.create(config)
+    # Where the run is.
+    print(_headline(config, mesh, task, sum(train_shards.sizes)), flush=True)
     checkpoints = Checkpoints(folder.checkpoints)
     step, window = 0, Window([])
-    print(_headline(config, mesh, task, params, sum(shards.sizes)), flush=True)
-    if config.resume:
+    if not config.resume:
+        folder.create(config)
+    else:
         restored = checkpoints.restore_newest(state, report=lambda text: print(text, flush=True))
-        if restored is None:
-            print("there is no checkpoint to resume from: starting from step 0", flush=True)
-        else:
+        if restored is not None:
             step, state = restored.step, restored.state
             window = Window(restored.progress["window"])
-            print(f"resuming at step {step} of {total_steps}", flush=True)
+        print(f"resuming at step {step:,} of {total_steps:,}", flush=True)
         folder.rewind(step)
 
     def save() -> None:
-        checkpoints.save(step, state, {"window": window.steps, "seed": config.seed})
+        checkpoints.save(step, state, {"window": window.steps})
+        window.restart_clock()
 
-    def diverged(what: str) -> Diverged:
-        good = checkpoints.steps()
-        kept = f"the checkpoint of step {good[-1]}" if good else "no checkpoint was saved before it"
-        return Diverged(
-            f"{what} is not finite at step {step}: a smaller --learning-rate or a --clip-norm may "
-            f"help; {kept} is kept"
-            if good
-            else f"{what} is not finite at step {step}; {kept}"
-        )
+    def check_finite(what: str, value: float) -> None:
+        if not math.isfinite(value):
+            good = checkpoints.steps()
+            kept = f"the checkpoint of step {good[-1]:,} is kept" if good else "no checkpoint yet"
+            raise Diverged(
+                f"{what} is {value} at step {step:,} of {total_steps:,}; {kept}; a smaller "
+                "--learning-rate or a --clip-norm may help"
+            )
 
-    order, pending = None, None
-    with (
-        _Signals() as signals,
-        Progress(total_steps, steps_per_epoch, step, task.score) as progress,
-    ):
+    first_step, order = step, None
+    pending: rps.StepMetrics | None = None
+    with Interrupts() as interrupts, Progress(config.epochs, steps_per_epoch, step) as progress:
         while step < total_steps:
-            if order is None or step % steps_per_epoch == 0:
-                order = programs.start_epoch(shards.arrays, step // steps_per_epoch)
-            state, metrics = programs.train_step(state, shards.arrays, order)
-            step += 1
-            # The metrics of a step are waited for while the next one runs.
-            pending, previous = metrics, pending
-            if previous is not None:
-                window.add(previous)
-            epoch_ends = step % steps_per_epoch == 0
-            records = epoch_ends or step % config.log_every == 0
-            if records or signals.received:
-                window.add(pending)
+            epoch, step_of_epoch = divmod(step, steps_per_epoch)
+            if order is None or step_of_epoch == 0:
+                order = programs.start_epoch(train_shards.arrays, epoch)
+            previous = pending
+            state, pending = programs.train_step(state, train_shards.arrays, order)
+            step, step_of_epoch = step + 1, step_of_epoch + 1
+
+            # The metrics of a step are waited for while the next one runs, unless they are due.
+            epoch_ends = step_of_epoch == steps_per_epoch
+            due = epoch_ends or step_of_epoch % config.log_every == 0 or interrupts.received
+            for metrics in (previous, pending if due else None):
+                if metrics is not None:
+                    window.add(metrics)
+                    check_finite("the training loss", window.steps[-1][0])
+            if due:
                 pending = None
-            if window.steps and not math.isfinite(window.steps[-1][0]):
-                raise diverged("the training loss")
+            if step == first_step + 2:
+                window.restart_clock()  # The first step was compiled.
             progress.step(step)
 
-            if records:
-                line = {"step": step, "epoch": round(step / steps_per_epoch, 4)}
-                line |= window.averages(config.num_workers * config.batch_size)
-                line["consensus_distance"] = float(programs.consensus_distance(state))
-                if not math.isfinite(line["consensus_distance"]):
-                    raise diverged("a worker's model")
+            if epoch_ends or step_of_epoch % config.log_every == 0:
+                line = {
+                    "step": step,
+                    "epoch": round(step / steps_per_epoch, 4),
+                    **window.averages(config.num_workers * config.batch_size),
+                    "consensus_distance": float(programs.consensus_distance(state)),
+                }
+                check_finite("the consensus distance", line["consensus_distance"])
                 if epoch_ends:
-                    line |= _evaluate(programs, task, state, shards, test_shards)
+                    line |= programs.evaluate(state, train_shards, test_shards)
                 folder.append(line)
                 progress.record(line)
                 window = Window([])
-            epochs_done = step // steps_per_epoch
-            if step == total_steps or (epoch_ends and epochs_done % config.checkpoint_every == 0):
+            if epoch_ends and ((epoch + 1) % config.checkpoint_every == 0 or step == total_steps):
                 save()
-                window.restart_clock()
-            elif signals.received:
+            elif interrupts.received:
+                check_finite("the consensus distance", float(programs.consensus_distance(state)))
                 save()
-                name = signal.Signals(signals.received).name
                 raise Stopped(
-                    f"stopped by {name} at step {step} of {total_steps}, with a checkpoint; "
-                    f"go on with: --resume --output-dir {folder.path}",
-                    signals.received,
+                    f"stopped by {signal.Signals(interrupts.received).name} at step {step:,} of "
+                    f"{total_steps:,}, with a checkpoint\n"
+                    f"go on with: python -m launch.train --resume --output-dir {folder.path}",
+                    interrupts.received,
                 )
 
     lines = folder.read_metrics()
-    summary = _summary(config, task, lines[-1], mesh, time.perf_counter() - began)
-    write_json(folder.summary, summary)
-    draw_curves(lines, task.score, _title(config, task), folder.curves)
-    return summary
-
-
-def _lay_out(config: TrainConfig) -> WorkerMesh:
-    try:
-        return rps.worker_mesh(config.num_workers, config.workers_per_device)
-    except ValueError as error:
-        raise UsageError(f"--{error}".replace("_", "-", 2)) from None
-
-
-def _deal(config: TrainConfig, mesh: WorkerMesh, task: Task) -> tuple[Shards, Shards]:
-    """Deals the training and the test examples to the workers; each process stacks its own."""
-    labels = task.dataset.train[task.dataset.label_key]
-    parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
-    num_test = len(next(iter(task.dataset.test.values())))
-    test_parts = np.array_split(np.arange(num_test), config.num_workers)
-
-    def shards(arrays: dict[str, np.ndarray], parts: list[np.ndarray]) -> Shards:
-        sizes = [len(part) for part in parts]
-        batches = -(-max(sizes) // _EVALUATION_BATCH)
-        batch = -(-max(sizes) // batches)
-        mine = [parts[worker] for worker in mesh.local_workers]
-        return Shards(mesh.put(stack_shards(arrays, mine, batches * batch)), batch, sizes)
-
-    return shards(task.dataset.train, parts), shards(task.dataset.test, test_parts)
-
-
-def _make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    total = config.epochs * steps_per_epoch
-    schedules = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, total),
-        "step": optax.piecewise_constant_schedule(
-            config.learning_rate, {total // 2: 0.1, total * 3 // 4: 0.1}
-        ),
-    }
-    rate = schedules[config.schedule]
-    steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    if config.weight_decay:
-        steps.append(optax.add_decayed_weights(config.weight_decay))
-    steps.append(
-        optax.adam(rate)
-        if config.optimizer == "adam"
-        else optax.sgd(rate, momentum=config.momentum or None)
-    )
-    return optax.chain(*steps)
-
-
-def _compile(
-    config: TrainConfig,
-    mesh: WorkerMesh,
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    channel: rps.Channel,
-    steps_per_epoch: int,
-    shards: Shards,
-    test_shards: Shards,
-) -> Programs:
-    axis = mesh.axis_name
-    data_key = _key(config.seed, "data")
-    step_of_worker = rps.make_train_step(
-        task.loss_fn,
-        optimizer,
-        channel,
-        axis,
-        algorithm=config.algorithm,
-        on_miss=config.on_miss,
-        assignment=config.assignment,
-        model_state_policy=config.model_state,
-    )
-
-    def start_epoch(shard: Any, epoch: jax.Array) -> jax.Array:
-        worker_key = jax.random.fold_in(data_key, jax.lax.axis_index(axis))
-        return epoch_order(jax.random.fold_in(worker_key, epoch), shard["weight"])
-
-    def train_step(state: rps.TrainState, shard: Any, order: jax.Array) -> Any:
-        start = state.step % steps_per_epoch * config.batch_size
-        return step_of_worker(state, take(shard, order, start, config.batch_size))
-
-    def consensus_distance(state: rps.TrainState) -> jax.Array:
-        return rps.consensus_distance(state.params, axis)
-
-    def mean_model(state: rps.TrainState) -> Any:
-        return rps.mean_model((state.params, state.model_state), axis)
-
-    def evaluate(batch_size: int) -> Callable[..., Any]:
-        def evaluate(params: Any, model_state: Any, shard: Any, start: jax.Array) -> Any:
-            rows = {
-                key: jax.lax.dynamic_slice_in_dim(array, start, batch_size)
-                for key, array in shard.items()
-            }
-            result: Evaluation = task.evaluate(params, model_state, rows)
-            sums = (result.loss, result.correct, result.weight)
-            return jax.lax.psum(jnp.stack(sums), axis), result.predictions
-
-        in_specs = (SHARED, SHARED, PER_WORKER, SHARED)
-        return mesh.spmd(evaluate, in_specs, (SHARED, PER_WORKER))
-
-    evaluations = {size: evaluate(size) for size in {shards.batch, test_shards.batch}}
-    return Programs(
-        start_epoch=mesh.spmd(start_epoch, (PER_WORKER, SHARED), PER_WORKER),
-        train_step=mesh.spmd(
-            train_step, (PER_WORKER,) * 3, (PER_WORKER, SHARED), donate_argnums=(0,)
-        ),
-        consensus_distance=mesh.spmd(consensus_distance, (PER_WORKER,), SHARED),
-        mean_model=mesh.spmd(mean_model, (PER_WORKER,), (SHARED, SHARED)),
-        evaluate=lambda model, shards, start: evaluations[shards.batch](
-            *model, shards.arrays, start
-        ),
-    )
-
-
-def _evaluate(
-    programs: Programs, task: Task, state: rps.TrainState, shards: Shards, test_shards: Shards
-) -> dict[str, float]:
-    """Evaluates the mean model on the whole training and test sets."""
-    model = programs.mean_model(state)
-
-    def run(shards: Shards) -> tuple[float, float, np.ndarray]:
-        starts = range(0, shards.arrays["weight"].shape[1], shards.batch)
-        results = [programs.evaluate(model, shards, start) for start in starts]
-        loss, correct, weight = np.sum([np.asarray(sums) for sums, _ in results], axis=0)
-        by_worker = np.concatenate([np.asarray(said) for _, said in results], axis=1)
-        predictions = [said[:size] for said, size in zip(by_worker, shards.sizes, strict=True)]
-        return loss / weight, correct / weight, np.concatenate(predictions)
-
-    train_loss, _, _ = run(shards)
-    test_loss, test_accuracy, predictions = run(test_shards)
-    return {
-        "mean_model_train_loss": float(train_loss),
-        "test_loss": float(test_loss),
-        "test_accuracy": float(test_accuracy),
-        **task.test_metrics(predictions),
-    }
-
-
-def _key(seed: int, purpose: str) -> jax.Array:
-    """Returns a key of its own for each thing that is random beside the training steps."""
-    key = jax.random.key(seed, impl="threefry2x32")
-    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
-
-
-class _Signals:
-    """Remembers SIGTERM and Ctrl-C while the loop runs; a second one ends the program at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.received = number
-        for again in self._before:
-            signal.signal(again, signal.SIG_DFL)
-
-
-def _headline(
-    config: TrainConfig, mesh: WorkerMesh, task: Task, params: Any, num_train: int
-) -> str:
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    device = mesh.mesh.devices.flat[0]
-    return (
-        f"{task.dataset.description}: {num_train:,} training examples; {task.model_name}, "
-        f"{size:,} parameters\n"
-        f"{config.num_workers} workers on {mesh.mesh.size} {device.platform} devices; "
-        f"{config.algorithm}, drop rate {config.drop_rate:g}"
-    )
-
-
-def _title(config: TrainConfig, task: Task) -> str:
-    return (
-        f"{task.model_name} on {task.dataset.description}, {config.num_workers} workers, "
-        f"{config.algorithm}, {config.drop_rate:.0%} of messages lost"
-    )
-
-
-def _summary(
-    config: TrainConfig, task: Task, last: dict[str, Any], mesh: WorkerMesh, seconds: float
-) -> dict[str, Any]:
-    return {
-        **last,
+    summary = {
+        **lines[-1],
+        "score": task.score,
         "algorithm": config.algorithm,
         "drop_rate": config.drop_rate,
         "num_workers": config.num_workers,
         "model_state": config.model_state,
         "data": task.dataset.description,
-        "wall_seconds": round(seconds, 2),
+        "wall_seconds": round(time.perf_counter() - began, 2),
         "devices": f"{mesh.mesh.size} x {mesh.mesh.devices.flat[0].device_kind}",
         "versions": {
             "python": platform.python_version(),
@@ -421,3 +209,20 @@ def _summary(
             "rps_jax": rps.__version__,
         },
     }
+    write_json(folder.summary, summary)
+    title = f"{task.model_name} on {task.dataset.description}: {_setting(config)}"
+    draw_curves(lines, task.score, title, folder.curves)
+    return summary
+
+
+def _headline(config: TrainConfig, mesh: rps.WorkerMesh, task: Task, num_train: int) -> str:
+    devices = f"{mesh.mesh.size} {mesh.mesh.devices.flat[0].platform} devices"
+    return (
+        f"{task.model_name} on {task.dataset.description}, {num_train:,} training examples\n"
+        f"{_setting(config)}, on {devices}"
+    )
+
+
+def _setting(config: TrainConfig) -> str:
+    lost = "" if config.algorithm in ("all-reduce", "local") else f", {config.drop_rate:.3g} lost"
+    return f"{config.num_workers} workers, {config.algorithm}{lost}"
