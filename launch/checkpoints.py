@@ -18,6 +18,10 @@ import orbax.checkpoint as ocp
 _MANIFEST = "manifest.json"
 
 
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written, or is whole but of another run; one line."""
+
+
 class Restored(NamedTuple):
     """A checkpoint that was read back.
 
@@ -56,16 +60,25 @@ class Checkpoints:
 
         Returns:
             The folder of the checkpoint.
+
+        Raises:
+            CheckpointError: It cannot be written; the earlier ones are as they were.
         """
         path = self._directory / str(step)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
         )
-        self._checkpointer.save(path, items, force=True)
-        manifest = self._manifest_of(step)
-        unfinished = manifest.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(_digests(path), indent=1))
-        os.replace(unfinished, manifest)
+        try:
+            self._checkpointer.save(path, items, force=True)
+            manifest = self._manifest_of(step)
+            unfinished = manifest.with_suffix(".tmp")
+            unfinished.write_text(json.dumps(_digests(path), indent=1))
+            os.replace(unfinished, manifest)
+        # What a disk that is full or gone raises depends on which library has met it.
+        except Exception as error:
+            raise CheckpointError(
+                f"{path}: the checkpoint cannot be written ({_in_short(error)})"
+            ) from error
         for old in self.steps()[: -self._keep]:
             self._manifest_of(old).unlink(missing_ok=True)
             shutil.rmtree(self._directory / str(old))
@@ -89,6 +102,9 @@ class Checkpoints:
 
         Returns:
             The checkpoint, or None if there is no whole one.
+
+        Raises:
+            CheckpointError: The checkpoint is whole, but does not hold a pytree like this one.
         """
         if self._directory.is_dir():
             for entry in sorted(self._directory.iterdir()):
@@ -103,7 +119,13 @@ class Checkpoints:
                 items = ocp.args.Composite(
                     state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
                 )
-                restored = self._checkpointer.restore(path, items)
+                try:
+                    restored = self._checkpointer.restore(path, items)
+                # Orbax tells of other shapes and other trees in several ways.
+                except Exception as error:
+                    raise CheckpointError(
+                        f"{path}: the checkpoint does not fit this run ({_in_short(error)})"
+                    ) from error
                 return Restored(step, restored["state"], restored["progress"])
             report(f"the checkpoint of step {step} is damaged ({damage}), and is not used")
             shutil.rmtree(path)
@@ -127,6 +149,11 @@ class Checkpoints:
             if expected.get(name) != found[name]:
                 return f"{name} has changed"
         return None
+
+
+def _in_short(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _digests(path: Path) -> dict[str, str]:

@@ -6,14 +6,24 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
 Preset = Literal["digits", "cifar10-resnet20", "cifar10-resnet110", "atis-lstm"]
+
+
+def _optional(metavar: str, if_none: str) -> Any:
+    """Returns how `--help` shows a flag that may be None, and what that means."""
+
+    def hint(default: str) -> str:
+        return f"(default: {if_none if default == 'None' else default})"
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 
 
 class UsageError(Exception):
@@ -24,67 +34,66 @@ class UsageError(Exception):
 class TrainConfig:
     """Train over a network that loses messages.
 
-    n workers each take a local SGD step, then average their models block by block through a
-    reduce-scatter and an all-gather in which every message may be lost.
+    Each worker takes a local step; then all average their models block by block.
     """
 
     preset: Preset = "digits"
-    """Data, model and the defaults below; given first, it decides what they are."""
+    """Data, model, and the defaults of all other flags; --help shows those of this preset."""
     algorithm: Literal["rps", "gradient-averaging", "all-reduce", "local"] = "rps"
-    """What is averaged: models or gradients over the lossy network, models reliably, nothing."""
+    """What is averaged: models or gradients with loss, models without loss, or nothing."""
     num_workers: int = 16
-    """Workers; each holds a model and a share of the data."""
+    """How many workers there are; each holds a model and a share of the data."""
     drop_rate: float = 0.1
     """Probability that a message is lost."""
-    all_gather_drop_rate: float | None = None
-    """The same for the all-gather, where it differs from the reduce-scatter."""
-    packets: int | None = None
-    """Packets a message is cut into, each lost by itself; None loses messages whole."""
+    all_gather_drop_rate: Annotated[float | None, _optional("FLOAT", "the same")] = None
+    """The same in the all-gather, where it differs from the reduce-scatter."""
+    packets: Annotated[int | None, _optional("INT", "messages are lost whole")] = None
+    """Cut each message into so many packets, each lost by itself."""
     on_miss: Literal["own", "zero"] = "own"
-    """Gradient averaging: what a worker applies where no average arrived."""
+    """What gradient-averaging applies where no average arrived: the own gradient, or none."""
     assignment: Literal["random", "fixed"] = "random"
-    """Which worker serves which block: drawn anew at each step, or always the same."""
+    """Which worker averages which block: drawn anew at each step, or always the same."""
     model_state: Literal["exchange", "local"] = "exchange"
     """Batch-norm statistics: averaged in the same exchange, or kept by each worker."""
 
     epochs: int = 30
     """Passes over the training data."""
     batch_size: int = 8
-    """Examples a worker takes in each step."""
+    """Examples that a worker takes in each step."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """The optimizer of the local step; its state stays with the worker."""
+    """Optimizer of the local step; its state stays with the worker."""
     learning_rate: float = 0.1
-    """Step size, at its peak."""
+    """Step size, before the schedule lowers it."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
-    """Learning rate over time; step: a tenth after 1/2 and again after 3/4 of the epochs."""
+    """How the step size goes down; step: to a tenth after 1/2, and again after 3/4 of the run."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Momentum of sgd."""
     weight_decay: float = 0.0
     """L2 regularisation, added to the gradient."""
-    clip_norm: float | None = None
-    """Longest gradient that a worker applies."""
+    clip_norm: Annotated[float | None, _optional("FLOAT", "None")] = None
+    """Largest norm of a gradient; longer ones are shortened to it. None: they are not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's computation; parameters and averages are float32 always."""
+    """Type of the model's computation; parameters and averages are always float32."""
     seed: int = 0
     """Decides the initial model, the shares of the data, its order, and every loss."""
 
-    data_path: Path | None = None
-    """File or folder of the data; the digits need none."""
+    data_path: Annotated[Path | None, _optional("PATH", "the digits need none")] = None
+    """File or folder of the data."""
     download: bool = False
-    """Let CIFAR-10 be downloaded if it is not found."""
-    label_skew: float | None = None
-    """Dirichlet concentration of the workers' label shares, small is skewed; None is i.i.d."""
+    """Let CIFAR-10 be downloaded where it is not found."""
+    label_skew: Annotated[float | None, _optional("FLOAT", "i.i.d. shares")] = None
+    """Dirichlet concentration of the labels in the workers' shares; small is skewed."""
 
-    output_dir: Path | None = None
-    """The run's folder; by default a new one below runs/."""
+    output_dir: Annotated[Path | None, _optional("PATH", "a new folder in runs/")] = None
+    """Folder of the run's results."""
     resume: bool = False
     """Go on with the run in --output-dir, from its newest checkpoint."""
     checkpoint_every: int = 5
-    """Epochs between checkpoints; the last epoch has one always."""
+    """Epochs between checkpoints; there is always one after the last epoch."""
     log_every: int = 50
-    """Steps between lines of metrics; the end of an epoch has one always."""
-    workers_per_device: int | None = None
-    """Workers that share a device; by default as few as possible (on a CPU, one)."""
+    """Steps between lines of metrics; there is always one after an epoch."""
+    workers_per_device: Annotated[int | None, _optional("INT", "as few as possible")] = None
+    """How many workers share a device; a CPU is split into as many devices as needed."""
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -136,25 +145,16 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         UsageError: The command line is no valid run.
         SystemExit: With status 0, after `--help`.
     """
-    defaults = _defaults(argv)
-    prog = "python -m launch.train"
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            config = tyro.cli(
-                TrainConfig,
-                prog=prog,
-                args=list(argv),
-                default=defaults,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(messages.getvalue())) from None
-    check(config)
-    if config.resume:
+    # The first reading is for the flags that decide the defaults of all others.
+    helps = {"-h", "--help"}
+    asked = _read([x for x in argv if x not in helps], PRESETS["digits"])
+    defaults = PRESETS[asked.preset]
+    if helps.isdisjoint(argv) and asked.resume and asked.output_dir is not None:
+        defaults = dataclasses.replace(stored_config(asked.output_dir), resume=False)
+    config = _read(argv, defaults)
+    if config.resume and config.output_dir is not None:
         _check_unchanged(config, defaults)
+    check(config)
     return config
 
 
@@ -217,10 +217,12 @@ def stored_config(output_dir: Path) -> TrainConfig:
     """
     path = output_dir / CONFIG_FILE
     try:
-        return from_json(json.loads(path.read_text()))
+        config = from_json(json.loads(path.read_text()))
+        check(config)
+        return config
     except FileNotFoundError:
         raise UsageError(f"--resume: {path} is missing; expected the folder of a run") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(f"--resume: {path} cannot be read ({error})") from None
 
 
@@ -230,21 +232,22 @@ def fail(error: Exception | str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _defaults(argv: Sequence[str]) -> TrainConfig:
-    """Returns the values of all flags that are not given: the preset's, or the run's to resume."""
-    values = dict.fromkeys(("--preset", "--output-dir"), "")
-    for index, argument in enumerate(argv):
-        flag, _, value = argument.partition("=")
-        flag = flag.replace("_", "-")
-        if flag in values:
-            values[flag] = value or (argv[index + 1] if index + 1 < len(argv) else "")
-    if "--resume" in argv and values["--output-dir"] and not {"-h", "--help"} & set(argv):
-        stored = stored_config(Path(values["--output-dir"]))
-        return dataclasses.replace(stored, resume=False)
-    preset = values["--preset"] or "digits"
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
-    return PRESETS[preset]
+def _read(argv: Sequence[str], defaults: TrainConfig) -> TrainConfig:
+    """Returns what a command line says, with defaults for what it does not say."""
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(
+                TrainConfig,
+                prog="python -m launch.train",
+                args=list(argv),
+                default=defaults,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(messages.getvalue())) from None
 
 
 def _check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
@@ -265,6 +268,16 @@ def _refuse(name: str, value: Any, expected: str) -> NoReturn:
     raise UsageError(f"{flag}{shown}: expected {expected}")
 
 
+# What tyro says, in the words of the other messages.
+_REWORDINGS = (
+    (r"Error parsing (--[\w-]+): .*\bint\b.*: '(.*)'", r"\1 \2: expected an integer"),
+    (r"Error parsing (--[\w-]+): .*\bfloat\b.*: '(.*)'", r"\1 \2: expected a number"),
+    (r"invalid choice '(.*)' for argument '(.*)'\. Expected (.*)\.", r"\2 \1: expected \3"),
+    (r"Missing value for argument '(.*)'\. Expected 1 values\.", r"\1: expected a value"),
+    (r"Unrecognized options: (.*)", r"\1: expected the options that --help lists"),
+)
+
+
 def _one_line(boxed: str) -> str:
     """Returns the message of tyro's box, which precedes a rule and advice on `--help`."""
     lines: list[str] = []
@@ -274,7 +287,10 @@ def _one_line(boxed: str) -> str:
             break
         if text and not line.startswith("╭"):
             lines.append(text)
-    return " ".join(lines) or "the command line cannot be read"
+    text = " ".join(lines) or "the command line cannot be read"
+    for pattern, rewording in _REWORDINGS:
+        text = re.sub(f"^{pattern}$", rewording, text)
+    return text
 
 
 def default_output_dir(config: TrainConfig, now: str) -> Path:

@@ -7,7 +7,8 @@ import jax
 from launch.config import TrainConfig
 
 _MOST_HOST_DEVICES = 32
-"""Beyond this many, workers share the host devices: each costs threads and a share of the cores."""
+"""Beyond this many, workers share the host devices, unless it is said otherwise: each device costs
+threads and a share of the cores."""
 
 
 def start_devices(config: TrainConfig) -> None:
@@ -18,8 +19,11 @@ def start_devices(config: TrainConfig) -> None:
     Args:
         config: Says how many workers there are, and how many may share a device.
     """
-    wanted = config.num_workers // (config.workers_per_device or 1)
-    jax.config.update("jax_num_cpu_devices", min(wanted, _MOST_HOST_DEVICES))
+    if config.workers_per_device is None:
+        wanted = min(config.num_workers, _MOST_HOST_DEVICES)
+    else:
+        wanted = config.num_workers // config.workers_per_device
+    jax.config.update("jax_num_cpu_devices", wanted)
     # Many devices on few cores wait for one another: let a starved thread be late.
     patience = (
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "

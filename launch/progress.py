@@ -18,18 +18,19 @@ class Progress:
             first_step: Steps that an earlier part of the run has taken.
         """
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._measured = ""
         self._bar = (
             tqdm(
                 total=epochs * steps_per_epoch,
                 initial=first_step,
+                desc="compiling",
                 dynamic_ncols=True,
                 leave=False,
-                bar_format="{desc} |{bar}| {postfix} {remaining}",
+                bar_format="{desc} |{bar}| {remaining} left",
             )
-            if sys.stderr.isatty()
+            if sys.stdout.isatty() and sys.stderr.isatty()
             else None
         )
-        self._describe(first_step)
 
     def __enter__(self) -> "Progress":
         return self
@@ -41,25 +42,22 @@ class Progress:
     def step(self, steps: int) -> None:
         """Moves on to `steps` steps taken."""
         if self._bar is not None:
+            epoch = min(steps // self._steps_per_epoch + 1, self._epochs)
+            self._bar.set_description_str(
+                f"epoch {epoch}/{self._epochs}{self._measured}", refresh=False
+            )
             self._bar.update(steps - self._bar.n)
-            self._describe(steps)
 
     def record(self, line: dict[str, Any]) -> None:
         """Shows a line of metrics."""
-        text = (
-            f"loss {line['train_loss']:.4f} distance {line['consensus_distance']:.2g} "
-            f"delivered {line['delivered_fraction']:.1%} "
-            f"{line['examples_per_second']:,.0f} ex/s"
+        # Short: a terminal of 80 columns holds it, with room for the bar.
+        self._measured = (
+            f" loss {line['train_loss']:.4f} distance {line['consensus_distance']:.2g}"
+            f" delivered {100 * line['delivered_fraction']:.3g}%"
+            f" {line['examples_per_second']:,.0f} ex/s"
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
             return
-        for score in ("test_accuracy", "test_slot_f1"):
-            if score in line:
-                test = f" {score.replace('_', ' ')} {line[score]:.4f}"
-        print(f"epoch {line['epoch']:.4g}/{self._epochs} {text}{test}", flush=True)
-
-    def _describe(self, steps: int) -> None:
-        if self._bar is not None:
-            epoch = min(steps // self._steps_per_epoch + 1, self._epochs)
-            self._bar.set_description_str(f"{epoch}/{self._epochs}", refresh=False)
+        score = line.get("test_slot_f1", line.get("test_accuracy"))
+        test = "" if score is None else f" test {score:.4f}"
+        print(f"epoch {line['epoch']:.4g}/{self._epochs}{self._measured}{test}", flush=True)

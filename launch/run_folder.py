@@ -50,7 +50,7 @@ class RunFolder:
         """Returns all whole lines of metrics; a run that was killed may have cut the last."""
         lines = []
         if self.metrics.exists():
-            for text in self.metrics.read_text().splitlines():
+            for text in self.metrics.read_text(errors="replace").splitlines():
                 try:
                     lines.append(json.loads(text))
                 except ValueError:

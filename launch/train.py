@@ -8,6 +8,7 @@ Reads as it runs: what can be wrong with a command line is found before JAX is s
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,6 +18,8 @@ from launch.config import TrainConfig, UsageError, default_output_dir, fail, par
 from launch.devices import start_devices
 from launch.run_folder import RunFolder
 
+FAILED = 1
+"""Exit status when files cannot be read or written."""
 DIVERGED = 3
 """Exit status when the training left the finite numbers."""
 
@@ -24,7 +27,22 @@ DIVERGED = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing more can be said, not even when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        config = parse(argv)
         now = datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = RunFolder(config.output_dir or default_output_dir(config, now))
         if not config.resume:
@@ -37,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(error)
 
     start_devices(config)
+    from launch.checkpoints import CheckpointError
     from launch.training import Diverged, Stopped, train
 
     try:
@@ -45,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(f"--data-path {error}" if config.data_path else error)
     except UsageError as error:
         fail(error)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
@@ -70,6 +92,9 @@ def _check_enough(config: TrainConfig, num_train: int) -> None:
             f"--num-workers {config.num_workers}: expected at most {num_train}, the number of "
             "training examples"
         )
+    most = 2**31 // num_train
+    if config.epochs > most:
+        raise UsageError(f"--epochs {config.epochs}: expected at most {most}")
     smallest = num_train // config.num_workers
     if config.batch_size > smallest:
         raise UsageError(
@@ -81,7 +106,7 @@ def _check_enough(config: TrainConfig, num_train: int) -> None:
 def _print_summary(summary: dict, folder: RunFolder) -> None:
     rows = {
         "training loss": f"{summary['mean_model_train_loss']:.4f} (mean model, all examples)",
-        summary["score"].replace("_", " "): f"{summary[summary['score']]:.4f}",
+        summary["score"].replace("_", " "): f"{summary[summary['score']]:.4f} (mean model)",
         "consensus distance": f"{summary['consensus_distance']:.3g}",
         "messages delivered": f"{summary['delivered_fraction']:.1%}",
         "wall time": f"{summary['wall_seconds']:.0f} s",

@@ -2,8 +2,10 @@
 
 import math
 import platform
+import shlex
 import signal
 import time
+import zlib
 from typing import Any
 
 import jax
@@ -83,7 +85,8 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
         The summary that is written to `summary.json`.
 
     Raises:
-        UsageError: The devices cannot hold the workers.
+        UsageError: The devices cannot hold the workers, or the run to resume has other data.
+        CheckpointError: A checkpoint cannot be written, or cannot be used.
         DataError: The data are damaged.
         Diverged: The loss or a model is not finite.
         Stopped: SIGTERM or Ctrl-C; a checkpoint was saved.
@@ -96,7 +99,7 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     except ValueError as error:
         raise UsageError(f"the devices cannot hold the workers: {error}") from None
     task = make_task(config, source.load())
-    labels = task.dataset.train[task.dataset.label_key]
+    labels = np.asarray(task.dataset.train[task.dataset.label_key])
     parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
     train_shards = deal(mesh, task.dataset.train, parts)
     num_test = len(task.dataset.test[task.dataset.label_key])
@@ -104,6 +107,8 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     test_shards = deal(mesh, task.dataset.test, test_parts)
     steps_per_epoch = min(train_shards.sizes) // config.batch_size
     total_steps = steps_per_epoch * config.epochs
+
+    print(_headline(config, mesh, task, sum(train_shards.sizes)), flush=True)
 
     # What they do.
     channel = rps.Bernoulli(config.drop_rate, config.all_gather_drop_rate, config.packets)
@@ -117,21 +122,29 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     )
 
     # Where the run is.
-    print(_headline(config, mesh, task, sum(train_shards.sizes)), flush=True)
     checkpoints = Checkpoints(folder.checkpoints)
     step, window = 0, Window([])
+    data_checksum = zlib.crc32(labels.tobytes())
     if not config.resume:
         folder.create(config)
     else:
         restored = checkpoints.restore_newest(state, report=lambda text: print(text, flush=True))
         if restored is not None:
+            if restored.progress["data_checksum"] != data_checksum:
+                raise UsageError(f"--data-path: expected the data that {folder.path} began with")
             step, state = restored.step, restored.state
             window = Window(restored.progress["window"])
+            began -= restored.progress["wall_seconds"]
         print(f"resuming at step {step:,} of {total_steps:,}", flush=True)
         folder.rewind(step)
 
     def save() -> None:
-        checkpoints.save(step, state, {"window": window.steps})
+        progress_values = {
+            "window": window.steps,
+            "wall_seconds": time.perf_counter() - began,
+            "data_checksum": data_checksum,
+        }
+        checkpoints.save(step, state, progress_values)
         window.restart_clock()
 
     def check_finite(what: str, value: float) -> None:
@@ -156,18 +169,20 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
 
             # The metrics of a step are waited for while the next one runs, unless they are due.
             epoch_ends = step_of_epoch == steps_per_epoch
-            due = epoch_ends or step_of_epoch % config.log_every == 0 or interrupts.received
+            logs = epoch_ends or step_of_epoch % config.log_every == 0
+            signal_number = interrupts.received  # Read once: it may come at any time.
+            due = logs or signal_number
             for metrics in (previous, pending if due else None):
                 if metrics is not None:
                     window.add(metrics)
                     check_finite("the training loss", window.steps[-1][0])
             if due:
                 pending = None
-            if step == first_step + 2:
+            if step == first_step + 2 and not due:
                 window.restart_clock()  # The first step was compiled.
             progress.step(step)
 
-            if epoch_ends or step_of_epoch % config.log_every == 0:
+            if logs:
                 line = {
                     "step": step,
                     "epoch": round(step / steps_per_epoch, 4),
@@ -177,22 +192,27 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
                 check_finite("the consensus distance", line["consensus_distance"])
                 if epoch_ends:
                     line |= programs.evaluate(state, train_shards, test_shards)
+                    check_finite("the mean model's loss", line["mean_model_train_loss"])
+                    check_finite("the mean model's test loss", line["test_loss"])
                 folder.append(line)
                 progress.record(line)
                 window = Window([])
             if epoch_ends and ((epoch + 1) % config.checkpoint_every == 0 or step == total_steps):
                 save()
-            elif interrupts.received:
+            elif signal_number:
                 check_finite("the consensus distance", float(programs.consensus_distance(state)))
                 save()
                 raise Stopped(
-                    f"stopped by {signal.Signals(interrupts.received).name} at step {step:,} of "
-                    f"{total_steps:,}, with a checkpoint\n"
-                    f"go on with: python -m launch.train --resume --output-dir {folder.path}",
-                    interrupts.received,
+                    f"stopped by {signal.Signals(signal_number).name} at step {step:,} of "
+                    f"{total_steps:,}, with a checkpoint; go on with\n"
+                    "python -m launch.train --resume "
+                    f"--output-dir {shlex.quote(str(folder.path))}",
+                    signal_number,
                 )
 
     lines = folder.read_metrics()
+    if not lines or lines[-1]["step"] != total_steps:
+        raise UsageError(f"{folder.metrics}: expected the metrics of step {total_steps:,} in it")
     summary = {
         **lines[-1],
         "score": task.score,
@@ -216,7 +236,7 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
 
 
 def _headline(config: TrainConfig, mesh: rps.WorkerMesh, task: Task, num_train: int) -> str:
-    devices = f"{mesh.mesh.size} {mesh.mesh.devices.flat[0].platform} devices"
+    devices = f"{mesh.mesh.size} x {mesh.mesh.devices.flat[0].device_kind}"
     return (
         f"{task.model_name} on {task.dataset.description}, {num_train:,} training examples\n"
         f"{_setting(config)}, on {devices}"
@@ -224,5 +244,10 @@ def _headline(config: TrainConfig, mesh: rps.WorkerMesh, task: Task, num_train: 
 
 
 def _setting(config: TrainConfig) -> str:
-    lost = "" if config.algorithm in ("all-reduce", "local") else f", {config.drop_rate:.3g} lost"
-    return f"{config.num_workers} workers, {config.algorithm}{lost}"
+    workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
+    if config.algorithm in ("all-reduce", "local"):
+        return f"{workers}, {config.algorithm}"
+    lost = f"{100 * config.drop_rate:.3g}%"
+    if config.all_gather_drop_rate is not None:
+        lost += f" and {100 * config.all_gather_drop_rate:.3g}%"
+    return f"{workers}, {config.algorithm}, {lost} of messages lost"

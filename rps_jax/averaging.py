@@ -125,18 +125,17 @@ def average_or_else(
     The common core of the rules; `otherwise` is a pytree like `tree`.
     """
     num_workers = axis_size(axis_name)
-    sent, received, gathered = _checked(delivery, num_workers)
+    delivery = _checked(delivery, num_workers)
     _check_shift(shift)
     _check_leaves(tree)
+    # From the order of servers to that of blocks: block j is served by worker j + shift.
+    sent, gathered = (jnp.roll(mask, -shift, axis=0) for mask in (delivery.sent, delivery.gathered))
     blocks, from_blocks = to_blocks(tree, num_workers, packets=sent.shape[1])
     otherwise_blocks, _ = to_blocks(otherwise, num_workers, packets=sent.shape[1])
 
     def exchange(mine: jax.Array, fallback: jax.Array) -> jax.Array:
-        # Row w becomes the block that worker w serves, and back.
-        by_server = jnp.roll(mine, shift, axis=0)
-        average = masked_reduce_scatter(by_server, sent, received, axis_name)
-        result = masked_all_gather(average, jnp.roll(fallback, shift, axis=0), gathered, axis_name)
-        return jnp.roll(result, -shift, axis=0)
+        average = masked_reduce_scatter(mine, sent, axis_name)
+        return masked_all_gather(average, fallback, gathered, axis_name)
 
     return from_blocks([exchange(*pair) for pair in zip(blocks, otherwise_blocks, strict=True)])
 

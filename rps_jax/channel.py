@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rps_jax.axis import AxisName, axis_size
 
@@ -211,5 +212,6 @@ def _check_rate(name: str, rate: Any) -> None:
     """Raises if a number that is known already is no probability; traced numbers pass."""
     if isinstance(rate, jax.core.Tracer) or not hasattr(rate, "__float__"):
         return
-    if not ((jnp.asarray(rate) >= 0) & (jnp.asarray(rate) <= 1)).all():
+    value = np.asarray(rate)
+    if not ((value >= 0) & (value <= 1)).all():
         raise ValueError(f"{name}={rate}: expected a probability in [0, 1]")

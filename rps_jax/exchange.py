@@ -1,7 +1,8 @@
 """The masked reduce-scatter and all-gather over a named axis: one exchange of one worker.
 
-Rows are in the order of servers: row w of a worker's blocks is the block that worker w serves.
-Dimensions: W workers, P packets of a block, E elements of a packet.
+Rows are blocks: row w is summed on worker w's device. That is a matter of placement alone; whose
+losses a block suffers, those of its server, is in the masks.
+Dimensions: W workers, and as many blocks; P packets of a block; E elements of a packet.
 """
 
 import jax
@@ -11,40 +12,41 @@ from rps_jax.axis import AxisName, axis_names, axis_sizes
 
 
 def masked_reduce_scatter(
-    blocks_WxPxE: jax.Array, sent_WxP: jax.Array, received_WxP: jax.Array, axis_name: AxisName
+    blocks_WxPxE: jax.Array, sent_WxP: jax.Array, axis_name: AxisName
 ) -> jax.Array:
-    """Averages, at its server, what arrived of each block, dividing by the number that arrived.
+    """Averages what reaches each block's server, dividing by the number that does.
 
     Args:
-      blocks_WxPxE: this worker's blocks, a row a server.
-      sent_WxP: bool; which of them reach their servers.
-      received_WxP: bool; which workers' packets reach this worker, the server of one block.
+      blocks_WxPxE: this worker's blocks.
+      sent_WxP: bool; which of its packets reach their servers.
       axis_name: the worker axis, or a tuple of axes, outermost first.
 
     Returns:
-      `[P, E]`: the average of the block that this worker serves. Floats of 16 bits or fewer are
-      summed in float32 and rounded once; integers are rounded to the nearest.
+      `[P, E]`: the average of the block whose number is this worker's. Floats of 16 bits or fewer
+      are summed in float32 and rounded once; integers are rounded to the nearest.
     """
     dtype = blocks_WxPxE.dtype
+    # A one travels with every packet, so that the sum arrives with the number of its terms.
+    with_one = jnp.pad(blocks_WxPxE, ((0, 0), (0, 0), (0, 1)), constant_values=1)
     # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
-    arriving = jnp.where(sent_WxP[:, :, None], blocks_WxPxE, 0).astype(sum_dtype(dtype))
-    total_PxE = _sum_scatter(arriving, axis_name)
-    return mean_of_sum(total_PxE, received_WxP.sum(0)[:, None], dtype)
+    arriving = jnp.where(sent_WxP[:, :, None], with_one.astype(sum_dtype(dtype)), 0)
+    total_PxE1 = _sum_scatter(arriving, axis_name)
+    return mean_of_sum(total_PxE1[:, :-1], total_PxE1[:, -1:], dtype)
 
 
 def masked_all_gather(
     average_PxE: jax.Array, otherwise_WxPxE: jax.Array, gathered_WxP: jax.Array, axis_name: AxisName
 ) -> jax.Array:
-    """Gathers every server's average, and puts `otherwise` where it did not arrive.
+    """Gathers every block's average, and puts `otherwise` where it did not arrive.
 
     Args:
-      average_PxE: the average that this worker serves.
+      average_PxE: the average of the block whose number is this worker's.
       otherwise_WxPxE: what this worker falls back to.
-      gathered_WxP: bool; which servers' packets reach this worker.
+      gathered_WxP: bool; which packets reach this worker from their servers.
       axis_name: the worker axis, or a tuple of axes, outermost first.
 
     Returns:
-      `[W, P, E]`, a row a server.
+      `[W, P, E]`, a row a block.
     """
     averages_WxPxE = _concatenate(average_PxE, axis_name).reshape(otherwise_WxPxE.shape)
     return jnp.where(gathered_WxP[:, :, None], averages_WxPxE, otherwise_WxPxE)

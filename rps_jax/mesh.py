@@ -129,6 +129,7 @@ class WorkerMesh:
                 in_axes=tuple(map(_vmap_axis, in_specs)),
                 out_axes=tuple(map(_vmap_axis, outs)),
                 axis_name=_LOCAL,
+                axis_size=self.workers_per_device,
             )
 
         mapped = jax.shard_map(

@@ -62,11 +62,10 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
       axis_name: the worker axis, or a tuple of axes.
     """
     num_workers = axis_size(axis_name)
-
-    def fraction(incoming: jax.Array) -> jax.Array:
-        arrived = incoming.reshape(num_workers, -1).mean(1).sum() - 1  # less my own
-        return arrived / (num_workers - 1) if num_workers > 1 else jnp.ones_like(arrived)
-
-    # One small all-reduce, not two.
-    fractions = jnp.stack([fraction(delivery.received), fraction(delivery.gathered)])
-    return DeliveredFraction(*jax.lax.pmean(fractions, axis_names(axis_name)))
+    # Counted in integers, so that the order of summation does not show; one small all-reduce.
+    incoming = jnp.stack([delivery.received, delivery.gathered]).reshape(2, -1)
+    packets = incoming.shape[1] // num_workers
+    arrived = jax.lax.psum(incoming.sum(1) - packets, axis_names(axis_name))
+    links = num_workers * (num_workers - 1)
+    fraction = arrived / (links * packets) if links else jnp.ones_like(arrived, jnp.float32)
+    return DeliveredFraction(reduce_scatter=fraction[0], all_gather=fraction[1])

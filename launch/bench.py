@@ -1,0 +1,105 @@
+"""Measures what the lossy exchange costs beside a plain all-reduce.
+
+    python -m launch.bench --num-workers 8 --num-parameters 270000 1700000
+
+The alternatives take turns, round by round, so that a machine whose speed drifts slows them alike;
+what is printed are medians, and the median of the ratios of each round.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from launch.command_line import UsageError, fail, parse_command
+from launch.devices import start_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """Measure what the lossy exchange costs beside a plain all-reduce."""
+
+    num_workers: int = 8
+    """Workers; on a CPU, each is a device."""
+    workers_per_device: int | None = None
+    """Workers that share a device; by default as few as possible."""
+    num_parameters: tuple[int, ...] = (75_000, 270_000, 1_700_000)
+    """Sizes of model: of ResNet-8, ResNet-20 and ResNet-110."""
+    rounds: int = 30
+    """How often each alternative is measured."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        config = parse_command(BenchConfig, "launch.bench", argv, BenchConfig())
+        for flag, value in (
+            ("num-workers", config.num_workers),
+            ("rounds", config.rounds),
+            ("num-parameters", min(config.num_parameters, default=0)),
+        ):
+            if value < 1:
+                raise UsageError(f"--{flag} {value}: expected at least 1")
+    except UsageError as error:
+        fail(error)
+    start_devices(config.num_workers, config.workers_per_device)
+
+    print(f"{'parameters':>10}  {'':<28}{'median ms':>10}  {'ratio':>6}")
+    for num_parameters in config.num_parameters:
+        _measure(config, num_parameters)
+    return 0
+
+
+def _measure(config: BenchConfig, num_parameters: int) -> None:
+    import jax
+    import numpy as np
+
+    import rps_jax as rps
+    from rps_jax import PER_WORKER, SHARED
+
+    mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
+    axis, key, channel = mesh.axis_name, jax.random.key(0), rps.Bernoulli(0.1)
+
+    def exchange(rule: Callable[..., Any], assignment: Any = "random") -> Callable[..., Any]:
+        def one_worker(params: Any, step: Any) -> Any:
+            delivery, shift, _ = rps.draw_exchange(channel, (), key, step, axis, assignment)
+            return rule(params, delivery, axis, shift=shift)
+
+        return one_worker
+
+    alternatives = {
+        "lax.pmean": lambda params, step: jax.lax.pmean(params, axis),
+        "average_models": exchange(rps.average_models),
+        "average_models, fixed": exchange(rps.average_models, "fixed"),
+        "average_gradients": exchange(rps.average_gradients),
+    }
+    # A model of many leaves, as real ones are.
+    sizes = [len(part) for part in np.array_split(np.empty(num_parameters), 60)]
+    rng = np.random.default_rng(0)
+    params = mesh.put(
+        [rng.normal(size=(len(mesh.local_workers), n)).astype(np.float32) for n in sizes]
+    )
+    programs = {
+        name: mesh.spmd(function, (PER_WORKER, SHARED), PER_WORKER)
+        for name, function in alternatives.items()
+    }
+    for program in programs.values():
+        jax.block_until_ready(program(params, 0))
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for step in range(config.rounds):
+        for name, program in programs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(program(params, step))
+            seconds[name].append(time.perf_counter() - began)
+
+    plain = seconds["lax.pmean"]
+    for name, measured in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(measured, plain, strict=True))
+        milliseconds = 1e3 * statistics.median(measured)
+        print(f"{num_parameters:>10,}  {name:<28}{milliseconds:>10.2f}  {ratio:>6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Prints how one exchange contracts the workers' models: predicted beside measured.
+
+python -m launch.theory --num-workers 2 16 64 --drop-rates 0.01 0.1 0.3
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from launch.command_line import UsageError, fail, parse_command
+
+
+@dataclasses.dataclass(frozen=True)
+class TheoryConfig:
+    """Predict, and measure, what one exchange does to the workers' models.
+
+    Contraction is what an exchange leaves of the squared consensus distance; drift is how far it
+    moves the mean model, squared, in units of the squared consensus distance. Both predictions are
+    exact; the measurements are real exchanges, with their standard error.
+    """
+
+    num_workers: tuple[int, ...] = (2, 4, 16, 64)
+    """Numbers of workers."""
+    drop_rates: tuple[float, ...] = (0.01, 0.1, 0.3)
+    """Probabilities that a message is lost."""
+    num_exchanges: int = 2000
+    """Exchanges to measure, of each."""
+    seed: int = 0
+    """Of the losses and the models."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        config = parse_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
+        _check(config)
+    except UsageError as error:
+        fail(error)
+
+    import rps_jax as rps
+
+    print(f"{'':>16}  {'contraction':^32}  {'drift of the mean':^26}")
+    print(f"{'workers':>7}  {'lost':>7}  {'predicted':>10}  {'measured':>20}  ", end="")
+    print(f"{'predicted':>10}  {'measured':>20}")
+    for num_workers in config.num_workers:
+        for drop_rate in config.drop_rates:
+            channel = rps.Bernoulli(drop_rate)
+            found = rps.theory.measure(channel, num_workers, config.num_exchanges, config.seed)
+            print(
+                f"{num_workers:7d}  {drop_rate:7.3g}  "
+                f"{rps.theory.contraction(num_workers, drop_rate):10.6f}  "
+                f"{found.contraction:10.6f} ±{found.contraction_error:.6f}  "
+                f"{rps.theory.drift(num_workers, drop_rate):10.6f}  "
+                f"{found.drift:10.6f} ±{found.drift_error:.6f}",
+                flush=True,
+            )
+    return 0
+
+
+def _check(config: TheoryConfig) -> None:
+    for num_workers in config.num_workers:
+        if num_workers < 2:
+            raise UsageError(f"--num-workers {num_workers}: expected at least 2")
+    for drop_rate in config.drop_rates:
+        if not 0 <= drop_rate <= 1:
+            raise UsageError(f"--drop-rates {drop_rate}: expected a probability in [0, 1]")
+    if config.num_exchanges < 2:
+        raise UsageError(f"--num-exchanges {config.num_exchanges}: expected at least 2")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

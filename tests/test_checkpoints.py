@@ -1,0 +1,208 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rps_jax as rps
+from launch.checkpoints import CheckpointError, Checkpoints
+
+MESH = rps.worker_mesh(4)
+
+
+class State(NamedTuple):
+    """Every kind of leaf and of container that a training state may have."""
+
+    step: jax.Array
+    key: jax.Array
+    params: dict[str, Any]
+    model_state: dict[str, Any]
+    opt_state: Any
+    channel_state: Any
+
+
+def state(value: int = 0) -> State:
+    params = {
+        "dense": {"kernel": jnp.full((3, 5), value / 3), "scale": jnp.float32(value)},
+        "half": jnp.arange(7, dtype=jnp.bfloat16) + value,
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    shared = State(
+        step=jnp.int32(value),
+        key=jnp.array([value, 2**32 - 1], jnp.uint32),
+        params=params,
+        model_state={},
+        opt_state=optimizer.init(params),
+        channel_state=(),
+    )
+    by_worker: State = MESH.replicate(shared)
+    return by_worker._replace(key=MESH.put(np.arange(8, dtype=np.uint32).reshape(4, 2)))
+
+
+def assert_same(left: Any, right: Any) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        assert a.sharding == b.sharding
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def no_report(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_what_was_saved_is_restored_bit_for_bit(tmp_path: Path) -> None:
+    saved, progress = state(3), {"window": [[0.1, 1 / 3]], "none": None}
+    Checkpoints(tmp_path / "new").save(12, saved, progress)
+    restored = Checkpoints(tmp_path / "new").restore_newest(state(), no_report)
+    assert restored is not None
+    assert restored.step == 12
+    assert restored.progress == progress
+    assert_same(restored.state, saved)
+
+
+def test_where_there_is_none_none_is_restored(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path).restore_newest(state(), no_report) is None
+    assert Checkpoints(tmp_path / "absent").restore_newest(state(), no_report) is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_the_newest_few_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (2, 10, 9):
+        checkpoints.save(step, state(step), {})
+    assert checkpoints.steps() == [9, 10]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "10",
+        "10.manifest.json",
+        "9",
+        "9.manifest.json",
+    ]
+
+
+def largest_file(folder: Path) -> Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(folder: Path) -> None:
+    file = largest_file(folder)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_byte(folder: Path) -> None:
+    file = largest_file(folder)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def remove_a_file(folder: Path) -> None:
+    largest_file(folder).unlink()
+
+
+def add_a_file(folder: Path) -> None:
+    (folder / "more").write_text("")
+
+
+def remove_the_manifest(folder: Path) -> None:
+    folder.with_name(f"{folder.name}.manifest.json").unlink()
+
+
+def cut_the_manifest(folder: Path) -> None:
+    manifest = folder.with_name(f"{folder.name}.manifest.json")
+    manifest.write_text(manifest.read_text()[:-5])
+
+
+def leave_half_written(folder: Path) -> None:
+    """Turns the checkpoint into what orbax leaves behind when it is killed."""
+    folder.rename(folder.with_name(f"{folder.name}.orbax-checkpoint-tmp"))
+    remove_the_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip_a_byte,
+        remove_a_file,
+        add_a_file,
+        remove_the_manifest,
+        cut_the_manifest,
+        leave_half_written,
+    ],
+)
+def test_a_damaged_newest_one_is_reported_and_the_one_before_is_used(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, state(5), {"of": 5})
+    damage(checkpoints.save(6, state(6), {"of": 6}))
+    reports: list[str] = []
+    restored = Checkpoints(tmp_path).restore_newest(state(), reports.append)
+    assert restored is not None
+    assert (restored.step, restored.progress) == (5, {"of": 5})
+    assert_same(restored.state, state(5))
+    (report,) = reports
+    assert "6" in report
+    assert "\n" not in report
+
+    # The damaged one is out of the way of the one that the run now writes.
+    checkpoints.save(6, state(6), {"of": 6})
+    again = Checkpoints(tmp_path).restore_newest(state(), no_report)
+    assert again is not None
+    assert again.step == 6
+
+
+def test_when_all_are_damaged_none_is_restored(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (5, 6):
+        flip_a_byte(checkpoints.save(step, state(step), {}))
+    reports: list[str] = []
+    assert checkpoints.restore_newest(state(), reports.append) is None
+    assert len(reports) == 2
+    assert checkpoints.steps() == []
+
+
+def test_a_whole_one_that_does_not_fit_is_an_error_and_is_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, state(5), {})
+    other = state()._replace(params={"dense": jnp.zeros((4, 2))})
+    with pytest.raises(CheckpointError, match="5: the checkpoint does not fit this run") as error:
+        checkpoints.restore_newest(other, no_report)
+    assert "\n" not in str(error.value)
+    assert checkpoints.restore_newest(state(), no_report) is not None
+
+
+@pytest.mark.parametrize("fails", ["orbax", "the manifest"])
+def test_a_save_that_fails_is_an_error_and_leaves_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, state(5), {})
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if fails == "orbax":
+            patch.setattr(checkpoints._checkpointer, "save", full)
+        else:
+            patch.setattr(os, "replace", full)
+        with pytest.raises(CheckpointError, match="6: the checkpoint cannot be written .*No space"):
+            checkpoints.save(6, state(6), {})
+    reports: list[str] = []
+    restored = checkpoints.restore_newest(state(), reports.append)
+    assert restored is not None
+    assert restored.step == 5
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written") as error:
+        Checkpoints(tmp_path / "file" / "checkpoints").save(1, state(), {})
+    assert "\n" not in str(error.value)

@@ -1,0 +1,244 @@
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.config import (
+    PRESETS,
+    TrainConfig,
+    UsageError,
+    default_output_dir,
+    from_json,
+    parse,
+    to_json,
+)
+from launch.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[1]
+
+
+def refusal(*argv: str) -> str:
+    """Returns the message that a command line is refused with."""
+    with pytest.raises(UsageError) as refused:
+        parse(argv)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("num-workers", "0", "at least 1"),
+        ("num-workers", "-3", "at least 1"),
+        ("num-workers", "2.5", "an integer"),
+        ("num-workers", "many", "an integer"),
+        ("drop-rate", "1.5", "in [0, 1]"),
+        ("drop-rate", "-0.1", "in [0, 1]"),
+        ("drop-rate", "nan", "in [0, 1]"),
+        ("drop-rate", "10%", "a number"),
+        ("all-gather-drop-rate", "2.0", "in [0, 1]"),
+        ("all-gather-drop-rate", "x", "a number"),
+        ("packets", "0", "at least 1"),
+        ("packets", "x", "an integer"),
+        ("epochs", "0", "at least 1"),
+        ("batch-size", "0", "at least 1"),
+        ("learning-rate", "0.0", "a positive number"),
+        ("learning-rate", "-1.0", "a positive number"),
+        ("learning-rate", "inf", "a positive number"),
+        ("momentum", "1.0", "in [0, 1)"),
+        ("momentum", "nan", "in [0, 1)"),
+        ("weight-decay", "-1.0", "at least 0"),
+        ("clip-norm", "0.0", "a positive number"),
+        ("label-skew", "0.0", "a positive number"),
+        ("label-skew", "nan", "a positive number"),
+        ("seed", "-1", "[0, 2^32)"),
+        ("seed", "4294967296", "[0, 2^32)"),
+        ("checkpoint-every", "0", "at least 1"),
+        ("log-every", "0", "at least 1"),
+        ("workers-per-device", "0", "at least 1"),
+        ("workers-per-device", "3", "a divisor of 16 workers"),
+        ("preset", "mnist", "digits"),
+        ("algorithm", "fedavg", "rps"),
+        ("optimizer", "lamb", "sgd"),
+        ("schedule", "linear", "cosine"),
+        ("dtype", "float16", "float32"),
+        ("on-miss", "skip", "zero"),
+        ("assignment", "none", "fixed"),
+        ("model-state", "drop", "exchange"),
+        ("data-path", "somewhere", "nothing: the digits come with scikit-learn"),
+    ],
+)
+@pytest.mark.parametrize("form", ["two words", "one word"])
+def test_an_impossible_value_is_refused_in_one_line(
+    flag: str, value: str, expected: str, form: str
+) -> None:
+    argv = [f"--{flag}", value] if form == "two words" else [f"--{flag}={value}"]
+    message = refusal(*argv)
+    assert message.startswith(f"--{flag} {value}: expected ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("--bogus", "1"), "--bogus"),
+        (("--num-worker", "3"), "--num-worker"),
+        (("--resum",), "--resum"),
+        (("--no-resume",), "--no-resume"),
+        (("--resume=True", "--output-dir", "x"), "True"),
+        (("extra",), "extra"),
+        (("--epochs",), "--epochs"),
+        (("--epochs", "--resume"), "--epochs"),
+        (("--output-dir", "--resume"), "--output-dir"),
+        (("--preset",), "--preset"),
+        (("--preset", "--resume"), "--preset"),
+        (("--drop-rate", "0.1", "0.2"), "0.2"),
+    ],
+)
+def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named: str) -> None:
+    message = refusal(*argv)
+    assert named in message
+    assert "expected" in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--preset", "atis-lstm"), "--data-path: expected the folder of ATIS"),
+        (("--download",), "--download: expected a CIFAR-10 preset"),
+        (
+            ("--preset", "cifar10-resnet20", "--download", "--data-path", "x"),
+            "--download: expected no --data-path",
+        ),
+        (("--resume",), "--resume: expected --output-dir"),
+        (
+            ("--num-workers", "8", "--workers-per-device", "3"),
+            "--workers-per-device 3: expected a divisor of 8",
+        ),
+    ],
+)
+def test_contradictions_are_refused(argv: tuple[str, ...], expected: str) -> None:
+    assert refusal(*argv).startswith(expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_the_defaults_wherever_it_stands(preset: str) -> None:
+    path = () if preset == "digits" else ("--data-path", "somewhere")
+    expected = dataclasses.replace(
+        PRESETS[preset], epochs=7, data_path=Path("somewhere") if path else None
+    )
+    assert parse(["--preset", preset, *path, "--epochs", "7"]) == expected
+    assert parse(["--epochs=7", *path, f"--preset={preset}"]) == expected
+    assert parse(["--preset", "digits", "--epochs", "7", *path, "--preset", preset]) == expected
+
+
+def test_flags_may_be_written_with_underscores_and_optional_ones_unset() -> None:
+    config = parse(["--drop_rate=0.5", "--num_workers", "4", "--packets", "3"])
+    assert (config.drop_rate, config.num_workers, config.packets) == (0.5, 4, 3)
+    atis = ["--preset", "atis-lstm", "--data-path", "x"]
+    assert parse(atis).clip_norm == 1.0
+    assert parse([*atis, "--clip-norm", "None"]).clip_norm is None
+
+
+def test_the_stored_configuration_reads_back() -> None:
+    config = dataclasses.replace(
+        PRESETS["atis-lstm"], data_path=Path("a/b"), output_dir=Path("c"), packets=4
+    )
+    assert from_json(to_json(config)) == config
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """Returns the folder of a run that differs from the defaults."""
+    config = dataclasses.replace(
+        PRESETS["cifar10-resnet20"], num_workers=4, drop_rate=0.3, data_path=Path("old")
+    )
+    RunFolder(tmp_path / "run").create(config)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("resume", [["--resume"], ["--resume", "--preset", "cifar10-resnet20"]])
+@pytest.mark.parametrize("form", ["--output-dir {}", "--output-dir={}", "--output_dir={}"])
+def test_resume_goes_on_with_the_stored_run(stored: Path, resume: list[str], form: str) -> None:
+    config = parse([*resume, *form.format(stored).split()])
+    assert config == dataclasses.replace(
+        PRESETS["cifar10-resnet20"],
+        num_workers=4,
+        drop_rate=0.3,
+        data_path=Path("old"),
+        output_dir=stored,
+        resume=True,
+    )
+
+
+def test_resume_may_change_only_what_does_not_decide_the_result(stored: Path) -> None:
+    argv = ["--resume", "--output-dir", str(stored)]
+    same = ["--num-workers", "4", "--drop-rate", "0.3"]
+    new = ["--data-path", "new", "--log-every", "7", "--checkpoint-every", "2"]
+    config = parse([*argv, *same, *new, "--workers-per-device", "2"])
+    assert (config.data_path, config.log_every, config.checkpoint_every) == (Path("new"), 7, 2)
+    for flag, value in (
+        ("--num-workers", "8"),
+        ("--drop-rate", "0.2"),
+        ("--epochs", "200"),
+        ("--seed", "1"),
+        ("--algorithm", "local"),
+        ("--preset", "digits"),
+        ("--all-gather-drop-rate", "0.3"),
+    ):
+        message = refusal(*argv, flag, value)
+        assert message.startswith(f"{flag} {value}: expected ")
+        assert str(stored) in message
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[1]", "{}x", '{"bogus": 1}', '{"epochs": "x"}', '{"epochs": 0}']
+)
+def test_resume_refuses_a_folder_without_a_readable_configuration(
+    tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    message = refusal("--resume", "--output-dir", str(tmp_path))
+    assert message.startswith(f"--resume: {tmp_path}/config.json ")
+
+
+def test_a_default_folder_is_always_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = default_output_dir(TrainConfig(), "now")
+    assert first == Path("runs/digits-rps-now")
+    first.mkdir(parents=True)
+    assert default_output_dir(TrainConfig(), "now") == Path("runs/digits-rps-now-2")
+
+
+@pytest.mark.parametrize("preset", ["digits", "atis-lstm"])
+def test_help_fits_a_terminal_and_shows_the_defaults_of_the_preset(
+    preset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        parse(["--preset", preset, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert f"(default: {PRESETS[preset].epochs})" in text
+
+
+def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.train", "--drop-rate", "1.5"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: --drop-rate 1.5: expected a probability in [0, 1]\n"
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,66 @@
+"""Workers over devices: numbers that fit, values that lie where they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rps_jax as rps
+from rps_jax import PER_WORKER, SHARED
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "workers_per_device", "devices"),
+    [(8, None, 8), (16, None, 8), (12, None, 6), (11, None, 1), (1, None, 1), (64, 16, 4)],
+)
+def test_workers_are_spread_as_thin_as_they_fit(num_workers, workers_per_device, devices):
+    mesh = rps.worker_mesh(num_workers, workers_per_device)
+    assert mesh.mesh.size == devices
+    assert mesh.num_workers == num_workers
+    assert mesh.local_workers == range(num_workers)
+    index = mesh.spmd(lambda: jax.lax.axis_index(mesh.axis_name), (), PER_WORKER)()
+    np.testing.assert_array_equal(index, np.arange(num_workers))
+
+
+@pytest.mark.parametrize("workers_per_device", [1, 2, 8])
+def test_spmd_maps_a_function_of_one_worker(workers_per_device):
+    mesh = rps.worker_mesh(8, workers_per_device)
+
+    def one_worker(mine, ours):
+        total = jax.lax.psum(mine["x"] * ours, mesh.axis_name)
+        return {"y": mine["x"] + total}, total
+
+    program = mesh.spmd(one_worker, (PER_WORKER, SHARED), (PER_WORKER, SHARED))
+    x = np.arange(8.0, dtype=np.float32)
+    mine, total = program(mesh.put({"x": x}), jnp.float32(2))
+    assert float(total) == 2 * x.sum()
+    np.testing.assert_array_equal(mine["y"], x + 2 * x.sum())
+    assert mine["y"].sharding.is_equivalent_to(mesh.sharding(), 1)
+
+    single = mesh.spmd(lambda mine: jax.lax.pmean(mine, mesh.axis_name), (PER_WORKER,), SHARED)
+    assert float(single(mesh.put(x))) == x.mean()
+
+
+def test_replicate_gives_each_worker_a_copy_on_its_device():
+    mesh = rps.worker_mesh(8, 2)
+    tree = mesh.replicate({"a": np.arange(3.0), "b": 7})
+    assert tree["a"].shape == (8, 3)
+    assert tree["b"].shape == (8,)
+    assert tree["a"].sharding.is_equivalent_to(mesh.sharding(), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_workers": 0}, "num_workers=0: expected at least 1"),
+        ({"num_workers": 8, "workers_per_device": 3}, "workers_per_device=3: expected one of 1, 2"),
+        (
+            {"num_workers": 32, "workers_per_device": 2},
+            "workers_per_device=2: expected one of 4, 8",
+        ),
+        ({"num_workers": 8, "workers_per_device": 0}, "workers_per_device=0: expected one of"),
+    ],
+)
+def test_numbers_that_do_not_fit_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rps.worker_mesh(**arguments)

@@ -1,0 +1,58 @@
+"""The metrics, against their definitions in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ways import WAYS, awkward_params
+
+import rps_jax as rps
+
+PLACES = [("vmap", 1), ("vmap", 5), ("shard_map", 8), ("pmap", 3), ("vmap_in_shard_map", 6)]
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_consensus_distance_and_mean_model(way, n):
+    params = awkward_params(n)
+    measure = WAYS[way](
+        lambda axis, p: (rps.consensus_distance(p, axis), rps.mean_model(p, axis)), n
+    )
+    distance, mean = jax.device_get(measure(jax.tree.map(jnp.asarray, params)))
+
+    flat = np.concatenate(
+        [leaf.reshape(n, -1).astype(np.float64) for leaf in jax.tree.leaves(params)], axis=1
+    )
+    expected = np.sqrt(((flat - flat.mean(0)) ** 2).sum(1).mean())
+    np.testing.assert_allclose(distance, np.full(n, expected), rtol=1e-5, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a.astype(np.float64), b.astype(np.float64), rtol=0.02, atol=0.02
+        ),
+        mean,
+        rps.reference.all_reduce(params),
+    )
+
+
+def test_equal_models_are_at_distance_zero():
+    params = {"x": np.ones((8, 5), np.float32), "none": np.zeros((8, 0), np.float32)}
+    distance = WAYS["shard_map"](lambda axis, p: rps.consensus_distance(p, axis), 8)(params)
+    np.testing.assert_array_equal(distance, np.zeros(8))
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize("packets", [None, 3])
+def test_delivered_fraction_counts_links_of_each_phase(way, n, packets):
+    channel = rps.Bernoulli(0.4, 0.2, packets=packets)
+
+    def one_worker(axis, unused):
+        delivery, _, _ = rps.draw_exchange(channel, (), jax.random.key(0), 0, axis)
+        return rps.delivered_fraction(delivery, axis), delivery
+
+    fraction, delivery = jax.device_get(WAYS[way](one_worker, n)(np.zeros(n, np.float32)))
+    links = ~np.eye(n, dtype=bool)
+    for measured, view in (
+        (fraction.reduce_scatter, delivery.sent),
+        (fraction.all_gather, delivery.gathered),
+    ):
+        expected = view[links].mean() if n > 1 else 1.0
+        np.testing.assert_allclose(measured, np.full(n, expected), rtol=1e-6)

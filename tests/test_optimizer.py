@@ -1,0 +1,140 @@
+"""The optax forms: one changed line in a user's chain gives what the averaging rules give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ways import WAYS
+
+import rps_jax as rps
+from rps_jax.keys import key_data, wrap_key
+
+N, SIZE, SEED = 6, 17, 4
+CHANNEL = rps.Bernoulli(0.4)
+PLACES = [("vmap", N), ("shard_map", N), ("pmap", N), ("vmap_in_shard_map", N)]
+
+
+def target(worker):
+    return jnp.arange(SIZE) + worker.astype(jnp.float32)
+
+
+def steps(way, make_optimizer, num_steps, params=None, opt_state=None):
+    """Takes steps on quadratics whose minimum differs from worker to worker."""
+
+    def one_worker(axis, params, opt_state):
+        optimizer = make_optimizer(axis)
+        grads = jax.tree.map(lambda x: x - target(jax.lax.axis_index(axis)), params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    stacked = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * N), tree)  # noqa: E731
+    if params is None:
+        one = {"x": jnp.zeros(SIZE)}
+        params, opt_state = stacked((one, make_optimizer("unbound").init(one)))
+    step = WAYS[way](one_worker, N)
+    for _ in range(num_steps):
+        params, opt_state = step(params, opt_state)
+    return jax.device_get((params, opt_state))
+
+
+def models(axis):
+    return rps.optax_average_models(optax.adam(0.1), CHANNEL, axis, seed=SEED)
+
+
+def gradients(axis):
+    return optax.chain(
+        rps.optax_average_gradients(CHANNEL, axis, seed=SEED, on_miss="zero"), optax.sgd(0.1)
+    )
+
+
+def deliveries(step):
+    key = wrap_key(key_data(SEED))
+    draw = lambda _: rps.draw_exchange(CHANNEL, (), key, step, "w")[:2]  # noqa: E731
+    mapped = jax.vmap(draw, axis_name="w", axis_size=N, out_axes=(0, None))
+    delivery, shift = mapped(jnp.zeros(N))
+    return jax.device_get(delivery), int(shift)
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_models_are_averaged_after_the_whole_chain(way, n):
+    params, _ = steps(way, models, 3)
+
+    local = optax.adam(0.1)
+    expected = {"x": np.zeros((n, SIZE), np.float32)}
+    state = jax.vmap(local.init)(expected)
+    for step in range(3):
+        grads = {"x": expected["x"] - np.stack([target(jnp.int32(i)) for i in range(n)])}
+        updates, state = jax.vmap(local.update)(grads, state)
+        delivery, shift = deliveries(step)
+        moved = optax.apply_updates(expected, updates)
+        expected = rps.reference.average_models(moved, delivery, shift)
+    np.testing.assert_allclose(params["x"], expected["x"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_gradients_are_averaged_before_the_chain(way, n):
+    params, _ = steps(way, gradients, 3)
+    expected = np.zeros((n, SIZE), np.float32)
+    for step in range(3):
+        grads = expected - np.stack([target(jnp.int32(i)) for i in range(n)])
+        delivery, shift = deliveries(step)
+        expected -= np.float32(0.1) * rps.reference.average_gradients(
+            grads, delivery, "zero", shift
+        )
+    np.testing.assert_allclose(params["x"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_missed_is_the_worker_s_own_to_the_bit():
+    alone, _ = steps("vmap", lambda axis: optax.adam(0.1), 4)
+    lost, _ = steps(
+        "vmap", lambda axis: rps.optax_average_models(optax.adam(0.1), rps.Bernoulli(1.0), axis), 4
+    )
+    np.testing.assert_array_equal(alone["x"], lost["x"])
+
+
+@pytest.mark.parametrize("make", [models, gradients])
+def test_a_checkpoint_of_the_optimizer_state_resumes_the_same_losses(make, tmp_path):
+    whole, _ = steps("vmap", make, 5)
+    params, opt_state = steps("vmap", make, 2)
+    leaves, structure = jax.tree.flatten(opt_state)
+    np.savez(tmp_path / "state.npz", *leaves)  # any format that holds arrays will do
+    loaded = np.load(tmp_path / "state.npz")
+    opt_state = jax.tree.unflatten(structure, [jnp.asarray(loaded[key]) for key in loaded])
+    resumed, _ = steps("vmap", make, 3, params, opt_state)
+    np.testing.assert_array_equal(whole["x"], resumed["x"])
+
+
+def test_extra_arguments_reach_the_inner_chain():
+    inner = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(),
+        lambda updates, state, params=None, *, scale, **extra: (
+            jax.tree.map(lambda u: scale * u, updates),
+            state,
+        ),
+    )
+    optimizer = rps.optax_average_models(inner, rps.Lossless(), "w")
+
+    def one_worker(params):
+        updates, _ = optimizer.update(params, optimizer.init(params), params, scale=-0.5)
+        return optax.apply_updates(params, updates)
+
+    result = jax.vmap(one_worker, axis_name="w")(jnp.arange(4.0))
+    np.testing.assert_allclose(result, np.full(4, 0.75), rtol=1e-6)
+
+
+def test_params_are_needed_to_average_models():
+    optimizer = models("w")
+    with pytest.raises(ValueError, match="params=None: expected update"):
+        optimizer.update(jnp.zeros(3), optimizer.init(jnp.zeros(3)))
+
+
+def test_a_channel_with_state_needs_the_number_of_workers():
+    class Stateful(rps.Bernoulli):
+        def init(self, num_workers):
+            return jnp.zeros(num_workers)
+
+    with pytest.raises(ValueError, match="num_workers=None: expected the number of workers, for S"):
+        rps.optax_average_gradients(Stateful(0.1), "w").init({})
+    state = rps.optax_average_gradients(Stateful(0.1), "w", num_workers=5).init({})
+    assert state.channel.shape == (5,)

@@ -1,0 +1,413 @@
+"""The command end to end: small runs, in this process where one of their own is not needed."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+import launch.train
+import launch.training
+from launch.checkpoints import Checkpoints
+from launch.progress import Progress
+from launch.training import Window
+
+ROOT = Path(__file__).parents[1]
+
+# Eleven steps an epoch, forty-four in all.
+SMALL = ("--num-workers", "4", "--batch-size", "32", "--epochs", "4", "--log-every", "3")
+SMALL += ("--checkpoint-every", "1")
+LAST_STEP = 44
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps compiled programs, which are what small runs spend their time on."""
+    before = jax.config.jax_compilation_cache_dir
+    folder = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lets the command run in a process whose devices conftest has started."""
+    monkeypatch.setattr(launch.train, "start_devices", lambda config: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def command(compiled: Path, *argv: str) -> list[str]:
+    return [
+        *("env", f"PYTHONPATH={ROOT}", f"JAX_COMPILATION_CACHE_DIR={compiled}"),
+        *("JAX_PLATFORMS=cpu", sys.executable, "-m", "launch.train", *argv),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    compiled_programs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Runs a small training without interruption; the folder, and what was said."""
+    cwd = tmp_path_factory.mktemp("whole")
+    argv = command(compiled_programs, *SMALL, "--output-dir", "run")
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return cwd / "run", done
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def reproducible(folder: Path) -> list[dict[str, Any]]:
+    """Returns the metrics without the one that the clock decides."""
+    lines = read_metrics(folder)
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+
+
+def assert_same_state(left: Path, right: Path, step: int) -> None:
+    """Compares checkpoints bit for bit."""
+
+    def read(folder: Path) -> Any:
+        checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        items = ocp.args.Composite(state=ocp.args.StandardRestore())
+        return checkpointer.restore(folder / "checkpoints" / str(step), items)["state"]
+
+    left_state, right_state = read(left), read(right)
+    assert jax.tree.structure(left_state) == jax.tree.structure(right_state)
+    for a, b in zip(jax.tree.leaves(left_state), jax.tree.leaves(right_state), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
+    folder, _ = whole
+    assert {entry.name for entry in folder.iterdir()} == {
+        *("config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints")
+    }
+    assert json.loads((folder / "config.json").read_text())["num_workers"] == 4
+
+    lines = read_metrics(folder)
+    always = {"step", "epoch", "train_loss", "consensus_distance", "delivered_fraction"}
+    always |= {"examples_per_second"}
+    at_the_end = {"mean_model_train_loss", "test_loss", "test_accuracy"}
+    assert [line["step"] for line in lines] == [
+        *(3, 6, 9, 11, 14, 17, 20, 22, 25, 28, 31, 33, 36, 39, 42, 44)
+    ]
+    for line in lines:
+        ends = line["step"] % 11 == 0
+        assert line.keys() == (always | at_the_end if ends else always)
+        assert line["epoch"] == pytest.approx(line["step"] / 11, abs=1e-4)
+        assert 0 < line["delivered_fraction"] <= 1
+        assert line["examples_per_second"] > 0
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.items() >= lines[-1].items()
+    assert summary["wall_seconds"] > 0
+    assert summary["versions"].keys() >= {"python", "jax", "rps_jax"}
+    assert summary["test_accuracy"] > 0.8
+
+    with Image.open(folder / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir())
+    assert steps == [22, 33, 44]
+
+
+def test_what_is_said_away_from_a_terminal(whole: tuple[Path, Any]) -> None:
+    folder, done = whole
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("epoch ") for line in lines) == len(read_metrics(folder))
+    assert lines[-1].split() == ["results", f"run{os.sep}"]
+
+
+def test_a_folder_that_holds_a_run_is_refused(
+    whole: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    with pytest.raises(SystemExit) as stop:
+        launch.train.main(["--output-dir", str(folder)])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --output-dir {folder}: expected a new or empty folder")
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Returns when the metrics of a running process have come to a step."""
+    while process.poll() is None:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            if read_metrics(folder)[-1]["step"] >= step:
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"ended before step {step}: {process.communicate()}")
+
+
+def test_killed_stopped_damaged_and_resumed_it_ends_bit_for_bit_the_same(
+    whole: tuple[Path, Any], compiled_programs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a run"
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    killed = subprocess.Popen(
+        command(compiled_programs, *SMALL, "--output-dir", str(folder)), **pipes
+    )
+    wait_for_step(killed, folder, 14)
+    killed.kill()
+    killed.communicate()
+    assert not (folder / "summary.json").exists()
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 9')
+
+    resume = command(compiled_programs, "--resume", "--output-dir", str(folder))
+    stopped = subprocess.Popen(resume, **pipes)
+    wait_for_step(stopped, folder, 25)
+    stopped.terminate()
+    said, complained = stopped.communicate()
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "resuming at step" in said
+    assert complained.startswith("stopped by SIGTERM at step ")
+    assert f"--resume --output-dir '{folder}'" in complained
+
+    newest = Checkpoints(folder / "checkpoints").steps()[-1]
+    assert newest > 22
+    damaged = max((folder / "checkpoints" / str(newest)).rglob("*"), key=lambda p: p.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+
+    done = subprocess.run(resume, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"the checkpoint of step {newest} is damaged" in done.stdout
+
+    assert_same_state(folder, whole[0], LAST_STEP)
+    assert reproducible(folder) == reproducible(whole[0])
+
+
+def run(folder: Path, *argv: str) -> int:
+    return launch.train.main([*argv, "--output-dir", str(folder)])
+
+
+def test_a_finished_run_resumes_to_the_same_summary(
+    whole: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[0], folder)
+    (folder / "summary.json").unlink()
+    assert run(folder, "--resume") == 0
+    before, after = (
+        json.loads((f / "summary.json").read_text()) | {"wall_seconds": 0, "devices": ""}
+        for f in (whole[0], folder)
+    )
+    assert before == after
+    assert "resuming at step 44 of 44" in capsys.readouterr().out
+
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(SystemExit) as stop:
+        run(folder, "--resume")
+    assert stop.value.code == 2
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, when: int, act: Any) -> None:
+    """Does something in the training loop after so many steps."""
+    step = Progress.step
+
+    def patched(self: Progress, steps: int) -> None:
+        step(self, steps)
+        if steps == when:
+            act()
+
+    monkeypatch.setattr(Progress, "step", patched)
+
+
+SHORT = ("--num-workers", "4", "--batch-size", "32", "--epochs", "2", "--log-every", "4")
+
+
+def test_ctrl_c_between_two_lines_of_metrics_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "whole", *SHORT) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: signal.raise_signal(signal.SIGINT))
+        assert run(tmp_path / "stopped", *SHORT) == 128 + signal.SIGINT
+    assert "stopped by SIGINT at step 7 of 22" in capsys.readouterr().err
+    assert run(tmp_path / "stopped", "--resume") == 0
+    assert_same_state(tmp_path / "stopped", tmp_path / "whole", 22)
+    assert reproducible(tmp_path / "stopped") == reproducible(tmp_path / "whole")
+
+
+def test_a_training_that_diverges_says_so_and_ends_with_status_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", *SHORT, "--learning-rate", "1e30") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the ")
+    assert "no checkpoint yet" in line
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_training_that_diverges_keeps_its_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = Window.add
+    count = iter(range(1, 100))
+
+    def with_nan(self: Window, metrics: Any) -> None:
+        add(self, metrics)
+        if next(count) == 15:
+            self.steps[-1][0] = float("nan")
+
+    monkeypatch.setattr(Window, "add", with_nan)
+    assert run(tmp_path / "run", *SHORT, "--checkpoint-every", "1") == 3
+    assert "the checkpoint of step 11 is kept" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [11]
+
+
+def test_workers_that_share_a_device_train_alike(tmp_path: Path) -> None:
+    one_epoch = (*SHORT, "--epochs", "1", "--learning-rate", "0.01")
+    assert run(tmp_path / "apart", *one_epoch) == 0
+    assert run(tmp_path / "together", *one_epoch, "--workers-per-device", "4") == 0
+    apart, together = (read_metrics(tmp_path / name) for name in ("apart", "together"))
+    for one, other in zip(apart, together, strict=True):
+        assert one["delivered_fraction"] == other["delivered_fraction"]
+        for key in ("train_loss", "consensus_distance"):
+            assert one[key] == pytest.approx(other[key], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("flags", "delivered"),
+    [
+        (("--algorithm", "gradient-averaging", "--on-miss", "zero", "--num-workers", "3"), None),
+        (("--algorithm", "all-reduce", "--optimizer", "adam", "--learning-rate", "0.001"), 1.0),
+        (("--algorithm", "local", "--label-skew", "0.3", "--model-state", "local"), 0.0),
+        (("--num-workers", "1", "--dtype", "bfloat16", "--schedule", "step"), 1.0),
+    ],
+)
+def test_every_algorithm_runs(
+    tmp_path: Path, flags: tuple[str, ...], delivered: float | None
+) -> None:
+    assert run(tmp_path / "run", *SHORT, "--epochs", "1", *flags) == 0
+    line = read_metrics(tmp_path / "run")[-1]
+    if delivered is not None:
+        assert line["delivered_fraction"] == delivered
+    assert (line["consensus_distance"] > 0) == (delivered in (None, 0.0))
+
+
+def write_atis(folder: Path, cities: str) -> None:
+    """Writes a tiny corpus in which every word of `cities` is a place."""
+    for split, repeats in (("train", 12), ("test", 3)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        rows = [(f"fly to {city} now", "O O B-city O", "flight") for city in cities.split()]
+        rows += [(f"what is {city}", "O O B-city", "city") for city in cities.split()]
+        for name, lines in zip(
+            ("seq.in", "seq.out", "label"), zip(*rows, strict=True), strict=True
+        ):
+            (folder / split / name).write_text("".join(f"{x}\n" for x in lines * repeats))
+
+
+def test_atis_and_its_resume_on_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_atis(tmp_path / "atis", "rome oslo")
+    flags = ("--preset", "atis-lstm", "--data-path", str(tmp_path / "atis"), "--num-workers", "2")
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+        assert run(tmp_path / "run", *flags, "--log-every", "1") == 128 + signal.SIGTERM
+    lines = read_metrics(tmp_path / "run")
+    assert 0 <= lines[5]["test_slot_f1"] <= 1
+
+    capsys.readouterr()
+    write_atis(tmp_path / "atis", "rome oslo bern")
+    assert run(tmp_path / "run", "--resume") == 1
+    assert "does not fit this run" in capsys.readouterr().err
+    write_atis(tmp_path / "atis", "bern rome")
+    labels = tmp_path / "atis" / "train" / "label"
+    labels.write_text(labels.read_text().replace("flight", "city", 1))
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "run", "--resume")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --data-path: expected the data that")
+
+    write_atis(tmp_path / "atis", "rome oslo")
+    assert run(tmp_path / "run", "--resume") == 0
+    assert "test slot f1" in capsys.readouterr().out
+
+
+def test_cifar_from_a_tree_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 8, 3), np.uint8)
+    for i, split in enumerate(("train", "test")):
+        for j, cls in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / split / cls
+            folder.mkdir(parents=True)
+            for k in range(8):
+                Image.fromarray(pixels[i, j, k]).save(folder / f"{k}.png")
+    flags = ("--preset", "cifar10-resnet20", "--data-path", str(tmp_path / "images"))
+    flags += ("--num-workers", "2", "--batch-size", "4", "--epochs", "1")
+    assert run(tmp_path / "run", *flags) == 0
+    assert "ResNet-20 on images of images, 16 training examples" in capsys.readouterr().out
+    assert "test_accuracy" in read_metrics(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--num-workers", "1443"), "--num-workers 1443: expected at most 1442"),
+        (("--batch-size", "91"), "--batch-size 91: expected at most 90"),
+        (("--epochs", "1000000000000"), "--epochs 1000000000000: expected at most"),
+        (("--preset", "atis-lstm", "--data-path", "absent"), "--data-path absent: found no such"),
+        (("--preset", "cifar10-resnet20", "--data-path", "absent"), "--data-path absent: found no"),
+        (("--output-dir", "file"), "--output-dir file: expected a folder, found a file"),
+        (("--output-dir", "file/run"), "--output-dir file/run: expected a folder that can"),
+    ],
+)
+def test_what_the_data_or_the_disk_rule_out_is_refused_in_one_line(
+    argv: tuple[str, ...],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        launch.train.main(list(argv))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected}")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fails_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / ("x" * 300), *SHORT) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "File name too long" in line
+
+
+def test_ctrl_c_before_the_training_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.training, "make_task", interrupt)
+    assert run(tmp_path / "run", *SHORT) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,215 @@
+"""The step of one worker: every algorithm against its definition, and its state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rps_jax as rps
+from rps_jax import PER_WORKER, SHARED, reference
+from rps_jax.keys import wrap_key
+from rps_jax.train_step import ALGORITHMS
+
+N, SIZE, RATE = 8, 20, 0.1
+CHANNEL = rps.Bernoulli(0.3)
+
+
+def loss_fn(params, model_state, batch, key):
+    """A quadratic whose gradient is `params - batch`; its state counts calls and keeps a mean."""
+    del key
+    loss = 0.5 * jnp.sum((params["x"] - batch) ** 2)
+    mean = 0.9 * model_state["mean"] + 0.1 * batch.mean()
+    return loss, {"mean": mean, "calls": model_state["calls"] + 1}
+
+
+def params():
+    return {"x": jnp.arange(SIZE, dtype=jnp.float32)}
+
+
+def batches(step):
+    return np.random.default_rng(step).normal(size=(N, SIZE)).astype(np.float32)
+
+
+def start(optimizer, channel=CHANNEL, seed=0):
+    model_state = {"mean": jnp.float32(0), "calls": jnp.int32(0)}
+    return rps.init_train_state(params(), model_state, optimizer, channel, N, seed)
+
+
+def run(num_steps, workers_per_device=1, optimizer=None, channel=CHANNEL, state=None, **options):
+    optimizer = optimizer or optax.sgd(RATE)
+    mesh = rps.worker_mesh(N, workers_per_device)
+    step = mesh.spmd(
+        rps.make_train_step(loss_fn, optimizer, channel, mesh.axis_name, **options),
+        in_specs=(PER_WORKER, PER_WORKER),
+        out_specs=(PER_WORKER, SHARED),
+    )
+    state = mesh.replicate(start(optimizer, channel)) if state is None else state
+    metrics = None
+    for _ in range(num_steps):
+        state, metrics = step(state, mesh.put(batches(int(np.asarray(state.step)[0]))))
+    return jax.device_get((state, metrics))
+
+
+def deliveries(step, assignment="random"):
+    """The losses that the step with this number suffers, from the seed alone."""
+    exchange_key, _ = jax.random.split(wrap_key(start(optax.sgd(RATE)).key))
+
+    def one_worker(_):
+        return rps.draw_exchange(CHANNEL, (), exchange_key, step, "w", assignment)[:2]
+
+    delivery, shift = jax.vmap(one_worker, axis_name="w", axis_size=N, out_axes=(0, None))(
+        jnp.zeros(N)
+    )
+    return jax.device_get(delivery), int(shift)
+
+
+def by_hand(num_steps, algorithm, on_miss="own", model_state="exchange", assignment="random"):
+    """The same training in NumPy, from the reference rules."""
+    x = np.tile(np.arange(SIZE, dtype=np.float32), (N, 1))
+    mean, calls = np.zeros(N, np.float32), np.zeros(N, np.int32)
+    for step in range(num_steps):
+        batch = batches(step)
+        delivery, shift = deliveries(step, assignment)
+        grads = x - batch
+        state = {"mean": 0.9 * mean + 0.1 * batch.mean(1), "calls": calls + 1}
+        missed = {"own": grads, "zero": np.zeros_like(grads)}[on_miss]
+        if algorithm == "gradient-averaging":
+            sent, otherwise = {"x": grads}, {"x": missed}
+        else:
+            sent = otherwise = {"x": x - np.float32(RATE) * grads}
+        if model_state == "exchange":
+            sent, otherwise = (sent, state), (otherwise, state)
+        if algorithm == "all-reduce":
+            result = reference.all_reduce(sent)
+        elif algorithm == "local":
+            result = otherwise if model_state == "local" else ({"x": sent[0]["x"]}, state)
+        else:
+            result = reference._exchange(sent, otherwise, delivery, shift)
+        new, state = result if model_state == "exchange" else (result, state)
+        x = x - np.float32(RATE) * new["x"] if algorithm == "gradient-averaging" else new["x"]
+        mean, calls = state["mean"], state["calls"]
+    return x, mean, calls
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("model_state", ["exchange", "local"])
+def test_each_algorithm_is_its_definition(algorithm, model_state):
+    state, _ = run(3, algorithm=algorithm, model_state_policy=model_state)
+    x, mean, calls = by_hand(3, algorithm, model_state=model_state)
+    np.testing.assert_allclose(state.params["x"], x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state.model_state["mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(state.model_state["calls"], calls)
+
+
+def test_gradient_averaging_can_apply_nothing_on_a_miss():
+    state, _ = run(3, algorithm="gradient-averaging", on_miss="zero")
+    x, _, _ = by_hand(3, "gradient-averaging", on_miss="zero")
+    np.testing.assert_allclose(state.params["x"], x, rtol=1e-5, atol=1e-5)
+
+
+def test_the_assignment_can_be_fixed():
+    state, _ = run(2, assignment="fixed")
+    x, _, _ = by_hand(2, "rps", assignment="fixed")
+    np.testing.assert_allclose(state.params["x"], x, rtol=1e-5, atol=1e-5)
+
+
+def test_without_loss_models_and_gradients_agree():
+    """With plain SGD, averaging models is averaging gradients while the models are equal."""
+    runs = [
+        run(4, channel=rps.Lossless(), algorithm=algorithm)[0].params["x"]
+        for algorithm in ("rps", "gradient-averaging", "all-reduce")
+    ]
+    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(runs[0], runs[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers_per_device", [2, 8])
+def test_placement_changes_nothing(workers_per_device):
+    spread, metrics = run(3, 1)
+    packed, packed_metrics = run(3, workers_per_device)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        (spread, metrics),
+        (packed, packed_metrics),
+    )
+    # The losses are the same to the bit.
+    np.testing.assert_array_equal(metrics.delivered, packed_metrics.delivered)
+
+
+def test_metrics_tell_the_truth_of_the_network():
+    delivered = {
+        algorithm: np.mean(run(1, algorithm=algorithm)[1].delivered) for algorithm in ALGORITHMS
+    }
+    assert delivered["all-reduce"] == 1
+    assert delivered["local"] == 0
+    assert 0.5 < delivered["rps"] == delivered["gradient-averaging"] < 0.9
+
+
+def test_optimizer_state_stays_with_its_worker():
+    state, _ = run(2, optimizer=optax.sgd(RATE, momentum=0.9))
+    trace = jax.tree.leaves(state.opt_state)[0]
+    assert trace.shape == (N, SIZE)
+    assert len(np.unique(trace[:, 0])) == N
+
+
+def test_a_state_resumes_where_it_was():
+    whole, _ = run(5)
+    half, _ = run(2)
+    resumed, _ = run(3, state=rps.worker_mesh(N, 1).put(half))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_a_step_compiles_once():
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return loss_fn(*args)
+
+    mesh = rps.worker_mesh(N, 1)
+    optimizer = optax.sgd(RATE)
+    step = mesh.spmd(
+        rps.make_train_step(counted, optimizer, CHANNEL, mesh.axis_name),
+        in_specs=(PER_WORKER, PER_WORKER),
+        out_specs=(PER_WORKER, SHARED),
+    )
+    state = mesh.replicate(start(optimizer))
+    state, _ = step(state, mesh.put(batches(0)))
+    once = len(traces)
+    for number in range(1, 4):
+        state, _ = step(state, mesh.put(batches(number)))
+    assert len(traces) == once
+
+
+def test_workers_and_steps_have_keys_of_their_own():
+    def loss_is_noise(params, model_state, batch, key):
+        return jax.random.uniform(key) + 0 * params["x"].sum(), {"noise": jax.random.uniform(key)}
+
+    mesh = rps.worker_mesh(N, 1)
+    optimizer = optax.sgd(RATE)
+    make = rps.make_train_step(
+        loss_is_noise, optimizer, CHANNEL, mesh.axis_name, model_state_policy="local"
+    )
+    step = mesh.spmd(make, (PER_WORKER, PER_WORKER), (PER_WORKER, SHARED))
+    one = rps.init_train_state(params(), {"noise": jnp.float32(0)}, optimizer, CHANNEL, N)
+    state = mesh.replicate(one)
+    seen = []
+    for _ in range(3):
+        state, _ = step(state, mesh.put(batches(0)))
+        seen.extend(np.asarray(state.model_state["noise"]).tolist())
+    assert len(set(seen)) == 3 * N
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": "push-pull"}, "algorithm='push-pull': expected one of rps, gradient-"),
+        ({"model_state_policy": "drop"}, "model_state_policy='drop': expected one of exchange"),
+        ({"on_miss": "skip", "algorithm": "gradient-averaging"}, "on_miss='skip': expected one"),
+        ({"assignment": "sticky"}, "assignment='sticky': expected one of random, fixed"),
+    ],
+)
+def test_bad_arguments_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(1, **options)
