@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.command_line import UsageError, fail, parse_command
+from launch.command_line import UsageError, expect, fail, read_command
 from launch.devices import start_devices
 
 
@@ -34,14 +34,13 @@ class BenchConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     try:
-        config = parse_command(BenchConfig, "launch.bench", argv, BenchConfig())
-        for flag, value in (
-            ("num-workers", config.num_workers),
+        config = read_command(BenchConfig, "launch.bench", argv, BenchConfig())
+        for name, value in (
+            ("num_workers", config.num_workers),
             ("rounds", config.rounds),
-            ("num-parameters", min(config.num_parameters, default=0)),
+            ("num_parameters", min(config.num_parameters, default=0)),
         ):
-            if value < 1:
-                raise UsageError(f"--{flag} {value}: expected at least 1")
+            expect(name, value, value >= 1, "at least 1")
     except UsageError as error:
         fail(error)
     start_devices(config.num_workers, config.workers_per_device)

@@ -1,18 +1,18 @@
 """What can be chosen for a run: one frozen dataclass, its presets, and its typed command line."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import tyro
+
+from launch.command_line import UsageError, expect, read_command, refuse
+
+PROG = "launch.train"
 
 Preset = Literal["digits", "cifar10-resnet20", "cifar10-resnet110", "atis-lstm"]
 
@@ -24,10 +24,6 @@ def _optional(metavar: str, if_none: str) -> Any:
         return f"(default: {if_none if default == 'None' else default})"
 
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
-
-class UsageError(Exception):
-    """A command line that cannot be run; the message is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +143,11 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     """
     # The first reading is for the flags that decide the defaults of all others.
     helps = {"-h", "--help"}
-    asked = _read([x for x in argv if x not in helps], PRESETS["digits"])
+    asked = read_command(TrainConfig, PROG, [x for x in argv if x not in helps], PRESETS["digits"])
     defaults = PRESETS[asked.preset]
     if helps.isdisjoint(argv) and asked.resume and asked.output_dir is not None:
         defaults = dataclasses.replace(stored_config(asked.output_dir), resume=False)
-    config = _read(argv, defaults)
+    config = read_command(TrainConfig, PROG, argv, defaults)
     if config.resume and config.output_dir is not None:
         _check_unchanged(config, defaults)
     check(config)
@@ -160,39 +156,39 @@ def parse(argv: Sequence[str]) -> TrainConfig:
 
 def check(config: TrainConfig) -> None:
     """Raises `UsageError` for a value that no run can have."""
-    _expect("num_workers", config.num_workers, config.num_workers >= 1, "at least 1")
+    expect("num_workers", config.num_workers, config.num_workers >= 1, "at least 1")
     for name in ("drop_rate", "all_gather_drop_rate"):
         rate = getattr(config, name)
-        _expect(name, rate, rate is None or 0 <= rate <= 1, "a probability in [0, 1]")
+        expect(name, rate, rate is None or 0 <= rate <= 1, "a probability in [0, 1]")
     for name in ("epochs", "batch_size", "checkpoint_every", "log_every"):
         count = getattr(config, name)
-        _expect(name, count, count >= 1, "at least 1")
+        expect(name, count, count >= 1, "at least 1")
     for name in ("packets", "workers_per_device"):
         count = getattr(config, name)
-        _expect(name, count, count is None or count >= 1, "at least 1")
+        expect(name, count, count is None or count >= 1, "at least 1")
     rate = config.learning_rate
-    _expect("learning_rate", rate, 0 < rate < math.inf, "a positive number")
-    _expect("momentum", config.momentum, 0 <= config.momentum < 1, "a number in [0, 1)")
+    expect("learning_rate", rate, 0 < rate < math.inf, "a positive number")
+    expect("momentum", config.momentum, 0 <= config.momentum < 1, "a number in [0, 1)")
     decay = config.weight_decay
-    _expect("weight_decay", decay, 0 <= decay < math.inf, "a number of at least 0")
+    expect("weight_decay", decay, 0 <= decay < math.inf, "a number of at least 0")
     for name in ("clip_norm", "label_skew"):
         value = getattr(config, name)
-        _expect(name, value, value is None or 0 < value < math.inf, "a positive number")
-    _expect("seed", config.seed, 0 <= config.seed < 2**32, "an integer in [0, 2^32)")
+        expect(name, value, value is None or 0 < value < math.inf, "a positive number")
+    expect("seed", config.seed, 0 <= config.seed < 2**32, "an integer in [0, 2^32)")
 
     per_device = config.workers_per_device
     if per_device is not None and config.num_workers % per_device:
-        _refuse("workers_per_device", per_device, f"a divisor of {config.num_workers} workers")
+        refuse("workers_per_device", per_device, f"a divisor of {config.num_workers} workers")
     if config.preset == "digits" and config.data_path is not None:
-        _refuse("data_path", config.data_path, "nothing: the digits come with scikit-learn")
+        refuse("data_path", config.data_path, "nothing: the digits come with scikit-learn")
     if config.preset == "atis-lstm" and config.data_path is None:
-        _refuse("data_path", None, "the folder of ATIS: train/ and test/, with seq.in, seq.out")
+        refuse("data_path", None, "the folder of ATIS: train/ and test/, with seq.in, seq.out")
     if config.download and not config.preset.startswith("cifar10"):
-        _refuse("download", True, "a CIFAR-10 preset; no other data is downloaded")
+        refuse("download", True, "a CIFAR-10 preset; no other data is downloaded")
     if config.download and config.data_path is not None:
-        _refuse("download", True, "no --data-path beside it")
+        refuse("download", True, "no --data-path beside it")
     if config.resume and config.output_dir is None:
-        _refuse("resume", True, "--output-dir, the folder of the run to go on with")
+        refuse("resume", True, "--output-dir, the folder of the run to go on with")
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -226,71 +222,11 @@ def stored_config(output_dir: Path) -> TrainConfig:
         raise UsageError(f"--resume: {path} cannot be read ({error})") from None
 
 
-def fail(error: Exception | str) -> NoReturn:
-    """Ends the program as a bad command line does: one line on stderr, status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _read(argv: Sequence[str], defaults: TrainConfig) -> TrainConfig:
-    """Returns what a command line says, with defaults for what it does not say."""
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            return tyro.cli(
-                TrainConfig,
-                prog="python -m launch.train",
-                args=list(argv),
-                default=defaults,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(messages.getvalue())) from None
-
-
 def _check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
     for field in dataclasses.fields(TrainConfig):
         old, new = getattr(stored, field.name), getattr(config, field.name)
         if field.name not in MAY_CHANGE_ON_RESUME and old != new:
-            _refuse(field.name, new, f"{old}, as the run in {config.output_dir} has it")
-
-
-def _expect(name: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds:
-        _refuse(name, value, expected)
-
-
-def _refuse(name: str, value: Any, expected: str) -> NoReturn:
-    flag = "--" + name.replace("_", "-")
-    shown = "" if value is True or value is None else f" {value}"
-    raise UsageError(f"{flag}{shown}: expected {expected}")
-
-
-# What tyro says, in the words of the other messages.
-_REWORDINGS = (
-    (r"Error parsing (--[\w-]+): .*\bint\b.*: '(.*)'", r"\1 \2: expected an integer"),
-    (r"Error parsing (--[\w-]+): .*\bfloat\b.*: '(.*)'", r"\1 \2: expected a number"),
-    (r"invalid choice '(.*)' for argument '(.*)'\. Expected (.*)\.", r"\2 \1: expected \3"),
-    (r"Missing value for argument '(.*)'\. Expected 1 values\.", r"\1: expected a value"),
-    (r"Unrecognized options: (.*)", r"\1: expected the options that --help lists"),
-)
-
-
-def _one_line(boxed: str) -> str:
-    """Returns the message of tyro's box, which precedes a rule and advice on `--help`."""
-    lines: list[str] = []
-    for line in boxed.splitlines():
-        text = line.strip("│╭╮╰╯ ")
-        if text.startswith("──") and lines:
-            break
-        if text and not line.startswith("╭"):
-            lines.append(text)
-    text = " ".join(lines) or "the command line cannot be read"
-    for pattern, rewording in _REWORDINGS:
-        text = re.sub(f"^{pattern}$", rewording, text)
-    return text
+            refuse(field.name, new, f"{old}, as the run in {config.output_dir} has it")
 
 
 def default_output_dir(config: TrainConfig, now: str) -> Path:

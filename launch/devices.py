@@ -4,25 +4,24 @@ import os
 
 import jax
 
-from launch.config import TrainConfig
-
 _MOST_HOST_DEVICES = 32
 """Beyond this many, workers share the host devices, unless it is said otherwise: each device costs
 threads and a share of the cores."""
 
 
-def start_devices(config: TrainConfig) -> None:
+def start_devices(num_workers: int, workers_per_device: int | None) -> None:
     """Splits the CPU into as many devices as there are workers, where the CPU is what there is.
 
     To be called before anything asks JAX for its devices.
 
     Args:
-        config: Says how many workers there are, and how many may share a device.
+        num_workers: How many workers there are.
+        workers_per_device: How many share a device; None for as few as possible.
     """
-    if config.workers_per_device is None:
-        wanted = min(config.num_workers, _MOST_HOST_DEVICES)
+    if workers_per_device is None:
+        wanted = min(num_workers, _MOST_HOST_DEVICES)
     else:
-        wanted = config.num_workers // config.workers_per_device
+        wanted = num_workers // workers_per_device
     jax.config.update("jax_num_cpu_devices", wanted)
     # Many devices on few cores wait for one another: let a starved thread be late.
     patience = (

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.config import CONFIG_FILE, TrainConfig, UsageError, to_json
+from launch.command_line import UsageError
+from launch.config import CONFIG_FILE, TrainConfig, to_json
 
 METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curves.png"
 CHECKPOINTS = "checkpoints"

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from launch.command_line import UsageError, fail, parse_command
+from launch.command_line import UsageError, expect, fail, read_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,40 +32,37 @@ class TheoryConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     try:
-        config = parse_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
+        config = read_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
         _check(config)
     except UsageError as error:
         fail(error)
 
     import rps_jax as rps
 
-    print(f"{'':>16}  {'contraction':^32}  {'drift of the mean':^26}")
-    print(f"{'workers':>7}  {'lost':>7}  {'predicted':>10}  {'measured':>20}  ", end="")
-    print(f"{'predicted':>10}  {'measured':>20}")
+    print(f"{'':>13}  {'contraction':^29}  {'drift of the mean':^29}")
+    columns = f"{'predicted':>9}  {'measured':>18}"
+    print(f"{'workers':>7} {'lost':>5}  {columns}  {columns}")
     for num_workers in config.num_workers:
         for drop_rate in config.drop_rates:
             channel = rps.Bernoulli(drop_rate)
             found = rps.theory.measure(channel, num_workers, config.num_exchanges, config.seed)
             print(
-                f"{num_workers:7d}  {drop_rate:7.3g}  "
-                f"{rps.theory.contraction(num_workers, drop_rate):10.6f}  "
-                f"{found.contraction:10.6f} ±{found.contraction_error:.6f}  "
-                f"{rps.theory.drift(num_workers, drop_rate):10.6f}  "
-                f"{found.drift:10.6f} ±{found.drift_error:.6f}",
+                f"{num_workers:7d} {drop_rate:5.3g}  "
+                f"{rps.theory.contraction(num_workers, drop_rate):9.6f}  "
+                f"{found.contraction:8.6f} ±{found.contraction_error:8.6f}  "
+                f"{rps.theory.drift(num_workers, drop_rate):9.6f}  "
+                f"{found.drift:8.6f} ±{found.drift_error:8.6f}",
                 flush=True,
             )
     return 0
 
 
 def _check(config: TheoryConfig) -> None:
-    for num_workers in config.num_workers:
-        if num_workers < 2:
-            raise UsageError(f"--num-workers {num_workers}: expected at least 2")
-    for drop_rate in config.drop_rates:
-        if not 0 <= drop_rate <= 1:
-            raise UsageError(f"--drop-rates {drop_rate}: expected a probability in [0, 1]")
-    if config.num_exchanges < 2:
-        raise UsageError(f"--num-exchanges {config.num_exchanges}: expected at least 2")
+    for n in config.num_workers:
+        expect("num_workers", n, n >= 2, "at least 2")
+    for rate in config.drop_rates:
+        expect("drop_rates", rate, 0 <= rate <= 1, "probabilities in [0, 1]")
+    expect("num_exchanges", config.num_exchanges, config.num_exchanges >= 2, "at least 2")
 
 
 if __name__ == "__main__":

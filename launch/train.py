@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from data import DataError, Source, atis, cifar10, digits
-from launch.config import TrainConfig, UsageError, default_output_dir, fail, parse
+from launch.command_line import UsageError, fail
+from launch.config import TrainConfig, default_output_dir, parse
 from launch.devices import start_devices
 from launch.run_folder import RunFolder
 
@@ -47,14 +48,14 @@ def _run(argv: Sequence[str]) -> int:
         folder = RunFolder(config.output_dir or default_output_dir(config, now))
         if not config.resume:
             folder.check_is_free()
-        source = _find_data(config)
+        source = find_data(config)
         _check_enough(config, source.num_train)
     except DataError as error:
         fail(f"--data-path {error}" if config.data_path else error)
     except UsageError as error:
         fail(error)
 
-    start_devices(config)
+    start_devices(config.num_workers, config.workers_per_device)
     from launch.checkpoints import CheckpointError
     from launch.training import Diverged, Stopped, train
 
@@ -77,7 +78,8 @@ def _run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _find_data(config: TrainConfig) -> Source:
+def find_data(config: TrainConfig) -> Source:
+    """Finds the data of a preset, checked and not loaded yet."""
     if config.preset == "digits":
         return digits.find()
     if config.preset == "atis-lstm":

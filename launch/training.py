@@ -14,7 +14,8 @@ import numpy as np
 import rps_jax as rps
 from data import Source, partition
 from launch.checkpoints import Checkpoints
-from launch.config import TrainConfig, UsageError
+from launch.command_line import UsageError
+from launch.config import TrainConfig
 from launch.curves import draw_curves
 from launch.interrupts import Interrupts
 from launch.programs import Programs, make_optimizer, named_key
@@ -114,7 +115,9 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     channel = rps.Bernoulli(config.drop_rate, config.all_gather_drop_rate, config.packets)
     optimizer = make_optimizer(config, steps_per_epoch)
     programs = Programs(config, mesh, task, optimizer, channel, steps_per_epoch)
-    params, model_state = jax.jit(task.init)(named_key(config.seed, "model"))
+    # Run once: compiling it well would take longer than running it.
+    init = jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 0})
+    params, model_state = init(named_key(config.seed, "model"))
     state = mesh.replicate(
         rps.init_train_state(
             params, model_state, optimizer, channel, config.num_workers, config.seed

@@ -32,21 +32,21 @@ def average_models(
     """RPS: averages the workers' models block by block; what is missed stays the worker's own.
 
     Args:
-      params: this worker's pytree of arrays, floating, complex or integer, of any shapes. On
-        devices, each dtype costs one reduce-scatter and one all-gather.
-      delivery: what arrived, as this worker sees it: fields `[num_workers]` or
-        `[num_workers, packets]`, bool.
-      axis_name: the worker axis, or a tuple of axes, outermost first.
-      shift: int32 scalar, the same on every worker: block j is served by worker
-        (j + shift) mod num_workers. May be traced.
+        params: this worker's pytree of arrays, floating, complex or integer, of any shapes. On
+            devices, each dtype costs one reduce-scatter and one all-gather.
+        delivery: what arrived, as this worker sees it: fields `[num_workers]` or
+            `[num_workers, packets]`, bool.
+        axis_name: the worker axis, or a tuple of axes, outermost first.
+        shift: int32 scalar, the same on every worker: block j is served by worker
+            (j + shift) mod num_workers. May be traced.
 
     Returns:
-      The same structure, shapes and dtypes: every coordinate is the average of those that arrived
-      at its server, or this worker's own.
+        The same structure, shapes and dtypes: every coordinate is the average of those that arrived
+        at its server, or this worker's own.
 
     Raises:
-      ValueError: an unbound axis, or a delivery or shift of the wrong shape or dtype.
-      TypeError: a leaf that has no average (a boolean, a PRNG key).
+        ValueError: an unbound axis, or a delivery or shift of the wrong shape or dtype.
+        TypeError: a leaf that has no average (a boolean, a PRNG key).
 
     >>> workers = jnp.arange(4)
     >>> params = {"w": jnp.arange(4.0)}  # one scalar each
@@ -70,18 +70,18 @@ def average_gradients(
     The models are never re-synchronised: replicas that miss different gradients drift apart.
 
     Args:
-      grads: this worker's pytree of arrays.
-      delivery: as for `average_models`.
-      axis_name: the worker axis, or a tuple of axes, outermost first.
-      on_miss: what stands in for an average that did not arrive: the worker's "own" gradient, or
-        "zero".
-      shift: as for `average_models`.
+        grads: this worker's pytree of arrays.
+        delivery: as for `average_models`.
+        axis_name: the worker axis, or a tuple of axes, outermost first.
+        on_miss: what stands in for an average that did not arrive: the worker's "own" gradient, or
+            "zero".
+        shift: as for `average_models`.
 
     Returns:
-      The same structure, shapes and dtypes.
+        The same structure, shapes and dtypes.
 
     Raises:
-      ValueError, TypeError: as `average_models`, or an unknown `on_miss`.
+        ValueError, TypeError: as `average_models`, or an unknown `on_miss`.
     """
     return average_or_else(grads, gradient_on_miss(grads, on_miss), delivery, axis_name, shift)
 
@@ -90,14 +90,14 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
     """The reliable baseline: `jax.lax.pmean` that keeps every leaf's dtype.
 
     Args:
-      params: this worker's pytree of arrays.
-      axis_name: the worker axis, or a tuple of axes.
+        params: this worker's pytree of arrays.
+        axis_name: the worker axis, or a tuple of axes.
 
     Returns:
-      The same structure, shapes and dtypes, equal on every worker.
+        The same structure, shapes and dtypes, equal on every worker.
 
     Raises:
-      ValueError: an unbound axis.
+        ValueError: an unbound axis.
     """
     num_workers = axis_size(axis_name)
     _check_leaves(params)

@@ -14,7 +14,7 @@ def axis_sizes(axis_name: AxisName) -> tuple[int, ...]:
     """Returns the size of each axis, outermost first.
 
     Raises:
-      ValueError: an axis that no surrounding vmap, pmap or shard_map has named.
+        ValueError: an axis that no surrounding vmap, pmap or shard_map has named.
     """
     sizes = []
     for name in axis_names(axis_name):

@@ -16,13 +16,13 @@ def to_blocks(
     cut; so block j holds a contiguous share of every dtype.
 
     Args:
-      tree: any pytree of arrays: of any shapes (scalars and empty ones too) and any dtypes.
-      num_blocks: at least 1.
-      packets: packets a block, at least 1.
+        tree: any pytree of arrays: of any shapes (scalars and empty ones too) and any dtypes.
+        num_blocks: at least 1.
+        packets: packets a block, at least 1.
 
     Returns:
-      `(blocks, from_blocks)`: one array `[num_blocks, packets, elements]` for each dtype that holds
-      any element, in the order of first appearance; and the exact inverse.
+        `(blocks, from_blocks)`: one array `[num_blocks, packets, elements]` for each dtype that
+        holds any element, in the order of first appearance; and the exact inverse.
 
     >>> blocks, from_blocks = to_blocks({"a": jnp.arange(5.0), "b": jnp.float32(7)}, num_blocks=4)
     >>> [block.shape for block in blocks]

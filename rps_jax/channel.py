@@ -32,9 +32,9 @@ class Delivery(NamedTuple):
     cut into packets that are lost one by one. A worker's own messages always arrive.
 
     Attributes:
-      sent: reduce-scatter; my block for server j reached j.
-      received: reduce-scatter; worker i's block reached me, its server.
-      gathered: all-gather; server j's average reached me.
+        sent: reduce-scatter; my block for server j reached j.
+        received: reduce-scatter; worker i's block reached me, its server.
+        gathered: all-gather; server j's average reached me.
     """
 
     sent: jax.Array
@@ -55,13 +55,13 @@ class Channel(Protocol):
         """Draws one exchange as `worker` sees it.
 
         Args:
-          state: this worker's channel state.
-          key: the key of this exchange, the same on every worker.
-          worker: int32 scalar, this worker's index; may be traced.
-          num_workers: how many workers take part.
+            state: this worker's channel state.
+            key: the key of this exchange, the same on every worker.
+            worker: int32 scalar, this worker's index; may be traced.
+            num_workers: how many workers take part.
 
         Returns:
-          The delivery, and the state for the next exchange.
+            The delivery, and the state for the next exchange.
         """
         ...
 
@@ -75,11 +75,11 @@ def sample_links(
     """Asks `arrives` about every link that touches `worker`; the body of a memoryless channel.
 
     Args:
-      arrives: `(phase, link_key, source, destination) -> bool`, a scalar or `[packets]`. It is
-        asked at both ends of a link, with the same arguments.
-      key: the key of this exchange, the same on every worker.
-      worker: int32 scalar, this worker's index.
-      num_workers: how many workers take part.
+        arrives: `(phase, link_key, source, destination) -> bool`, a scalar or `[packets]`. It is
+            asked at both ends of a link, with the same arguments.
+        key: the key of this exchange, the same on every worker.
+        worker: int32 scalar, this worker's index.
+        num_workers: how many workers take part.
     """
 
     def link(phase: int, source: jax.Array, destination: jax.Array) -> jax.Array:
@@ -105,13 +105,13 @@ class Bernoulli:
     """Every message is dropped independently, as in the paper.
 
     Attributes:
-      drop_rate: probability in [0, 1] that a message is dropped. May be traced.
-      all_gather_drop_rate: the same for the all-gather, where it differs from the reduce-scatter.
-      packets: how many packets a message is cut into, each dropped by itself; None drops messages
-        whole.
+        drop_rate: probability in [0, 1] that a message is dropped. May be traced.
+        all_gather_drop_rate: the same for the all-gather, where it differs from the reduce-scatter.
+        packets: how many packets a message is cut into, each dropped by itself; None drops messages
+            whole.
 
     Raises:
-      ValueError: a rate outside [0, 1], or fewer than one packet.
+        ValueError: a rate outside [0, 1], or fewer than one packet.
 
     >>> channel = Bernoulli(drop_rate=0.1)
     >>> delivery, state = channel.sample((), jax.random.key(0), worker=3, num_workers=16)
@@ -185,17 +185,17 @@ def draw_exchange(
     A pure function of (channel, state, key, step): the same on any placement of the workers.
 
     Args:
-      channel: where loss comes from.
-      state: this worker's channel state.
-      key: the key of the whole run, the same on every worker.
-      step: int32 scalar, the number of this step.
-      axis_name: the worker axis, or a tuple of axes.
-      assignment: "random" draws anew at each step which worker serves which block; "fixed" has
-        worker j serve block j always.
+        channel: where loss comes from.
+        state: this worker's channel state.
+        key: the key of the whole run, the same on every worker.
+        step: int32 scalar, the number of this step.
+        axis_name: the worker axis, or a tuple of axes.
+        assignment: "random" draws anew at each step which worker serves which block; "fixed" has
+            worker j serve block j always.
 
     Returns:
-      `(delivery, shift, state)`: the first two are what `average_models` takes, the last is the
-      channel state for the next step.
+        `(delivery, shift, state)`: the first two are what `average_models` takes, the last is the
+        channel state for the next step.
     """
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"assignment={assignment!r}: expected one of {', '.join(ASSIGNMENTS)}")

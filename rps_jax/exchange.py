@@ -17,13 +17,13 @@ def masked_reduce_scatter(
     """Averages what reaches each block's server, dividing by the number that does.
 
     Args:
-      blocks_WxPxE: this worker's blocks.
-      sent_WxP: bool; which of its packets reach their servers.
-      axis_name: the worker axis, or a tuple of axes, outermost first.
+        blocks_WxPxE: this worker's blocks.
+        sent_WxP: bool; which of its packets reach their servers.
+        axis_name: the worker axis, or a tuple of axes, outermost first.
 
     Returns:
-      `[P, E]`: the average of the block whose number is this worker's. Floats of 16 bits or fewer
-      are summed in float32 and rounded once; integers are rounded to the nearest.
+        `[P, E]`: the average of the block whose number is this worker's. Floats of 16 bits or fewer
+        are summed in float32 and rounded once; integers are rounded to the nearest.
     """
     dtype = blocks_WxPxE.dtype
     # A one travels with every packet, so that the sum arrives with the number of its terms.
@@ -40,13 +40,13 @@ def masked_all_gather(
     """Gathers every block's average, and puts `otherwise` where it did not arrive.
 
     Args:
-      average_PxE: the average of the block whose number is this worker's.
-      otherwise_WxPxE: what this worker falls back to.
-      gathered_WxP: bool; which packets reach this worker from their servers.
-      axis_name: the worker axis, or a tuple of axes, outermost first.
+        average_PxE: the average of the block whose number is this worker's.
+        otherwise_WxPxE: what this worker falls back to.
+        gathered_WxP: bool; which packets reach this worker from their servers.
+        axis_name: the worker axis, or a tuple of axes, outermost first.
 
     Returns:
-      `[W, P, E]`, a row a block.
+        `[W, P, E]`, a row a block.
     """
     averages_WxPxE = _concatenate(average_PxE, axis_name).reshape(otherwise_WxPxE.shape)
     return jnp.where(gathered_WxP[:, :, None], averages_WxPxE, otherwise_WxPxE)

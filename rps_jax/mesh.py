@@ -35,8 +35,8 @@ class WorkerMesh:
     """Workers laid over devices, in the order of the devices.
 
     Attributes:
-      mesh: a `jax.sharding.Mesh` of one axis, "devices".
-      workers_per_device: how many workers share a device, mapped there with `jax.vmap`.
+        mesh: a `jax.sharding.Mesh` of one axis, "devices".
+        workers_per_device: how many workers share a device, mapped there with `jax.vmap`.
     """
 
     mesh: Mesh
@@ -67,10 +67,10 @@ class WorkerMesh:
         """Puts per-worker values on their devices.
 
         Args:
-          local: pytree of arrays `[len(local_workers), ...]`, the rows of this process's workers.
+            local: pytree of arrays `[len(local_workers), ...]`, the rows of this process's workers.
 
         Returns:
-          The same as global arrays `[num_workers, ...]`.
+            The same as global arrays `[num_workers, ...]`.
         """
         sharding = self.sharding()
 
@@ -102,14 +102,14 @@ class WorkerMesh:
         """Compiles a function of one worker into one of all workers.
 
         Args:
-          function: takes and returns one worker's values; may use collectives over `axis_name`.
-          in_specs: of each argument, whether it is `PER_WORKER` or `SHARED`.
-          out_specs: the same of the result, or of each element of a tuple. What is `SHARED` must be
-            equal on every worker, as a pmean's result is.
-          donate_argnums: arguments whose buffers the result may take.
+            function: takes and returns one worker's values; may use collectives over `axis_name`.
+            in_specs: of each argument, whether it is `PER_WORKER` or `SHARED`.
+            out_specs: the same of the result, or of each element of a tuple. What is `SHARED` must
+                be equal on every worker, as a pmean's result is.
+            donate_argnums: arguments whose buffers the result may take.
 
         Returns:
-          A jitted function of arrays `[num_workers, ...]` and shared values.
+            A jitted function of arrays `[num_workers, ...]` and shared values.
         """
         one_result = isinstance(out_specs, str)
         outs: tuple[Spec, ...] = (out_specs,) if isinstance(out_specs, str) else out_specs
@@ -157,13 +157,13 @@ def worker_mesh(
     """Lays workers over devices.
 
     Args:
-      num_workers: how many workers.
-      workers_per_device: how many share a device; by default as few as the devices allow.
-      devices: the devices to use, all of them by default. Where they are of several processes,
-        every process gets the same number of workers.
+        num_workers: how many workers.
+        workers_per_device: how many share a device; by default as few as the devices allow.
+        devices: the devices to use, all of them by default. Where they are of several processes,
+            every process gets the same number of workers.
 
     Raises:
-      ValueError: numbers that do not fit together.
+        ValueError: numbers that do not fit together.
     """
     devices = list(jax.devices() if devices is None else devices)
     if num_workers < 1:

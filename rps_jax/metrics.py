@@ -16,8 +16,8 @@ class DeliveredFraction(NamedTuple):
     A worker's messages to itself do not count; of a single worker, both are 1.
 
     Attributes:
-      reduce_scatter: float32 scalar in [0, 1].
-      all_gather: float32 scalar in [0, 1].
+        reduce_scatter: float32 scalar in [0, 1].
+        all_gather: float32 scalar in [0, 1].
     """
 
     reduce_scatter: jax.Array
@@ -28,8 +28,8 @@ def mean_model(params: Any, axis_name: AxisName) -> Any:
     """Returns the mean of the workers' models, the quantity that converges and is evaluated.
 
     Args:
-      params: this worker's pytree.
-      axis_name: the worker axis, or a tuple of axes.
+        params: this worker's pytree.
+        axis_name: the worker axis, or a tuple of axes.
     """
     return all_reduce(params, axis_name)
 
@@ -40,8 +40,8 @@ def consensus_distance(params: Any, axis_name: AxisName) -> jax.Array:
     It takes one all-reduce of the whole model: log it now and then rather than at every step.
 
     Args:
-      params: this worker's pytree x_i.
-      axis_name: the worker axis, or a tuple of axes.
+        params: this worker's pytree x_i.
+        axis_name: the worker axis, or a tuple of axes.
     """
     axis_size(axis_name)
 
@@ -58,8 +58,8 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
     """Returns the share of messages that arrived in each phase, the same on every worker.
 
     Args:
-      delivery: this worker's view of the exchange.
-      axis_name: the worker axis, or a tuple of axes.
+        delivery: this worker's view of the exchange.
+        axis_name: the worker axis, or a tuple of axes.
     """
     num_workers = axis_size(axis_name)
     # Counted in integers, so that the order of summation does not show; one small all-reduce.

@@ -26,9 +26,9 @@ class ExchangeState(NamedTuple):
     """What decides every future loss.
 
     Attributes:
-      key: uint32 `[2]`, the raw key of the run; raw, so that any checkpoint format can hold it.
-      step: int32 scalar, exchanges so far.
-      channel: this worker's channel state.
+        key: uint32 `[2]`, the raw key of the run; raw, so that any checkpoint format can hold it.
+        step: int32 scalar, exchanges so far.
+        channel: this worker's channel state.
     """
 
     key: jax.Array
@@ -40,8 +40,8 @@ class AverageModelsState(NamedTuple):
     """State of `optax_average_models`.
 
     Attributes:
-      exchange: what decides every future loss.
-      inner: the state of the wrapped chain.
+        exchange: what decides every future loss.
+        inner: the state of the wrapped chain.
     """
 
     exchange: ExchangeState
@@ -60,15 +60,15 @@ def optax_average_gradients(
     """Averages gradients over a lossy network; to be placed first in a chain.
 
     Args:
-      channel: where loss comes from.
-      axis_name: the worker axis, or a tuple of axes.
-      seed: decides the losses, together with the step; the same on every worker.
-      on_miss: what a worker applies where no average arrived: its "own" gradient or "zero".
-      assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
-      num_workers: needed only by a channel with state, whose size depends on it.
+        channel: where loss comes from.
+        axis_name: the worker axis, or a tuple of axes.
+        seed: decides the losses, together with the step; the same on every worker.
+        on_miss: what a worker applies where no average arrived: its "own" gradient or "zero".
+        assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
+        num_workers: needed only by a channel with state, whose size depends on it.
 
     Returns:
-      A `GradientTransformation` with an `ExchangeState`.
+        A `GradientTransformation` with an `ExchangeState`.
     """
 
     def init(params: Any) -> ExchangeState:
@@ -99,15 +99,16 @@ def optax_average_models(
     worker's own.
 
     Args:
-      optimizer: the whole chain that makes the local step.
-      channel: where loss comes from.
-      axis_name: the worker axis, or a tuple of axes.
-      seed: decides the losses, together with the step; the same on every worker.
-      assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
-      num_workers: needed only by a channel with state, whose size depends on it.
+        optimizer: the whole chain that makes the local step.
+        channel: where loss comes from.
+        axis_name: the worker axis, or a tuple of axes.
+        seed: decides the losses, together with the step; the same on every worker.
+        assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
+        num_workers: needed only by a channel with state, whose size depends on it.
 
     Returns:
-      A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs `params`.
+        A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs
+        `params`.
     """
     inner = optax.with_extra_args_support(optimizer)
 

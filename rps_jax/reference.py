@@ -17,13 +17,13 @@ def average_models(params: Any, delivery: Delivery, shift: int = 0) -> Any:
     """What `rps_jax.average_models` gives, for all workers at once.
 
     Args:
-      params: pytree of arrays `[num_workers, ...]`.
-      delivery: all workers' views, fields `[num_workers, num_workers]` or
-        `[num_workers, num_workers, packets]`, the first axis the worker whose view it is.
-      shift: block j is served by worker (j + shift) mod num_workers.
+        params: pytree of arrays `[num_workers, ...]`.
+        delivery: all workers' views, fields `[num_workers, num_workers]` or
+            `[num_workers, num_workers, packets]`, the first axis the worker whose view it is.
+        shift: block j is served by worker (j + shift) mod num_workers.
 
     Returns:
-      A pytree like `params`, of NumPy arrays.
+        A pytree like `params`, of NumPy arrays.
     """
     return _exchange(params, params, delivery, shift)
 

@@ -35,8 +35,8 @@ class Alphas(NamedTuple):
     """The two constants of an exchange.
 
     Attributes:
-      alpha_1: of E[W W^T].
-      alpha_2: of E[W A W^T].
+        alpha_1: of E[W W^T].
+        alpha_2: of E[W A W^T].
     """
 
     alpha_1: float
@@ -47,12 +47,12 @@ def alphas(num_workers: int, drop_rate: float, all_gather_drop_rate: float | Non
     """Returns alpha_1 and alpha_2 of one exchange under `Bernoulli` losses, exactly.
 
     Args:
-      num_workers: n, at least 1. A single worker has nothing to mix: both are 0.
-      drop_rate: p in [0, 1], of the reduce-scatter and, by default, of the all-gather.
-      all_gather_drop_rate: p', where it differs.
+        num_workers: n, at least 1. A single worker has nothing to mix: both are 0.
+        drop_rate: p in [0, 1], of the reduce-scatter and, by default, of the all-gather.
+        all_gather_drop_rate: p', where it differs.
 
     Raises:
-      ValueError: fewer than one worker, or a rate outside [0, 1].
+        ValueError: fewer than one worker, or a rate outside [0, 1].
 
     >>> alpha_1, alpha_2 = alphas(num_workers=16, drop_rate=0.1)
     >>> print(f"{alpha_1:.9f} {alpha_2:.9f}")
@@ -94,10 +94,10 @@ class Measured(NamedTuple):
     """Monte Carlo estimates, with the standard error of each.
 
     Attributes:
-      contraction: mean of the factor on the squared consensus distance.
-      contraction_error: its standard error.
-      drift: mean squared move of the mean, in units of the squared consensus distance.
-      drift_error: its standard error.
+        contraction: mean of the factor on the squared consensus distance.
+        contraction_error: its standard error.
+        drift: mean squared move of the mean, in units of the squared consensus distance.
+        drift_error: its standard error.
     """
 
     contraction: float
@@ -115,13 +115,13 @@ def measure(
     with state goes on from exchange to exchange.
 
     Args:
-      channel: where loss comes from.
-      num_workers: at least 2: a single worker has no consensus distance.
-      num_exchanges: how many exchanges to average over.
-      seed: of the losses and the models.
+        channel: where loss comes from.
+        num_workers: at least 2: a single worker has no consensus distance.
+        num_exchanges: how many exchanges to average over.
+        seed: of the losses and the models.
 
     Raises:
-      ValueError: fewer than two workers.
+        ValueError: fewer than two workers.
     """
     if num_workers < 2:
         raise ValueError(f"num_workers={num_workers}: expected at least 2")

@@ -27,12 +27,12 @@ class TrainState(NamedTuple):
     """All that one worker carries from step to step; with its data, all that a resume needs.
 
     Attributes:
-      step: int32 scalar, steps taken; the same on every worker.
-      key: uint32 `[2]`, the raw key of the run; the same on every worker.
-      params: the worker's model x_i.
-      model_state: what the model keeps besides, such as batch-norm statistics.
-      opt_state: the worker's optimizer state; never exchanged.
-      channel_state: the worker's view of the channel's memory.
+        step: int32 scalar, steps taken; the same on every worker.
+        key: uint32 `[2]`, the raw key of the run; the same on every worker.
+        params: the worker's model x_i.
+        model_state: what the model keeps besides, such as batch-norm statistics.
+        opt_state: the worker's optimizer state; never exchanged.
+        channel_state: the worker's view of the channel's memory.
     """
 
     step: jax.Array
@@ -47,8 +47,8 @@ class StepMetrics(NamedTuple):
     """What one step reports; the same on every worker.
 
     Attributes:
-      loss: float32 scalar, mean over the workers of their mini-batch losses before the step.
-      delivered: the share of messages that arrived.
+        loss: float32 scalar, mean over the workers of their mini-batch losses before the step.
+        delivered: the share of messages that arrived.
     """
 
     loss: jax.Array
@@ -66,12 +66,12 @@ def init_train_state(
     """Returns the state in which every worker starts: the same model, no step taken.
 
     Args:
-      params: the initial model.
-      model_state: the initial model state; `()` or `{}` where there is none.
-      optimizer: the optimizer of `make_train_step`.
-      channel: the channel of `make_train_step`.
-      num_workers: how many workers take part.
-      seed: decides all that is random in the steps, the losses included.
+        params: the initial model.
+        model_state: the initial model state; `()` or `{}` where there is none.
+        optimizer: the optimizer of `make_train_step`.
+        channel: the channel of `make_train_step`.
+        num_workers: how many workers take part.
+        seed: decides all that is random in the steps, the losses included.
     """
     return TrainState(
         step=jnp.int32(0),
@@ -97,23 +97,23 @@ def make_train_step(
     """Makes the step of one worker, to be mapped over the worker axis.
 
     Args:
-      loss_fn: `(params, model_state, batch, key) -> (loss, model_state)`, of one worker; its key
-        differs from worker to worker and from step to step.
-      optimizer: any optax optimizer; makes the local step.
-      channel: where loss comes from.
-      axis_name: the worker axis, or a tuple of axes.
-      algorithm: "rps" averages models over the lossy network, "gradient-averaging" gradients;
-        "all-reduce" averages models reliably; "local" does not communicate.
-      on_miss: with gradient averaging, what stands in for an average that did not arrive.
-      assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
-      model_state_policy: "exchange" averages the model state in the same exchange as the params or
-        gradients, "local" leaves it to each worker.
+        loss_fn: `(params, model_state, batch, key) -> (loss, model_state)`, of one worker; its key
+            differs from worker to worker and from step to step.
+        optimizer: any optax optimizer; makes the local step.
+        channel: where loss comes from.
+        axis_name: the worker axis, or a tuple of axes.
+        algorithm: "rps" averages models over the lossy network, "gradient-averaging" gradients;
+            "all-reduce" averages models reliably; "local" does not communicate.
+        on_miss: with gradient averaging, what stands in for an average that did not arrive.
+        assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
+        model_state_policy: "exchange" averages the model state in the same exchange as the
+            params or gradients, "local" leaves it to each worker.
 
     Returns:
-      `train_step(state, batch) -> (state, metrics)`, of one worker.
+        `train_step(state, batch) -> (state, metrics)`, of one worker.
 
     Raises:
-      ValueError: an unknown algorithm or policy.
+        ValueError: an unknown algorithm or policy.
     """
     for name, value, known in (
         ("algorithm", algorithm, ALGORITHMS),

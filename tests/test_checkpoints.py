@@ -193,7 +193,9 @@ def test_a_save_that_fails_is_an_error_and_leaves_the_earlier_ones(
             patch.setattr(checkpoints._checkpointer, "save", full)
         else:
             patch.setattr(os, "replace", full)
-        with pytest.raises(CheckpointError, match="6: the checkpoint cannot be written .*No space"):
+        with pytest.raises(
+            CheckpointError, match=r"6: the checkpoint cannot be written .*No space"
+        ):
             checkpoints.save(6, state(6), {})
     reports: list[str] = []
     restored = checkpoints.restore_newest(state(), reports.append)

@@ -48,7 +48,7 @@ def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 @pytest.fixture(autouse=True)
 def this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Lets the command run in a process whose devices conftest has started."""
-    monkeypatch.setattr(launch.train, "start_devices", lambda config: None)
+    monkeypatch.setattr(launch.train, "start_devices", lambda *workers: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -1,0 +1,195 @@
+"""Trains the algorithms and drop rates side by side: a table, a CSV file and a picture.
+
+    python -m launch.compare --drop-rates 0 0.1 0.3
+    python -m launch.compare --drop-rates 0 0.01 -- --preset atis-lstm --data-path ATIS
+
+What follows `--` are flags of `launch.train`, for every run. Runs that are done already are not
+repeated, so that a comparison can be stopped and started again.
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data import DataError
+from launch.command_line import UsageError, expect, fail, read_command
+from launch.config import TrainConfig, parse, to_json
+from launch.devices import start_devices
+from launch.run_folder import RunFolder
+from launch.train import find_data
+from rps_jax.train_step import ALGORITHMS, Algorithm
+
+LOSSY: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Train the algorithms and drop rates side by side.
+
+    Flags of launch.train, for every run, may follow after " -- ".
+    """
+
+    algorithms: tuple[Algorithm, ...] = LOSSY
+    """What to compare; those without loss run once."""
+    drop_rates: tuple[float, ...] = (0.0, 0.1, 0.3)
+    """Probabilities that a message is lost."""
+    seeds: tuple[int, ...] = (0,)
+    """A run of each for every seed; the picture shows their means."""
+    output_dir: Path = Path("runs/compare")
+    """Folder of the table, the picture and the runs."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    try:
+        config = read_command(CompareConfig, "launch.compare", arguments[:split], CompareConfig())
+        base = parse(arguments[split + 1 :])
+        runs = _plan(config, base)
+        source = find_data(base)
+    except (UsageError, DataError) as error:
+        fail(error)
+
+    start_devices(base.num_workers, base.workers_per_device)
+    from launch.training import train
+
+    for number, run in enumerate(runs, start=1):
+        folder = _folder(run)
+        if folder.summary.exists():
+            continue
+        print(f"\n[{number}/{len(runs)}] {folder.path.name}", flush=True)
+        resumed = (folder.path / "config.json").exists()
+        train(dataclasses.replace(run, resume=resumed), source, folder)
+
+    results = [(run, _folder(run).read_metrics()) for run in runs]
+    score = json.loads(_folder(runs[0]).summary.read_text())["score"]
+    table = _table(results, score)
+    print(f"\n{table}\nresults in {config.output_dir}/")
+    (config.output_dir / "table.md").write_text(table)
+    _write_csv(results, score, config.output_dir / "curves.csv")
+    _draw(results, config.output_dir / "curves.png")
+    return 0
+
+
+def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
+    """Returns every run; a reliable or silent algorithm has no drop rate to vary."""
+    for name in ("algorithms", "drop_rates", "seeds"):
+        value = getattr(config, name)
+        expect(name, "", len(value) > 0, "at least one")
+        expect(name, value, len(set(value)) == len(value), "each value once")
+    runs = []
+    for algorithm in config.algorithms:
+        for drop_rate in config.drop_rates if algorithm in LOSSY else (0.0,):
+            expect("drop_rates", drop_rate, 0 <= drop_rate <= 1, "probabilities in [0, 1]")
+            for seed in config.seeds:
+                name = f"{algorithm}-{drop_rate:g}-{seed}"
+                runs.append(
+                    dataclasses.replace(
+                        base,
+                        algorithm=algorithm,
+                        drop_rate=drop_rate,
+                        seed=seed,
+                        output_dir=config.output_dir / name,
+                    )
+                )
+    for run in runs:
+        _check_same(run)
+    return runs
+
+
+def _check_same(run: TrainConfig) -> None:
+    """Raises if a run of this name was made with other flags."""
+    path = _folder(run).path / "config.json"
+    if path.exists():
+        stored, asked = json.loads(path.read_text()), to_json(run)
+        for key in asked.keys() - {"resume", "output_dir"}:
+            if stored.get(key) != asked[key]:
+                flag = "--" + key.replace("_", "-")
+                raise UsageError(f"{flag} {asked[key]}: expected {stored.get(key)}, as in {path}")
+
+
+def _folder(run: TrainConfig) -> RunFolder:
+    assert run.output_dir is not None
+    return RunFolder(run.output_dir)
+
+
+def _label(run: TrainConfig) -> str:
+    lost = f", {100 * run.drop_rate:.3g}% lost"
+    return run.algorithm + (lost if run.algorithm in LOSSY else "")
+
+
+def _grouped(results: list[Any]) -> dict[str, list[Any]]:
+    """Returns the metrics at the epochs' ends of each seed, by label."""
+    groups: dict[str, list[Any]] = {}
+    for run, lines in results:
+        ends = [line for line in lines if "mean_model_train_loss" in line]
+        groups.setdefault(_label(run), []).append(ends)
+    return groups
+
+
+def _table(results: list[Any], score: str) -> str:
+    import numpy as np
+
+    keys = ("mean_model_train_loss", "train_loss", score, "consensus_distance")
+    rows = ["| | " + " | ".join(key.replace("_", " ") for key in keys) + " |"]
+    rows.append("|---" * (1 + len(keys)) + "|")
+    for label, seeds in _grouped(results).items():
+        cells = []
+        for key in keys:
+            values = [ends[-1][key] for ends in seeds]
+            spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4g}{spread}")
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _write_csv(results: list[Any], score: str, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        keys = ("epoch", "mean_model_train_loss", "train_loss", score, "consensus_distance")
+        writer = csv.writer(file)
+        writer.writerow(["algorithm", "drop_rate", "seed", *keys])
+        for run, lines in results:
+            for line in lines:
+                if score in line:
+                    values = [line[key] for key in keys]
+                    writer.writerow([run.algorithm, run.drop_rate, run.seed, *values])
+
+
+def _draw(results: list[Any], path: Path) -> None:
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from launch.curves import STYLE
+
+    rates = sorted({run.drop_rate for run, _ in results if run.algorithm in LOSSY})
+    maps = dict(zip(ALGORITHMS, ("Blues", "Oranges", "Greys", "Greens"), strict=True))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        loss, distance = figure.subplots(1, 2)
+        runs = {_label(run): run for run, _ in results}
+        for label, seeds in _grouped(results).items():
+            run = runs[label]
+            place = rates.index(run.drop_rate) if run.algorithm in LOSSY else 0
+            style: dict[str, Any] = {
+                "color": matplotlib.colormaps[maps[run.algorithm]](0.4 + 0.5 * place / len(rates)),
+                "linestyle": "--" if run.drop_rate == 0 else "-",
+            }
+            epochs = [line["epoch"] for line in seeds[0]]
+            for axes, key in ((loss, "mean_model_train_loss"), (distance, "consensus_distance")):
+                values = np.mean([[line[key] for line in ends] for ends in seeds], axis=0)
+                axes.plot(epochs, values, label=label, **style)
+        loss.set(xlabel="epoch", ylabel="training loss of the mean model", yscale="log")
+        distance.set(xlabel="epoch", ylabel="consensus distance")
+        distance.set_ylim(bottom=0)
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside right center")
+        figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
