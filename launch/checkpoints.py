@@ -92,13 +92,19 @@ class Checkpoints:
             int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit()
         )
 
-    def restore_newest(self, like: Any, report: Callable[[str], None]) -> Restored | None:
+    def restore_newest(
+        self,
+        like: Any,
+        report: Callable[[str], None],
+        check: Callable[[dict[str, Any]], None] = lambda progress: None,
+    ) -> Restored | None:
         """Restores the newest checkpoint that is whole.
 
         Args:
             like: A pytree of arrays with the shapes, dtypes and shardings to restore.
             report: Told, in one line each, of checkpoints that are damaged or half-written, which
                 are deleted: the run is about to write them again.
+            check: Given the JSON values before the state is read; may refuse them by an exception.
 
         Returns:
             The checkpoint, or None if there is no whole one.
@@ -116,21 +122,24 @@ class Checkpoints:
             path = self._directory / str(step)
             damage = self._damage(step)
             if damage is None:
-                items = ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-                )
+                progress = self._read(path, progress=ocp.args.JsonRestore())
+                check(progress)
                 try:
-                    restored = self._checkpointer.restore(path, items)
+                    state = self._read(path, state=ocp.args.StandardRestore(abstract))
                 # Orbax tells of other shapes and other trees in several ways.
                 except Exception as error:
                     raise CheckpointError(
                         f"{path}: the checkpoint does not fit this run ({_in_short(error)})"
                     ) from error
-                return Restored(step, restored["state"], restored["progress"])
+                return Restored(step, state, progress)
             report(f"the checkpoint of step {step} is damaged ({damage}), and is not used")
             shutil.rmtree(path)
             self._manifest_of(step).unlink(missing_ok=True)
         return None
+
+    def _read(self, path: Path, **item: Any) -> Any:
+        (name,) = item
+        return self._checkpointer.restore(path, ocp.args.Composite(**item))[name]
 
     def _manifest_of(self, step: int) -> Path:
         return self._directory / f"{step}.{_MANIFEST}"

@@ -26,7 +26,7 @@ class Progress:
                 desc="compiling",
                 dynamic_ncols=True,
                 leave=False,
-                bar_format="{desc} |{bar}| {remaining} left",
+                bar_format="{desc} {bar} {remaining}",
             )
             if sys.stdout.isatty() and sys.stderr.isatty()
             else None

@@ -116,7 +116,7 @@ def _print_summary(summary: dict, folder: RunFolder) -> None:
     }
     print()
     for name, value in rows.items():
-        print(f"{name:<20}{value}")
+        print(f"{name:<20}{value}", flush=True)
 
 
 if __name__ == "__main__":

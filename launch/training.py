@@ -100,7 +100,7 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     except ValueError as error:
         raise UsageError(f"the devices cannot hold the workers: {error}") from None
     task = make_task(config, source.load())
-    labels = np.asarray(task.dataset.train[task.dataset.label_key])
+    labels = task.dataset.train[task.dataset.label_key]
     parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
     train_shards = deal(mesh, task.dataset.train, parts)
     num_test = len(task.dataset.test[task.dataset.label_key])
@@ -125,16 +125,20 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     )
 
     # Where the run is.
+    def check_data(progress: dict[str, Any]) -> None:
+        if progress["data_checksum"] != data_checksum:
+            raise UsageError(f"--data-path: expected the data that {folder.path} began with")
+
     checkpoints = Checkpoints(folder.checkpoints)
     step, window = 0, Window([])
-    data_checksum = zlib.crc32(labels.tobytes())
+    data_checksum = _checksum(task.dataset.train)
     if not config.resume:
         folder.create(config)
     else:
-        restored = checkpoints.restore_newest(state, report=lambda text: print(text, flush=True))
+        restored = checkpoints.restore_newest(
+            state, report=lambda text: print(text, flush=True), check=check_data
+        )
         if restored is not None:
-            if restored.progress["data_checksum"] != data_checksum:
-                raise UsageError(f"--data-path: expected the data that {folder.path} began with")
             step, state = restored.step, restored.state
             window = Window(restored.progress["window"])
             began -= restored.progress["wall_seconds"]
@@ -236,6 +240,13 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     title = f"{task.model_name} on {task.dataset.description}: {_setting(config)}"
     draw_curves(lines, task.score, title, folder.curves)
     return summary
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> int:
+    checksum = 0
+    for key in sorted(arrays):
+        checksum = zlib.crc32(np.ascontiguousarray(arrays[key]).data, checksum)
+    return checksum
 
 
 def _headline(config: TrainConfig, mesh: rps.WorkerMesh, task: Task, num_train: int) -> str:

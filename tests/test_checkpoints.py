@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,9 @@ def test_when_all_are_damaged_none_is_restored(tmp_path: Path) -> None:
     assert checkpoints.steps() == []
 
 
+# Orbax forgets its coroutines when a restore fails.
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_whole_one_that_does_not_fit_is_an_error_and_is_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, state(5), {})
@@ -175,7 +179,20 @@ def test_a_whole_one_that_does_not_fit_is_an_error_and_is_kept(tmp_path: Path) -
     with pytest.raises(CheckpointError, match="5: the checkpoint does not fit this run") as error:
         checkpoints.restore_newest(other, no_report)
     assert "\n" not in str(error.value)
+    del error
+    gc.collect()
     assert checkpoints.restore_newest(state(), no_report) is not None
+
+
+def test_the_progress_can_be_refused_before_the_state_is_read(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, state(5), {"data": 1})
+
+    def refuse(progress: dict[str, Any]) -> None:
+        raise KeyError(progress["data"])
+
+    with pytest.raises(KeyError, match="1"):
+        checkpoints.restore_newest(None, no_report, check=refuse)
 
 
 @pytest.mark.parametrize("fails", ["orbax", "the manifest"])

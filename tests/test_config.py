@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.command_line import UsageError
 from launch.config import (
     PRESETS,
     TrainConfig,
-    UsageError,
     default_output_dir,
     from_json,
     parse,
