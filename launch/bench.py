@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.command_line import UsageError, expect, fail, read_command
+from launch.command_line import exit_status, expect, read_command
 from launch.devices import start_devices
 
 
@@ -33,16 +33,20 @@ class BenchConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
-        config = read_command(BenchConfig, "launch.bench", argv, BenchConfig())
-        for name, value in (
-            ("num_workers", config.num_workers),
-            ("rounds", config.rounds),
-            ("num_parameters", min(config.num_parameters, default=0)),
-        ):
-            expect(name, value, value >= 1, "at least 1")
-    except UsageError as error:
-        fail(error)
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    config = read_command(BenchConfig, "launch.bench", argv, BenchConfig())
+    for name, value in (
+        ("num_workers", config.num_workers),
+        ("rounds", config.rounds),
+        ("num_parameters", min(config.num_parameters, default=0)),
+    ):
+        expect(name, value, value >= 1, "at least 1")
+    each = config.workers_per_device
+    divides = each is None or (each >= 1 and config.num_workers % each == 0)
+    expect("workers_per_device", each, divides, f"a divisor of {config.num_workers} workers")
     start_devices(config.num_workers, config.workers_per_device)
 
     print(f"{'parameters':>10}  {'':<28}{'median ms':>10}  {'ratio':>6}")

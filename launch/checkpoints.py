@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from launch.command_line import CommandError
+
 _MANIFEST = "manifest.json"
 
 
-class CheckpointError(Exception):
-    """A checkpoint that cannot be written, or is whole but of another run; one line."""
+class CheckpointError(CommandError):
+    """A checkpoint that cannot be written, or is whole but of another run."""
 
 
 class Restored(NamedTuple):

@@ -1,10 +1,12 @@
-"""Typed command lines whose every mistake ends in one line on stderr and status 2."""
+"""Typed command lines, and commands whose every failure ends in one line on stderr."""
 
 import contextlib
 import io
+import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -12,8 +14,24 @@ import tyro
 Config = TypeVar("Config")
 
 
-class UsageError(Exception):
-    """A command line that cannot be run; the message is one line for the user."""
+class CommandError(Exception):
+    """What ends a command before it is done.
+
+    Attributes:
+        exit_status: Of the process.
+    """
+
+    exit_status = 1
+
+    def report(self) -> str:
+        """Returns what is to be said of it: one line."""
+        return f"error: {' '.join(str(self).split())}"
+
+
+class UsageError(CommandError):
+    """A command line that cannot be run."""
+
+    exit_status = 2
 
 
 def read_command(
@@ -60,10 +78,27 @@ def refuse(name: str, value: Any, expected: str) -> NoReturn:
     raise UsageError(f"{flag}{shown}: expected {expected}")
 
 
-def fail(error: Exception | str) -> NoReturn:
-    """Ends the program as a bad command line does: one line on stderr, status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    raise SystemExit(2)
+def exit_status(run: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status; whatever ends it early is said in one line.
+
+    Args:
+        run: The command; returns its exit status.
+    """
+    try:
+        return run()
+    except CommandError as error:
+        print(error.report(), file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # Whoever read the output has gone; Python is not to complain of it when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 # What tyro says, in the words of the other messages.

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data import DataError
-from launch.command_line import UsageError, expect, fail, read_command
-from launch.config import TrainConfig, parse, to_json
+from launch.command_line import UsageError, exit_status, expect, read_command
+from launch.config import CONFIG_FILE, TrainConfig, parse, to_json
 from launch.devices import start_devices
 from launch.run_folder import RunFolder
-from launch.train import find_data
+from launch.source import find_source
 from rps_jax.train_step import ALGORITHMS, Algorithm
 
 LOSSY: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
@@ -45,26 +44,25 @@ class CompareConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    try:
-        config = read_command(CompareConfig, "launch.compare", arguments[:split], CompareConfig())
-        base = parse(arguments[split + 1 :])
-        runs = _plan(config, base)
-        source = find_data(base)
-    except (UsageError, DataError) as error:
-        fail(error)
+    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    split = argv.index("--") if "--" in argv else len(argv)
+    config = read_command(CompareConfig, "launch.compare", argv[:split], CompareConfig())
+    base = parse(argv[split + 1 :])
+    runs = _plan(config, base)
+    source = find_source(base)
 
     start_devices(base.num_workers, base.workers_per_device)
     from launch.training import train
 
     for number, run in enumerate(runs, start=1):
         folder = _folder(run)
-        if folder.summary.exists():
-            continue
-        print(f"\n[{number}/{len(runs)}] {folder.path.name}", flush=True)
-        resumed = (folder.path / "config.json").exists()
-        train(dataclasses.replace(run, resume=resumed), source, folder)
+        if not folder.summary.exists():
+            print(f"\n[{number}/{len(runs)}] {folder.path.name}", flush=True)
+            begun = (folder.path / CONFIG_FILE).exists()
+            train(dataclasses.replace(run, resume=begun), source, folder)
 
     results = [(run, _folder(run).read_metrics()) for run in runs]
     score = json.loads(_folder(runs[0]).summary.read_text())["score"]
@@ -104,7 +102,7 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
 
 def _check_same(run: TrainConfig) -> None:
     """Raises if a run of this name was made with other flags."""
-    path = _folder(run).path / "config.json"
+    path = _folder(run).path / CONFIG_FILE
     if path.exists():
         stored, asked = json.loads(path.read_text()), to_json(run)
         for key in asked.keys() - {"resume", "output_dir"}:

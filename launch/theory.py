@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from launch.command_line import UsageError, expect, fail, read_command
+from launch.command_line import exit_status, expect, read_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,12 @@ class TheoryConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
-        config = read_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
-        _check(config)
-    except UsageError as error:
-        fail(error)
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    config = read_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
+    _check(config)
 
     import rps_jax as rps
 

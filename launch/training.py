@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 import rps_jax as rps
-from data import Source, partition
+from data import DataError, Source, partition
 from launch.checkpoints import Checkpoints
-from launch.command_line import UsageError
+from launch.command_line import CommandError, UsageError
 from launch.config import TrainConfig
 from launch.curves import draw_curves
 from launch.interrupts import Interrupts
@@ -22,24 +22,27 @@ from launch.programs import Programs, make_optimizer, named_key
 from launch.progress import Progress
 from launch.run_folder import RunFolder, write_json
 from launch.shards import deal
+from launch.source import of_flag
 from launch.tasks import Task, make_task
 
 
-class Diverged(Exception):
+class Diverged(CommandError):
     """The training has left the finite numbers; the message says when, and what is kept."""
 
+    exit_status = 3
 
-class Stopped(Exception):
-    """A signal asked the run to stop, and it has saved a checkpoint.
 
-    Attributes:
-        signal_number: Which signal.
-    """
+class Stopped(CommandError):
+    """A signal asked the run to stop, and it has saved a checkpoint."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        """Keeps the signal for the exit status."""
+        """Takes the exit status that shells expect after a signal."""
         super().__init__(message)
-        self.signal_number = signal_number
+        self.exit_status = 128 + signal_number
+
+    def report(self) -> str:
+        """Returns the message as it is: this is no error, and its last line is a command."""
+        return str(self)
 
 
 class Window:
@@ -86,9 +89,9 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
         The summary that is written to `summary.json`.
 
     Raises:
-        UsageError: The devices cannot hold the workers, or the run to resume has other data.
+        UsageError: The devices cannot hold the workers, the data are damaged, or not those of the
+            run to resume.
         CheckpointError: A checkpoint cannot be written, or cannot be used.
-        DataError: The data are damaged.
         Diverged: The loss or a model is not finite.
         Stopped: SIGTERM or Ctrl-C; a checkpoint was saved.
     """
@@ -99,7 +102,10 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
         mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
     except ValueError as error:
         raise UsageError(f"the devices cannot hold the workers: {error}") from None
-    task = make_task(config, source.load())
+    try:
+        task = make_task(config, source.load())
+    except DataError as error:
+        raise of_flag(config, error) from error
     labels = task.dataset.train[task.dataset.label_key]
     parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
     train_shards = deal(mesh, task.dataset.train, parts)
