@@ -122,7 +122,9 @@ def optax_average_models(
             raise ValueError("params=None: expected update(grads, state, params), for RPS averages")
         updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
         delivery, shift, exchange = _next_exchange(channel, state.exchange, axis_name, assignment)
-        local = optax.apply_updates(params, updates)
+        # What was missed is told by comparison below: the barrier keeps the compiler from computing
+        # this twice, rounded differently.
+        local = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
         averaged = average_models(local, delivery, axis_name, shift)
 
         def step(param: Any, update: Any, mine: Any, average: Any) -> Any:
