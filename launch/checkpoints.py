@@ -104,8 +104,8 @@ class Checkpoints:
 
         Args:
             like: A pytree of arrays with the shapes, dtypes and shardings to restore.
-            report: Told, in one line each, of checkpoints that are damaged or half-written, which
-                are deleted: the run is about to write them again.
+            report: Told, in one line each, of checkpoints that are damaged, which are set aside as
+                `STEP.damaged`, or half-written, which are deleted.
             check: Given the JSON values before the state is read; may refuse them by an exception.
 
         Returns:
@@ -135,7 +135,9 @@ class Checkpoints:
                     ) from error
                 return Restored(step, state, progress)
             report(f"the checkpoint of step {step} is damaged ({damage}), and is not used")
-            shutil.rmtree(path)
+            aside = path.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
             self._manifest_of(step).unlink(missing_ok=True)
         return None
 

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.command_line import UsageError, exit_status, expect, read_command
-from launch.config import CONFIG_FILE, TrainConfig, parse, to_json
+from launch.command_line import UsageError, exit_status, expect, read_command, refuse
+from launch.config import CONFIG_FILE, LOSSY, PRESETS, TrainConfig, check, parse, to_json
 from launch.devices import start_devices
 from launch.run_folder import RunFolder
 from launch.source import find_source
 from rps_jax.train_step import ALGORITHMS, Algorithm
-
-LOSSY: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +30,7 @@ class CompareConfig:
     Flags of launch.train, for every run, may follow after " -- ".
     """
 
-    algorithms: tuple[Algorithm, ...] = LOSSY
+    algorithms: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
     """What to compare; those without loss run once."""
     drop_rates: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Probabilities that a message is lost."""
@@ -80,6 +78,9 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
         value = getattr(config, name)
         expect(name, "", len(value) > 0, "at least one")
         expect(name, value, len(set(value)) == len(value), "each value once")
+    for name in ("algorithm", "drop_rate", "all_gather_drop_rate", "seed", "output_dir", "resume"):
+        if getattr(base, name) != getattr(PRESETS[base.preset], name):
+            refuse(name, getattr(base, name), "none after --: launch.compare sets it")
     runs = []
     for algorithm in config.algorithms:
         for drop_rate in config.drop_rates if algorithm in LOSSY else (0.0,):
@@ -96,6 +97,7 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
                     )
                 )
     for run in runs:
+        check(run)
         _check_same(run)
     return runs
 

@@ -92,6 +92,9 @@ class TrainConfig:
     """How many workers share a device; a CPU is split into as many devices as needed."""
 
 
+LOSSY = ("rps", "gradient-averaging")
+"""The algorithms that use the lossy network."""
+
 PRESETS: dict[str, TrainConfig] = {
     "digits": TrainConfig(preset="digits"),
     "cifar10-resnet20": TrainConfig(
@@ -176,6 +179,11 @@ def check(config: TrainConfig) -> None:
         expect(name, value, value is None or 0 < value < math.inf, "a positive number")
     expect("seed", config.seed, 0 <= config.seed < 2**32, "an integer in [0, 2^32)")
 
+    if config.on_miss != "own" and config.algorithm != "gradient-averaging":
+        refuse("on_miss", config.on_miss, "--algorithm gradient-averaging beside it")
+    for name in ("all_gather_drop_rate", "packets"):
+        if getattr(config, name) is not None and config.algorithm not in LOSSY:
+            refuse(name, getattr(config, name), f"an algorithm with loss: {' or '.join(LOSSY)}")
     per_device = config.workers_per_device
     if per_device is not None and config.num_workers % per_device:
         refuse("workers_per_device", per_device, f"a divisor of {config.num_workers} workers")

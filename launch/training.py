@@ -15,7 +15,7 @@ import rps_jax as rps
 from data import DataError, Source, partition
 from launch.checkpoints import Checkpoints
 from launch.command_line import CommandError, UsageError
-from launch.config import TrainConfig
+from launch.config import LOSSY, TrainConfig
 from launch.curves import draw_curves
 from launch.interrupts import Interrupts
 from launch.programs import Programs, make_optimizer, named_key
@@ -124,6 +124,11 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
     # Run once: compiling it well would take longer than running it.
     init = jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 0})
     params, model_state = init(named_key(config.seed, "model"))
+    block = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_workers
+    if config.packets is not None and config.packets > block:
+        raise UsageError(
+            f"--packets {config.packets}: expected at most {block}, a block's elements"
+        )
     state = mesh.replicate(
         rps.init_train_state(
             params, model_state, optimizer, channel, config.num_workers, config.seed
@@ -230,7 +235,7 @@ def train(config: TrainConfig, source: Source, folder: RunFolder) -> dict[str, A
         **lines[-1],
         "score": task.score,
         "algorithm": config.algorithm,
-        "drop_rate": config.drop_rate,
+        "drop_rate": config.drop_rate if config.algorithm in LOSSY else None,
         "num_workers": config.num_workers,
         "model_state": config.model_state,
         "data": task.dataset.description,
@@ -265,7 +270,7 @@ def _headline(config: TrainConfig, mesh: rps.WorkerMesh, task: Task, num_train: 
 
 def _setting(config: TrainConfig) -> str:
     workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
-    if config.algorithm in ("all-reduce", "local"):
+    if config.algorithm not in LOSSY:
         return f"{workers}, {config.algorithm}"
     lost = f"{100 * config.drop_rate:.3g}%"
     if config.all_gather_drop_rate is not None:

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import to_blocks
-from rps_jax.channel import Delivery
-from rps_jax.exchange import masked_all_gather, masked_reduce_scatter, mean_of_sum, sum_dtype
+from rps_jax.channel import Delivery, check_delivery
+from rps_jax.exchange import masked_all_gather, masked_reduce_scatter
+from rps_jax.sums import mean_of_sum, summands
 
 OnMiss = Literal["own", "zero"]
 ON_MISS: tuple[OnMiss, ...] = ("own", "zero")
@@ -70,7 +71,9 @@ def average_gradients(
     The models are never re-synchronised: replicas that miss different gradients drift apart.
 
     Args:
-        grads: this worker's pytree of arrays.
+        grads: this worker's pytree of arrays: its own gradients. Where shard_map checks which
+            values vary, gradients of replicated params are refused: `jax.grad` has summed them
+            over the workers already. Give every worker params of its own.
         delivery: as for `average_models`.
         axis_name: the worker axis, or a tuple of axes, outermost first.
         on_miss: what stands in for an average that did not arrive: the worker's "own" gradient, or
@@ -83,6 +86,7 @@ def average_gradients(
     Raises:
         ValueError, TypeError: as `average_models`, or an unknown `on_miss`.
     """
+    _check_own(grads, axis_name)
     return average_or_else(grads, gradient_on_miss(grads, on_miss), delivery, axis_name, shift)
 
 
@@ -103,17 +107,22 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
     _check_leaves(params)
 
     def mean(leaf: Any) -> jax.Array:
-        dtype = jnp.result_type(leaf)
-        total = jax.lax.psum(jnp.asarray(leaf, sum_dtype(dtype)), axis_names(axis_name))
-        return mean_of_sum(total, num_workers, dtype)
+        leaf = jnp.asarray(leaf)
+        total = jax.lax.psum(summands(leaf[..., None]), axis_names(axis_name))
+        return mean_of_sum(total, num_workers, leaf.dtype)[..., 0]
 
     return jax.tree.map(mean, params)
 
 
-def gradient_on_miss(grads: Any, on_miss: OnMiss) -> Any:
-    """Returns what a worker applies instead of averaged gradients that it missed."""
+def check_on_miss(on_miss: str) -> None:
+    """Raises `ValueError` for an unknown `on_miss`."""
     if on_miss not in ON_MISS:
         raise ValueError(f"on_miss={on_miss!r}: expected one of {', '.join(ON_MISS)}")
+
+
+def gradient_on_miss(grads: Any, on_miss: OnMiss) -> Any:
+    """Returns what a worker applies instead of averaged gradients that it missed."""
+    check_on_miss(on_miss)
     return grads if on_miss == "own" else jax.tree.map(jnp.zeros_like, grads)
 
 
@@ -125,11 +134,16 @@ def average_or_else(
     The common core of the rules; `otherwise` is a pytree like `tree`.
     """
     num_workers = axis_size(axis_name)
-    delivery = _checked(delivery, num_workers)
+    delivery = check_delivery(delivery, num_workers)
     _check_shift(shift)
     _check_leaves(tree)
+    # A worker hears itself, whatever the channel says: no server is left without a single term.
+    myself = jnp.arange(num_workers)[:, None] == jax.lax.axis_index(axis_names(axis_name))
     # From the order of servers to that of blocks: block j is served by worker j + shift.
-    sent, gathered = (jnp.roll(mask, -shift, axis=0) for mask in (delivery.sent, delivery.gathered))
+    shift = jnp.asarray(shift, jnp.int32)
+    sent, gathered = (
+        jnp.roll(mask | myself, -shift, axis=0) for mask in (delivery.sent, delivery.gathered)
+    )
     blocks, from_blocks = to_blocks(tree, num_workers, packets=sent.shape[1])
     otherwise_blocks, _ = to_blocks(otherwise, num_workers, packets=sent.shape[1])
 
@@ -140,31 +154,29 @@ def average_or_else(
     return from_blocks([exchange(*pair) for pair in zip(blocks, otherwise_blocks, strict=True)])
 
 
-def _checked(delivery: Delivery, num_workers: int) -> Delivery:
-    """Returns the delivery with fields `[num_workers, packets]`."""
-    shape = jnp.shape(delivery.sent)
-    for field, value in zip(Delivery._fields, delivery, strict=True):
-        name = f"delivery.{field}"
-        if jnp.result_type(value) != jnp.bool_:
-            raise ValueError(f"{name} has dtype {jnp.result_type(value)}: expected bool")
-        if jnp.ndim(value) not in (1, 2) or jnp.shape(value)[0] != num_workers:
-            raise ValueError(
-                f"{name} has shape {jnp.shape(value)}: expected ({num_workers},) or "
-                f"({num_workers}, packets), one row for each worker of the axis"
-            )
-        if jnp.shape(value) != shape:
-            raise ValueError(
-                f"{name} has shape {jnp.shape(value)}: expected {shape}, that of delivery.sent"
-            )
-    return Delivery(*(jnp.reshape(value, (num_workers, -1)) for value in delivery))
-
-
 def _check_shift(shift: jax.Array | int) -> None:
     if jnp.shape(shift) != () or not jnp.issubdtype(jnp.result_type(shift), jnp.integer):
         raise ValueError(
             f"shift has shape {jnp.shape(shift)} and dtype {jnp.result_type(shift)}: expected an "
             "integer scalar"
         )
+
+
+def _check_own(grads: Any, axis_name: AxisName) -> None:
+    """Raises if shard_map knows gradients to be the same on every worker."""
+
+    def varies(value: Any) -> frozenset[str]:
+        return getattr(jax.typeof(value), "vma", frozenset())
+
+    axis_size(axis_name)
+    expected = varies(jax.lax.axis_index(axis_names(axis_name)))
+    for path, leaf in jax.tree.leaves_with_path(grads):
+        if not expected <= varies(leaf):
+            raise ValueError(
+                f"leaf {jax.tree_util.keystr(path) or 'grads'} is the same on every worker of "
+                f"axis_name={axis_name!r}: expected each worker's own gradients; those of "
+                "replicated params are summed over the workers already"
+            )
 
 
 def _check_leaves(tree: Any) -> None:

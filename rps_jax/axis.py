@@ -17,6 +17,8 @@ def axis_sizes(axis_name: AxisName) -> tuple[int, ...]:
         ValueError: an axis that no surrounding vmap, pmap or shard_map has named.
     """
     sizes = []
+    if isinstance(axis_name, (list, set, dict)):
+        raise ValueError(f"axis_name={axis_name!r}: expected a name, or a tuple of names")
     for name in axis_names(axis_name):
         try:
             sizes.append(jax.lax.axis_size(name))

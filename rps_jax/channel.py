@@ -10,19 +10,16 @@ draws of the links that touch it: O(num_workers), the same wherever the worker i
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rps_jax.axis import AxisName, axis_size
+from rps_jax.keys import portable
 
 REDUCE_SCATTER, ALL_GATHER = 0, 1
 """The phases of an exchange, as `arrives` of `sample_links` is given them."""
-
-Assignment = Literal["random", "fixed"]
-ASSIGNMENTS: tuple[Assignment, ...] = ("random", "fixed")
 
 
 class Delivery(NamedTuple):
@@ -33,7 +30,8 @@ class Delivery(NamedTuple):
 
     Attributes:
         sent: reduce-scatter; my block for server j reached j.
-        received: reduce-scatter; worker i's block reached me, its server.
+        received: reduce-scatter; worker i's block reached me, its server. The other end of
+            `sent`: of all workers, sent[i][j] == received[j][i]. Averages are formed by `sent`.
         gathered: all-gather; server j's average reached me.
     """
 
@@ -88,6 +86,7 @@ def sample_links(
             link_key = jax.random.fold_in(link_key, part)
         return arrives(phase, link_key, source, destination) | (source == destination)
 
+    key = portable(key)
     me = jnp.asarray(worker, jnp.int32)
     everyone = jnp.arange(num_workers, dtype=jnp.int32)
     outgoing = jax.vmap(link, in_axes=(None, None, 0))
@@ -99,7 +98,7 @@ def sample_links(
     )
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
     """Every message is dropped independently, as in the paper.
@@ -121,13 +120,27 @@ class Bernoulli:
 
     drop_rate: jax.Array | float
     all_gather_drop_rate: jax.Array | float | None = None
-    packets: int | None = dataclasses.field(default=None, metadata={"static": True})
+    packets: int | None = None
 
     def __post_init__(self) -> None:
         _check_rate("drop_rate", self.drop_rate)
-        _check_rate("all_gather_drop_rate", self.all_gather_drop_rate)
+        if self.all_gather_drop_rate is not None:
+            _check_rate("all_gather_drop_rate", self.all_gather_drop_rate)
         if self.packets is not None and self.packets < 1:
             raise ValueError(f"packets={self.packets}: expected None or an integer of at least 1")
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], int | None]:
+        """Makes it a pytree of its rates; the number of packets is static."""
+        return (self.drop_rate, self.all_gather_drop_rate), self.packets
+
+    @classmethod
+    def tree_unflatten(cls, packets: int | None, rates: tuple[Any, Any]) -> "Bernoulli":
+        """Restores it unchecked: a pytree of its shape may hold gradients, or no numbers at all."""
+        channel = object.__new__(cls)
+        names = (field.name for field in dataclasses.fields(cls))
+        for name, value in zip(names, (*rates, packets), strict=True):
+            object.__setattr__(channel, name, value)
+        return channel
 
     def init(self, num_workers: int) -> tuple[()]:
         """Returns `()`: past losses say nothing of the next."""
@@ -141,6 +154,9 @@ class Bernoulli:
         gather_rate = (
             self.drop_rate if self.all_gather_drop_rate is None else self.all_gather_drop_rate
         )
+        for name, rate in (("drop_rate", self.drop_rate), ("all_gather_drop_rate", gather_rate)):
+            if jnp.ndim(rate):
+                raise ValueError(f"{name} has shape {jnp.shape(rate)}: expected a scalar")
         shape = () if self.packets is None else (self.packets,)
 
         def arrives(
@@ -148,7 +164,7 @@ class Bernoulli:
         ) -> jax.Array:
             rate = self.drop_rate if phase == REDUCE_SCATTER else gather_rate
             # Uniform draws lie in [0, 1), so that rate 0 drops nothing and rate 1 everything.
-            return jax.random.uniform(link_key, shape) >= rate
+            return jax.random.uniform(link_key, shape, jnp.float32) >= rate
 
         return sample_links(arrives, key, worker, num_workers), state
 
@@ -172,46 +188,34 @@ class Lossless:
         return Delivery(everything, everything, everything), state
 
 
-def draw_exchange(
-    channel: Channel,
-    state: Any,
-    key: jax.Array,
-    step: jax.Array | int,
-    axis_name: AxisName,
-    assignment: Assignment = "random",
-) -> tuple[Delivery, jax.Array | int, Any]:
-    """Draws all that is random in the exchange of one step: what arrives, and who serves what.
+def check_delivery(delivery: Delivery, num_workers: int) -> Delivery:
+    """Returns a delivery with fields `[num_workers, packets]`.
 
-    A pure function of (channel, state, key, step): the same on any placement of the workers.
-
-    Args:
-        channel: where loss comes from.
-        state: this worker's channel state.
-        key: the key of the whole run, the same on every worker.
-        step: int32 scalar, the number of this step.
-        axis_name: the worker axis, or a tuple of axes.
-        assignment: "random" draws anew at each step which worker serves which block; "fixed" has
-            worker j serve block j always.
-
-    Returns:
-        `(delivery, shift, state)`: the first two are what `average_models` takes, the last is the
-        channel state for the next step.
+    Raises:
+        ValueError: A field is not boolean, has the wrong shape, or another than the others.
     """
-    if assignment not in ASSIGNMENTS:
-        raise ValueError(f"assignment={assignment!r}: expected one of {', '.join(ASSIGNMENTS)}")
-    num_workers = axis_size(axis_name)
-    channel_key, shift_key = jax.random.split(jax.random.fold_in(key, step))
-    delivery, state = channel.sample(state, channel_key, jax.lax.axis_index(axis_name), num_workers)
-    # A uniform cyclic shift makes the server of every single block uniform over the workers, which
-    # is all that the analysis of the paper needs: each block is analysed by itself.
-    shift = jax.random.randint(shift_key, (), 0, num_workers) if assignment == "random" else 0
-    return delivery, shift, state
+    shape = jnp.shape(delivery.sent)
+    for field, value in zip(Delivery._fields, delivery, strict=True):
+        name = f"delivery.{field}"
+        if jnp.result_type(value) != jnp.bool_:
+            raise ValueError(f"{name} has dtype {jnp.result_type(value)}: expected bool")
+        if jnp.ndim(value) not in (1, 2) or jnp.shape(value)[0] != num_workers:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}: expected ({num_workers},) or "
+                f"({num_workers}, packets), one row for each worker of the axis"
+            )
+        if jnp.shape(value) != shape:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}: expected {shape}, that of delivery.sent"
+            )
+    return Delivery(*(jnp.reshape(value, (num_workers, -1)) for value in delivery))
 
 
 def _check_rate(name: str, rate: Any) -> None:
     """Raises if a number that is known already is no probability; traced numbers pass."""
-    if isinstance(rate, jax.core.Tracer) or not hasattr(rate, "__float__"):
+    if isinstance(rate, jax.core.Tracer):
         return
     value = np.asarray(rate)
-    if not ((value >= 0) & (value <= 1)).all():
-        raise ValueError(f"{name}={rate}: expected a probability in [0, 1]")
+    shown = repr(rate) if isinstance(rate, str) else rate
+    if not (np.issubdtype(value.dtype, np.number) and ((value >= 0) & (value <= 1)).all()):
+        raise ValueError(f"{name}={shown}: expected a probability in [0, 1]")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.axis import AxisName, axis_names, axis_sizes
+from rps_jax.sums import mean_of_sum, summands
 
 
 def masked_reduce_scatter(
@@ -25,13 +26,12 @@ def masked_reduce_scatter(
         `[P, E]`: the average of the block whose number is this worker's. Floats of 16 bits or fewer
         are summed in float32 and rounded once; integers are rounded to the nearest.
     """
-    dtype = blocks_WxPxE.dtype
     # A one travels with every packet, so that the sum arrives with the number of its terms.
-    with_one = jnp.pad(blocks_WxPxE, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+    with_one = jnp.pad(summands(blocks_WxPxE), ((0, 0), (0, 0), (0, 1)), constant_values=1)
     # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
-    arriving = jnp.where(sent_WxP[:, :, None], with_one.astype(sum_dtype(dtype)), 0)
+    arriving = jnp.where(sent_WxP[:, :, None], with_one, 0)
     total_PxE1 = _sum_scatter(arriving, axis_name)
-    return mean_of_sum(total_PxE1[:, :-1], total_PxE1[:, -1:], dtype)
+    return mean_of_sum(total_PxE1[:, :-1], total_PxE1[:, -1:], blocks_WxPxE.dtype)
 
 
 def masked_all_gather(
@@ -72,17 +72,3 @@ def _concatenate(row: jax.Array, axis_name: AxisName) -> jax.Array:
     for dimension, name in enumerate(names):
         gathered = jax.lax.all_gather(gathered, name, axis=dimension, tiled=True)
     return gathered
-
-
-def sum_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the dtype in which values of `dtype` are summed: at least 32 bits."""
-    if dtype.itemsize >= 4:
-        return dtype
-    return jnp.dtype(jnp.int32 if jnp.issubdtype(dtype, jnp.integer) else jnp.float32)
-
-
-def mean_of_sum(total: jax.Array, count: jax.Array | int, dtype: jnp.dtype) -> jax.Array:
-    """Divides a sum by how many it sums, into `dtype`; integers are rounded to the nearest."""
-    count = jnp.asarray(count, total.dtype)
-    mean = (total + count // 2) // count if jnp.issubdtype(dtype, jnp.integer) else total / count
-    return mean.astype(dtype)

@@ -14,6 +14,11 @@ def key_data(seed: int | jax.Array) -> jax.Array:
     return jax.random.key_data(jax.random.key(seed, impl=_IMPLEMENTATION))
 
 
+def portable(key: jax.Array) -> jax.Array:
+    """Returns a threefry key for a key of any implementation, raw or typed."""
+    return wrap_key(jax.random.key_data(key)[:2])
+
+
 def wrap_key(data: jax.Array) -> jax.Array:
     """Returns the key of raw key data."""
     return jax.random.wrap_key_data(data, impl=_IMPLEMENTATION)

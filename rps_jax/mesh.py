@@ -27,7 +27,7 @@ PER_WORKER: Spec = "per-worker"
 SHARED: Spec = "shared"
 """A value that is the same on every worker, with no axis of workers."""
 
-_DEVICES, _LOCAL = "devices", "local"
+_DEVICES, _LOCAL = "workers", "local"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class WorkerMesh:
     """Workers laid over devices, in the order of the devices.
 
     Attributes:
-        mesh: a `jax.sharding.Mesh` of one axis, "devices".
+        mesh: a `jax.sharding.Mesh` of one axis, "workers".
         workers_per_device: how many workers share a device, mapped there with `jax.vmap`.
     """
 
@@ -49,7 +49,7 @@ class WorkerMesh:
 
     @property
     def axis_name(self) -> AxisName:
-        """The worker axis to give to collectives inside `spmd`."""
+        """The worker axis to give to collectives: "workers", or ("workers", "local")."""
         return _DEVICES if self.workers_per_device == 1 else (_DEVICES, _LOCAL)
 
     @property

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rps_jax.averaging import all_reduce
 from rps_jax.axis import AxisName, axis_names, axis_size
-from rps_jax.channel import Delivery
+from rps_jax.channel import Delivery, check_delivery
 
 
 class DeliveredFraction(NamedTuple):
@@ -63,6 +63,7 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
     """
     num_workers = axis_size(axis_name)
     # Counted in integers, so that the order of summation does not show; one small all-reduce.
+    delivery = check_delivery(delivery, num_workers)
     incoming = jnp.stack([delivery.received, delivery.gathered]).reshape(2, -1)
     packets = incoming.shape[1] // num_workers
     arrived = jax.lax.psum(incoming.sum(1) - packets, axis_names(axis_name))

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rps_jax.averaging import OnMiss, average_gradients, average_models
+from rps_jax.averaging import OnMiss, average_gradients, average_models, check_on_miss
 from rps_jax.axis import AxisName
-from rps_jax.channel import Assignment, Channel, draw_exchange
+from rps_jax.channel import Channel
+from rps_jax.draw import Assignment, check_assignment, draw_exchange
 from rps_jax.keys import key_data, wrap_key
 
 
@@ -69,7 +70,12 @@ def optax_average_gradients(
 
     Returns:
         A `GradientTransformation` with an `ExchangeState`.
+
+    Raises:
+        ValueError: an unknown `on_miss` or `assignment`.
     """
+    check_on_miss(on_miss)
+    check_assignment(assignment)
 
     def init(params: Any) -> ExchangeState:
         del params
@@ -95,8 +101,9 @@ def optax_average_models(
     """RPS around an optimizer: its local step, then the average of the workers' models.
 
     `optax.apply_updates(params, updates)` then gives what `average_models` gives of the locally
-    updated parameters, up to one rounding; coordinates that were missed are bit for bit the
-    worker's own.
+    updated parameters, up to a rounding of the parameters before the step; coordinates that were
+    missed are bit for bit the worker's own. An update can only be added: unlike `average_models`,
+    it cannot bring back a worker whose parameters are no longer finite.
 
     Args:
         optimizer: the whole chain that makes the local step.
@@ -109,7 +116,11 @@ def optax_average_models(
     Returns:
         A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs
         `params`.
+
+    Raises:
+        ValueError: an unknown `assignment`.
     """
+    check_assignment(assignment)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> AverageModelsState:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rps_jax.averaging import check_on_miss
 from rps_jax.channel import Delivery
 
 
@@ -30,6 +31,7 @@ def average_models(params: Any, delivery: Delivery, shift: int = 0) -> Any:
 
 def average_gradients(grads: Any, delivery: Delivery, on_miss: str = "own", shift: int = 0) -> Any:
     """What `rps_jax.average_gradients` gives, for all workers at once; see `average_models`."""
+    check_on_miss(on_miss)
     missed = grads if on_miss == "own" else jax.tree.map(np.zeros_like, grads)
     return _exchange(grads, missed, delivery, shift)
 
@@ -71,6 +73,8 @@ def _exchange_coordinates(
         np.asarray(view).reshape(num_workers, num_workers, -1)
         for view in (delivery.sent, delivery.gathered)
     )
+    myself = np.eye(num_workers, dtype=bool)[:, :, None]
+    arrived, gathered = arrived | myself, gathered | myself
     packets = arrived.shape[2]
     packet_size = -(-num_coordinates // (num_workers * packets))
     for coordinate in range(num_coordinates):

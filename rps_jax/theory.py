@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.averaging import average_models
-from rps_jax.channel import Channel, draw_exchange
+from rps_jax.channel import Channel
+from rps_jax.draw import draw_exchange
 
 
 class Alphas(NamedTuple):
@@ -76,18 +77,24 @@ def alphas(num_workers: int, drop_rate: float, all_gather_drop_rate: float | Non
     return Alphas(alpha_1, (mixed / n - 1) / m)
 
 
-def contraction(num_workers: int, drop_rate: float) -> float:
-    """Returns the expected factor of one exchange on the squared consensus distance."""
-    alpha_1, alpha_2 = alphas(num_workers, drop_rate)
+def contraction(
+    num_workers: int, drop_rate: float, all_gather_drop_rate: float | None = None
+) -> float:
+    """Returns the expected factor of one exchange on the squared consensus distance.
+
+    Arguments and errors are those of `alphas`.
+    """
+    alpha_1, alpha_2 = alphas(num_workers, drop_rate, all_gather_drop_rate)
     return alpha_1 - alpha_2
 
 
-def drift(num_workers: int, drop_rate: float) -> float:
+def drift(num_workers: int, drop_rate: float, all_gather_drop_rate: float | None = None) -> float:
     """Returns the expected squared move of the mean model in one exchange.
 
-    In units of the squared consensus distance before it.
+    In units of the squared consensus distance before it. Arguments and errors are those of
+    `alphas`.
     """
-    return alphas(num_workers, drop_rate).alpha_2
+    return alphas(num_workers, drop_rate, all_gather_drop_rate).alpha_2
 
 
 class Measured(NamedTuple):

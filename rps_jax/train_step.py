@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rps_jax.averaging import OnMiss, all_reduce, average_or_else, gradient_on_miss
+from rps_jax.averaging import ON_MISS, OnMiss, all_reduce, average_or_else, gradient_on_miss
 from rps_jax.axis import AxisName, axis_names
-from rps_jax.channel import Assignment, Bernoulli, Channel, Delivery, Lossless, draw_exchange
+from rps_jax.channel import Bernoulli, Channel, Delivery, Lossless
+from rps_jax.draw import ASSIGNMENTS, Assignment, draw_exchange
 from rps_jax.keys import key_data, wrap_key
 from rps_jax.metrics import DeliveredFraction, delivered_fraction
 
@@ -113,10 +114,12 @@ def make_train_step(
         `train_step(state, batch) -> (state, metrics)`, of one worker.
 
     Raises:
-        ValueError: an unknown algorithm or policy.
+        ValueError: an unknown algorithm, policy, `on_miss` or `assignment`.
     """
     for name, value, known in (
         ("algorithm", algorithm, ALGORITHMS),
+        ("on_miss", on_miss, ON_MISS),
+        ("assignment", assignment, ASSIGNMENTS),
         ("model_state_policy", model_state_policy, MODEL_STATE_POLICIES),
     ):
         if value not in known:
@@ -155,7 +158,7 @@ def make_train_step(
             params, model_state = average(params, params, model_state)
 
         metrics = StepMetrics(
-            loss=jax.lax.pmean(loss, axis_names(axis_name)),
+            loss=jax.lax.pmean(loss.astype(jnp.float32), axis_names(axis_name)),
             delivered=delivered_fraction(delivery, axis_name),
         )
         state = TrainState(

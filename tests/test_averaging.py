@@ -151,6 +151,51 @@ def test_every_dtype_that_has_an_average(dtype):
     assert_close(results["all_reduce"], reference.all_reduce(params))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32"])
+@pytest.mark.parametrize("bound", ["min", "max"])
+def test_large_integers_do_not_overflow(dtype, bound):
+    n = 33
+    params = {"x": np.full((n, 40), getattr(np.iinfo(dtype), bound), dtype)}
+    params["x"][0] -= 5 if bound == "max" else 0
+    results, delivery, shift = run("vmap", n, params, 0.3)
+    assert_identical(results["models"], reference.average_models(params, delivery, shift))
+    assert_identical(results["all_reduce"], reference.all_reduce(params))
+
+
+@pytest.mark.parametrize("shift", [np.uint8(3), np.uint32(3), np.int8(3), 3, -2])
+def test_a_shift_may_be_any_integer(shift):
+    n = 5
+    params = np.random.default_rng(0).normal(size=(n, 10)).astype(np.float32)
+    sent = np.random.default_rng(1).random((n, n)) < 0.5
+    delivery = rps.Delivery(sent, sent.T, sent.T)
+    average = lambda axis, p, d: rps.average_models(p, d, axis, shift)  # noqa: E731
+    result = WAYS["vmap"](average, n)(params, delivery)
+    assert_close(np.asarray(result), reference.average_models(params, delivery, int(shift)))
+
+
+def test_a_worker_hears_itself_whatever_the_delivery_says():
+    n = 4
+    nothing = np.zeros((n, n), bool)
+    delivery = rps.Delivery(nothing, nothing, ~nothing)
+    params = np.arange(n * n, dtype=np.float32).reshape(n, n)
+    average = lambda axis, p, d: rps.average_models(p, d, axis)  # noqa: E731
+    result = WAYS["vmap"](average, n)(params, delivery)
+    # Every server has its own block alone to average, and everyone receives that.
+    assert_identical(np.asarray(result), np.tile(np.diag(params), (n, 1)))
+
+
+def test_gradients_of_replicated_params_are_refused():
+    def one_worker(params, batch):
+        grads = jax.grad(lambda p: jnp.sum(p * batch))(params)
+        delivery, shift, _ = rps.draw_exchange(rps.Lossless(), (), KEY, 0, "workers")
+        return rps.average_gradients(grads, delivery, "workers", shift=shift)
+
+    replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("workers")
+    mapped = jax.shard_map(one_worker, mesh=mesh(4), in_specs=(replicated, split), out_specs=split)
+    with pytest.raises(ValueError, match="leaf grads is the same on every worker of axis_name="):
+        jax.jit(mapped)(jnp.zeros(1), jnp.arange(4.0))
+
+
 @pytest.mark.parametrize("empty", [{}, (), None, {"a": np.zeros((2, 0), np.float32)}])
 def test_empty_trees_pass(empty):
     assert_identical(run("vmap", 2, empty, 0.5)[0]["models"], empty)
@@ -276,6 +321,11 @@ def test_output_sharding_is_the_input_sharding():
             lambda p, d: rps.average_models(p, d._replace(received=d.sent * 1.0), "workers"),
             ValueError,
             "delivery.received has dtype float32: expected bool",
+        ),
+        (
+            lambda p, d: rps.average_models(p, d, ["workers"]),
+            ValueError,
+            r"axis_name=\['workers'\]: expected a name, or a tuple of names",
         ),
         (
             lambda p, d: rps.average_models(p, d, "workers", shift=0.5),

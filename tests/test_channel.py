@@ -48,6 +48,29 @@ def test_a_delivery_does_not_depend_on_the_default_generator():
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_both_ends_agree_whatever_the_key(impl):
+    key = jax.random.fold_in(jax.random.key(3, impl=impl), 1)
+    sample = lambda worker: rps.Bernoulli(0.5).sample((), key, worker, 8)[0]  # noqa: E731
+    sent, received, gathered = jax.vmap(sample)(jnp.arange(8))
+    np.testing.assert_array_equal(sent, received.T)
+    alone = [sample(worker).gathered for worker in range(8)]
+    np.testing.assert_array_equal(gathered, np.stack(alone))
+
+
+def test_a_delivery_does_not_depend_on_the_width_of_floats():
+    before = views(rps.Bernoulli(0.3), 5)
+    with jax.enable_x64(True):
+        after = views(rps.Bernoulli(0.3), 5)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_a_channel_is_a_pytree_that_may_hold_gradients():
+    grads = jax.grad(lambda channel: -5.0 * channel.drop_rate)(rps.Bernoulli(0.3))
+    assert float(grads.drop_rate) == -5.0
+    assert jax.tree.map(lambda x: x, rps.Bernoulli(0.3, packets=2)) == rps.Bernoulli(0.3, packets=2)
+
+
 def test_adding_workers_changes_no_link_that_was_there():
     small, large = views(rps.Bernoulli(0.3), 4), views(rps.Bernoulli(0.3), 9)
     for view, larger in zip(small, large, strict=True):
@@ -181,6 +204,11 @@ def test_the_masks_of_a_mesh_need_no_communication():
         (lambda: rps.Bernoulli(float("nan")), r"drop_rate=nan: expected a probability"),
         (lambda: rps.Bernoulli(0.1, 2.0), "all_gather_drop_rate=2.0: expected a probability"),
         (lambda: rps.Bernoulli(jnp.float32(1.5)), "drop_rate=1.5: expected a probability"),
+        (lambda: rps.Bernoulli("0.1"), "drop_rate='0.1': expected a probability"),
+        (
+            lambda: rps.Bernoulli(jnp.array([0.1, 0.2])).sample((), KEY, 0, 4),
+            r"drop_rate has shape \(2,\): expected a scalar",
+        ),
         (lambda: rps.Bernoulli(0.1, packets=0), "packets=0: expected None or an integer"),
         (
             lambda: jax.vmap(

@@ -8,9 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# In a bare environment: only what `rps_jax` depends on, and no checkout on the path.
+# As in a bare environment: nothing of ours but the wheel, and none of what only `launch`, `models`
+# and `data` need can be imported.
 USE = """
 import importlib.util, sys
+for absent in ("flax", "orbax", "tensorflow_datasets", "sklearn", "seqeval", "PIL", "tyro", "tqdm",
+               "matplotlib"):
+    sys.modules[absent] = None
 import jax, jax.numpy as jnp
 import rps_jax as rps
 assert rps.__file__.startswith(sys.argv[1]), rps.__file__
