@@ -71,9 +71,8 @@ def average_gradients(
     The models are never re-synchronised: replicas that miss different gradients drift apart.
 
     Args:
-        grads: this worker's pytree of arrays: its own gradients. Where shard_map checks which
-            values vary, gradients of replicated params are refused: `jax.grad` has summed them
-            over the workers already. Give every worker params of its own.
+        grads: this worker's pytree of arrays, by params of its own: of params that a shard_map
+            holds replicated, `jax.grad` gives the sum over all workers already.
         delivery: as for `average_models`.
         axis_name: the worker axis, or a tuple of axes, outermost first.
         on_miss: what stands in for an average that did not arrive: the worker's "own" gradient, or
@@ -86,7 +85,6 @@ def average_gradients(
     Raises:
         ValueError, TypeError: as `average_models`, or an unknown `on_miss`.
     """
-    _check_own(grads, axis_name)
     return average_or_else(grads, gradient_on_miss(grads, on_miss), delivery, axis_name, shift)
 
 
@@ -160,23 +158,6 @@ def _check_shift(shift: jax.Array | int) -> None:
             f"shift has shape {jnp.shape(shift)} and dtype {jnp.result_type(shift)}: expected an "
             "integer scalar"
         )
-
-
-def _check_own(grads: Any, axis_name: AxisName) -> None:
-    """Raises if shard_map knows gradients to be the same on every worker."""
-
-    def varies(value: Any) -> frozenset[str]:
-        return getattr(jax.typeof(value), "vma", frozenset())
-
-    axis_size(axis_name)
-    expected = varies(jax.lax.axis_index(axis_names(axis_name)))
-    for path, leaf in jax.tree.leaves_with_path(grads):
-        if not expected <= varies(leaf):
-            raise ValueError(
-                f"leaf {jax.tree_util.keystr(path) or 'grads'} is the same on every worker of "
-                f"axis_name={axis_name!r}: expected each worker's own gradients; those of "
-                "replicated params are summed over the workers already"
-            )
 
 
 def _check_leaves(tree: Any) -> None:

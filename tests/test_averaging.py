@@ -184,18 +184,6 @@ def test_a_worker_hears_itself_whatever_the_delivery_says():
     assert_identical(np.asarray(result), np.tile(np.diag(params), (n, 1)))
 
 
-def test_gradients_of_replicated_params_are_refused():
-    def one_worker(params, batch):
-        grads = jax.grad(lambda p: jnp.sum(p * batch))(params)
-        delivery, shift, _ = rps.draw_exchange(rps.Lossless(), (), KEY, 0, "workers")
-        return rps.average_gradients(grads, delivery, "workers", shift=shift)
-
-    replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("workers")
-    mapped = jax.shard_map(one_worker, mesh=mesh(4), in_specs=(replicated, split), out_specs=split)
-    with pytest.raises(ValueError, match="leaf grads is the same on every worker of axis_name="):
-        jax.jit(mapped)(jnp.zeros(1), jnp.arange(4.0))
-
-
 @pytest.mark.parametrize("empty", [{}, (), None, {"a": np.zeros((2, 0), np.float32)}])
 def test_empty_trees_pass(empty):
     assert_identical(run("vmap", 2, empty, 0.5)[0]["models"], empty)
