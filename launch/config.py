@@ -95,24 +95,20 @@ class TrainConfig:
 LOSSY = ("rps", "gradient-averaging")
 """The algorithms that use the lossy network."""
 
+_CIFAR10_RESNET20 = TrainConfig(
+    preset="cifar10-resnet20",
+    epochs=160,
+    learning_rate=0.1,
+    schedule="step",
+    weight_decay=1e-4,
+    checkpoint_every=1,
+)
+
 PRESETS: dict[str, TrainConfig] = {
     "digits": TrainConfig(preset="digits"),
-    "cifar10-resnet20": TrainConfig(
-        preset="cifar10-resnet20",
-        epochs=160,
-        learning_rate=0.1,
-        schedule="step",
-        weight_decay=1e-4,
-        checkpoint_every=1,
-    ),
-    "cifar10-resnet110": TrainConfig(
-        preset="cifar10-resnet110",
-        epochs=160,
-        learning_rate=0.1,
-        schedule="step",
-        weight_decay=1e-4,
-        clip_norm=5.0,
-        checkpoint_every=1,
+    "cifar10-resnet20": _CIFAR10_RESNET20,
+    "cifar10-resnet110": dataclasses.replace(
+        _CIFAR10_RESNET20, preset="cifar10-resnet110", clip_norm=5.0
     ),
     "atis-lstm": TrainConfig(
         preset="atis-lstm",

@@ -49,7 +49,6 @@ def average_models(
         ValueError: an unbound axis, or a delivery or shift of the wrong shape or dtype.
         TypeError: a leaf that has no average (a boolean, a PRNG key).
 
-    >>> workers = jnp.arange(4)
     >>> params = {"w": jnp.arange(4.0)}  # one scalar each
     >>> everything = Delivery(*[jnp.ones((4, 4), bool)] * 3)
     >>> average = lambda p, d: average_models(p, d, "workers")
@@ -100,6 +99,7 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
 
     Raises:
         ValueError: an unbound axis.
+        TypeError: a leaf that has no average (a boolean, a PRNG key).
     """
     num_workers = axis_size(axis_name)
     _check_leaves(params)

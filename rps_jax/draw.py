@@ -43,6 +43,9 @@ def draw_exchange(
     Returns:
         `(delivery, shift, state)`: the first two are what `average_models` takes, the last is the
         channel state for the next step.
+
+    Raises:
+        ValueError: an unbound axis, or an unknown assignment.
     """
     check_assignment(assignment)
     num_workers = axis_size(axis_name)

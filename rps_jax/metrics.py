@@ -62,8 +62,8 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
         axis_name: the worker axis, or a tuple of axes.
     """
     num_workers = axis_size(axis_name)
-    # Counted in integers, so that the order of summation does not show; one small all-reduce.
     delivery = check_delivery(delivery, num_workers)
+    # Counted in integers, so that the order of summation does not show; one small all-reduce.
     incoming = jnp.stack([delivery.received, delivery.gathered]).reshape(2, -1)
     packets = incoming.shape[1] // num_workers
     arrived = jax.lax.psum(incoming.sum(1) - packets, axis_names(axis_name))
