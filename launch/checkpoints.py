@@ -2,6 +2,9 @@
 
 Orbax makes a checkpoint appear under its name only when it is complete. What it cannot see is a
 file that was damaged later; so beside each checkpoint lies the SHA-256 of each of its files.
+
+All processes of a job save and restore, each its own workers' part, in a folder that all can see.
+Process 0 alone decides which checkpoint is used, and tidies up.
 """
 
 import hashlib
@@ -13,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from launch.command_line import CommandError
 
@@ -24,17 +29,15 @@ class CheckpointError(CommandError):
     """A checkpoint that cannot be written, or is whole but of another run."""
 
 
-class Restored(NamedTuple):
-    """A checkpoint that was read back.
+class Saved(NamedTuple):
+    """A checkpoint that is whole.
 
     Attributes:
         step: Steps taken when it was saved.
-        state: The pytree that was saved.
-        progress: The JSON values that were saved beside it.
+        progress: The JSON values that were saved beside the state.
     """
 
     step: int
-    state: Any
     progress: dict[str, Any]
 
 
@@ -72,19 +75,29 @@ class Checkpoints:
         )
         try:
             self._checkpointer.save(path, items, force=True)
-            manifest = self._manifest_of(step)
-            unfinished = manifest.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(_digests(path), indent=1))
-            os.replace(unfinished, manifest)
+            if jax.process_index() == 0:
+                manifest = self._manifest_of(step)
+                unfinished = manifest.with_suffix(".tmp")
+                unfinished.write_text(json.dumps(_digests(path), indent=1))
+                os.replace(unfinished, manifest)
         # What a disk that is full or gone raises depends on which library has met it.
         except Exception as error:
             raise CheckpointError(
                 f"{path}: the checkpoint cannot be written ({_in_short(error)})"
             ) from error
-        for old in self.steps()[: -self._keep]:
-            self._manifest_of(old).unlink(missing_ok=True)
-            shutil.rmtree(self._directory / str(old))
+        self._delete(self.steps()[: -self._keep])
         return path
+
+    def save_alone(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Saves a checkpoint that takes the place of all others; otherwise as `save`."""
+        self.save(step, state, progress)
+        self._delete([other for other in self.steps() if other != step])
+
+    def _delete(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                self._manifest_of(step).unlink(missing_ok=True)
+                shutil.rmtree(self._directory / str(step))
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints there are, damaged ones too, oldest first."""
@@ -94,55 +107,67 @@ class Checkpoints:
             int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit()
         )
 
-    def restore_newest(
-        self,
-        like: Any,
-        report: Callable[[str], None],
-        check: Callable[[dict[str, Any]], None] = lambda progress: None,
-    ) -> Restored | None:
-        """Restores the newest checkpoint that is whole.
+    def newest(self, report: Callable[[str], None]) -> Saved | None:
+        """Returns the newest checkpoint that is whole, None if there is none.
 
         Args:
-            like: A pytree of arrays with the shapes, dtypes and shardings to restore.
             report: Told, in one line each, of checkpoints that are damaged, which are set aside as
                 `STEP.damaged`, or half-written, which are deleted.
-            check: Given the JSON values before the state is read; may refuse them by an exception.
+        """
+        step = self._newest_whole(report) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            told = multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step))
+            step = int(told) if told >= 0 else None
+        if step is None:
+            return None
+        return Saved(step, self._read(step, progress=ocp.args.JsonRestore()))
 
-        Returns:
-            The checkpoint, or None if there is no whole one.
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state of a checkpoint.
+
+        Args:
+            step: Of the checkpoint, from `newest`.
+            like: A pytree of arrays with the shapes, dtypes and shardings to restore; of NumPy
+                arrays for the whole state, in NumPy arrays on every process.
 
         Raises:
-            CheckpointError: The checkpoint is whole, but does not hold a pytree like this one.
+            CheckpointError: The checkpoint does not hold a pytree like this one.
         """
+        abstract = jax.tree.map(
+            lambda leaf: (
+                leaf if isinstance(leaf, np.ndarray) else ocp.utils.to_shape_dtype_struct(leaf)
+            ),
+            like,
+        )
+        try:
+            return self._read(step, state=ocp.args.StandardRestore(abstract))
+        # Orbax tells of other shapes and other trees in several ways.
+        except Exception as error:
+            raise CheckpointError(
+                f"{self._directory / str(step)}: the checkpoint does not fit this run "
+                f"({_in_short(error)})"
+            ) from error
+
+    def _newest_whole(self, report: Callable[[str], None]) -> int | None:
         if self._directory.is_dir():
             for entry in sorted(self._directory.iterdir()):
                 if "orbax-checkpoint-tmp" in entry.name:
                     report(f"{entry.name} was only half written, and is not used")
                     shutil.rmtree(entry)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in reversed(self.steps()):
-            path = self._directory / str(step)
             damage = self._damage(step)
             if damage is None:
-                progress = self._read(path, progress=ocp.args.JsonRestore())
-                check(progress)
-                try:
-                    state = self._read(path, state=ocp.args.StandardRestore(abstract))
-                # Orbax tells of other shapes and other trees in several ways.
-                except Exception as error:
-                    raise CheckpointError(
-                        f"{path}: the checkpoint does not fit this run ({_in_short(error)})"
-                    ) from error
-                return Restored(step, state, progress)
+                return step
             report(f"the checkpoint of step {step} is damaged ({damage}), and is not used")
-            aside = path.with_name(f"{step}.damaged")
+            aside = self._directory / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            (self._directory / str(step)).rename(aside)
             self._manifest_of(step).unlink(missing_ok=True)
         return None
 
-    def _read(self, path: Path, **item: Any) -> Any:
+    def _read(self, step: int, **item: Any) -> Any:
         (name,) = item
+        path = self._directory / str(step)
         return self._checkpointer.restore(path, ocp.args.Composite(**item))[name]
 
     def _manifest_of(self, step: int) -> Path:

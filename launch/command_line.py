@@ -13,6 +13,10 @@ import tyro
 
 Config = TypeVar("Config")
 
+USAGE, DIVERGED, PEER_LOST = 2, 3, 4
+"""Exit statuses of a command line that cannot be run, of a training that has left the finite
+numbers, and of a process that another one of its job has left alone; 1 is any other failure."""
+
 
 class CommandError(Exception):
     """What ends a command before it is done.
@@ -31,7 +35,7 @@ class CommandError(Exception):
 class UsageError(CommandError):
     """A command line that cannot be run."""
 
-    exit_status = 2
+    exit_status = USAGE
 
 
 def read_command(
@@ -65,6 +69,15 @@ def read_command(
         raise UsageError(_one_line(messages.getvalue())) from None
 
 
+def optional(metavar: str, if_none: str) -> Any:
+    """Returns how `--help` shows a flag that may be None, and what that means."""
+
+    def hint(default: str) -> str:
+        return f"(default: {if_none if default == 'None' else default})"
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
 def expect(name: str, value: Any, holds: bool, expected: str) -> None:
     """Raises `UsageError` unless `holds`: what the flag of a field was expected to be."""
     if not holds:
@@ -87,7 +100,8 @@ def exit_status(run: Callable[[], int]) -> int:
     try:
         return run()
     except CommandError as error:
-        print(error.report(), file=sys.stderr)
+        if report := error.report():
+            print(report, file=sys.stderr, flush=True)
         return error.exit_status
     except OSError as error:
         if isinstance(error, BrokenPipeError):

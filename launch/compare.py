@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from launch.command_line import UsageError, exit_status, expect, read_command, refuse
-from launch.config import CONFIG_FILE, LOSSY, PRESETS, TrainConfig, check, parse, to_json
+from launch.config import (
+    CONFIG_FILE,
+    LOSSY,
+    PRESETS,
+    PROCESS_FLAGS,
+    TrainConfig,
+    check,
+    parse,
+    to_json,
+)
 from launch.devices import start_devices
 from launch.run_folder import RunFolder
 from launch.source import find_source
@@ -60,7 +69,7 @@ def _run(argv: Sequence[str]) -> int:
         if not folder.summary.exists():
             print(f"\n[{number}/{len(runs)}] {folder.path.name}", flush=True)
             begun = (folder.path / CONFIG_FILE).exists()
-            train(dataclasses.replace(run, resume=begun), source, folder)
+            train(dataclasses.replace(run, resume=begun), source, folder.path)
 
     results = [(run, _folder(run).read_metrics()) for run in runs]
     score = json.loads(_folder(runs[0]).summary.read_text())["score"]
@@ -78,9 +87,10 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
         value = getattr(config, name)
         expect(name, "", len(value) > 0, "at least one")
         expect(name, value, len(set(value)) == len(value), "each value once")
-    for name in ("algorithm", "drop_rate", "all_gather_drop_rate", "seed", "output_dir", "resume"):
+    own = ("algorithm", "drop_rate", "all_gather_drop_rate", "seed", "output_dir", "resume")
+    for name in (*own, *PROCESS_FLAGS):
         if getattr(base, name) != getattr(PRESETS[base.preset], name):
-            refuse(name, getattr(base, name), "none after --: launch.compare sets it")
+            refuse(name, getattr(base, name), "none after --, in launch.compare")
     runs = []
     for algorithm in config.algorithms:
         for drop_rate in config.drop_rates if algorithm in LOSSY else (0.0,):
@@ -107,7 +117,7 @@ def _check_same(run: TrainConfig) -> None:
     path = _folder(run).path / CONFIG_FILE
     if path.exists():
         stored, asked = json.loads(path.read_text()), to_json(run)
-        for key in asked.keys() - {"resume", "output_dir"}:
+        for key in asked.keys() - {"output_dir"}:
             if stored.get(key) != asked[key]:
                 flag = "--" + key.replace("_", "-")
                 raise UsageError(f"{flag} {asked[key]}: expected {stored.get(key)}, as in {path}")

@@ -8,22 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
-from launch.command_line import UsageError, expect, read_command, refuse
+from launch.command_line import UsageError, expect, optional, read_command, refuse
+from launch.roll_call import split_address
 
 PROG = "launch.train"
 
 Preset = Literal["digits", "cifar10-resnet20", "cifar10-resnet110", "atis-lstm"]
-
-
-def _optional(metavar: str, if_none: str) -> Any:
-    """Returns how `--help` shows a flag that may be None, and what that means."""
-
-    def hint(default: str) -> str:
-        return f"(default: {if_none if default == 'None' else default})"
-
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +31,9 @@ class TrainConfig:
     """How many workers there are; each holds a model and a share of the data."""
     drop_rate: float = 0.1
     """Probability that a message is lost."""
-    all_gather_drop_rate: Annotated[float | None, _optional("FLOAT", "the same")] = None
+    all_gather_drop_rate: Annotated[float | None, optional("FLOAT", "the same")] = None
     """The same in the all-gather, where it differs from the reduce-scatter."""
-    packets: Annotated[int | None, _optional("INT", "messages are lost whole")] = None
+    packets: Annotated[int | None, optional("INT", "messages are lost whole")] = None
     """Cut each message into so many packets, each lost by itself."""
     on_miss: Literal["own", "zero"] = "own"
     """What gradient-averaging applies where no average arrived: the own gradient, or none."""
@@ -66,21 +56,21 @@ class TrainConfig:
     """Momentum of sgd."""
     weight_decay: float = 0.0
     """L2 regularisation, added to the gradient."""
-    clip_norm: Annotated[float | None, _optional("FLOAT", "None")] = None
+    clip_norm: Annotated[float | None, optional("FLOAT", "None")] = None
     """Largest norm of a gradient; longer ones are shortened to it. None: they are not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the model's computation; parameters and averages are always float32."""
     seed: int = 0
     """Decides the initial model, the shares of the data, its order, and every loss."""
 
-    data_path: Annotated[Path | None, _optional("PATH", "the digits need none")] = None
+    data_path: Annotated[Path | None, optional("PATH", "the digits need none")] = None
     """File or folder of the data."""
     download: bool = False
     """Let CIFAR-10 be downloaded where it is not found."""
-    label_skew: Annotated[float | None, _optional("FLOAT", "i.i.d. shares")] = None
+    label_skew: Annotated[float | None, optional("FLOAT", "i.i.d. shares")] = None
     """Dirichlet concentration of the labels in the workers' shares; small is skewed."""
 
-    output_dir: Annotated[Path | None, _optional("PATH", "a new folder in runs/")] = None
+    output_dir: Annotated[Path | None, optional("PATH", "a new folder in runs/")] = None
     """Folder of the run's results."""
     resume: bool = False
     """Go on with the run in --output-dir, from its newest checkpoint."""
@@ -88,8 +78,19 @@ class TrainConfig:
     """Epochs between checkpoints; there is always one after the last epoch."""
     log_every: int = 50
     """Steps between lines of metrics; there is always one after an epoch."""
-    workers_per_device: Annotated[int | None, _optional("INT", "as few as possible")] = None
+    workers_per_device: Annotated[int | None, optional("INT", "as few as possible")] = None
     """How many workers share a device; a CPU is split into as many devices as needed."""
+    allow_resize: bool = False
+    """Let a run go on with another number of workers: new ones start from the mean model."""
+
+    coordinator: Annotated[str | None, optional("HOST:PORT", "SLURM or MPI, or alone")] = None
+    """Address of process 0, where several processes are to meet."""
+    num_processes: Annotated[int | None, optional("INT", "those of SLURM or MPI, or one")] = None
+    """How many processes share the workers."""
+    process_id: Annotated[int | None, optional("INT", "that of SLURM or MPI, or 0")] = None
+    """Which of them this is."""
+    start_timeout: float = 60.0
+    """Seconds to wait for the other processes."""
 
 
 LOSSY = ("rps", "gradient-averaging")
@@ -119,9 +120,15 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 
+PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
+"""Which process this is: of no consequence for the run."""
+
+NOT_OF_THE_RUN = (*PROCESS_FLAGS, "start_timeout", "resume", "allow_resize")
+"""What the folder of a run does not keep."""
+
 # What may differ between a run and its continuation: nothing that decides the result.
 MAY_CHANGE_ON_RESUME = (
-    "resume",
+    *NOT_OF_THE_RUN,
     "output_dir",
     "data_path",
     "download",
@@ -145,7 +152,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     asked = read_command(TrainConfig, PROG, [x for x in argv if x not in helps], PRESETS["digits"])
     defaults = PRESETS[asked.preset]
     if helps.isdisjoint(argv) and asked.resume and asked.output_dir is not None:
-        defaults = dataclasses.replace(stored_config(asked.output_dir), resume=False)
+        defaults = stored_config(asked.output_dir)
     config = read_command(TrainConfig, PROG, argv, defaults)
     if config.resume and config.output_dir is not None:
         _check_unchanged(config, defaults)
@@ -193,12 +200,46 @@ def check(config: TrainConfig) -> None:
         refuse("download", True, "no --data-path beside it")
     if config.resume and config.output_dir is None:
         refuse("resume", True, "--output-dir, the folder of the run to go on with")
+    if config.allow_resize and not config.resume:
+        refuse("allow_resize", True, "--resume beside it")
+    _check_process(config)
+
+
+def _check_process(config: TrainConfig) -> None:
+    given = [name for name in PROCESS_FLAGS if getattr(config, name) is not None]
+    for name in PROCESS_FLAGS:
+        if given and name not in given:
+            flags = ", ".join("--" + flag.replace("_", "-") for flag in PROCESS_FLAGS)
+            refuse(name, None, f"all of {flags}, or none")
+    expect("start_timeout", config.start_timeout, config.start_timeout > 0, "a positive number")
+    if not given:
+        return
+    assert config.coordinator
+    assert config.num_processes is not None
+    assert config.process_id is not None
+    try:
+        split_address(config.coordinator)
+    except ValueError:
+        refuse("coordinator", config.coordinator, "HOST:PORT")
+    processes, workers = config.num_processes, config.num_workers
+    divides = processes >= 1 and workers % processes == 0
+    expect("num_processes", processes, divides, f"a divisor of {workers} workers")
+    mine = 0 <= config.process_id < processes
+    expect("process_id", config.process_id, mine, f"0 to {processes - 1}")
+    per_device = config.workers_per_device
+    if per_device is not None and workers // processes % per_device:
+        each = workers // processes
+        refuse("workers_per_device", per_device, f"a divisor of the {each} workers a process")
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Returns the configuration as JSON values."""
+    """Returns what the folder of a run keeps of its configuration, as JSON values."""
     values = dataclasses.asdict(config)
-    return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in values.items()
+        if key not in NOT_OF_THE_RUN
+    }
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
@@ -229,8 +270,14 @@ def stored_config(output_dir: Path) -> TrainConfig:
 def _check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
     for field in dataclasses.fields(TrainConfig):
         old, new = getattr(stored, field.name), getattr(config, field.name)
-        if field.name not in MAY_CHANGE_ON_RESUME and old != new:
-            refuse(field.name, new, f"{old}, as the run in {config.output_dir} has it")
+        if field.name in MAY_CHANGE_ON_RESUME or old == new:
+            continue
+        expected = f"{old}, as the run in {config.output_dir} has it"
+        if field.name == "num_workers":
+            if config.allow_resize:
+                continue
+            expected += " (--allow-resize goes on with another number)"
+        refuse(field.name, new, expected)
 
 
 def default_output_dir(config: TrainConfig, now: str) -> Path:

@@ -12,10 +12,12 @@ threads and a share of the cores."""
 def start_devices(num_workers: int, workers_per_device: int | None) -> None:
     """Splits the CPU into as many devices as there are workers, where the CPU is what there is.
 
+    Each process of a job does so for its own workers.
+
     To be called before anything asks JAX for its devices.
 
     Args:
-        num_workers: How many workers there are.
+        num_workers: How many workers this process has.
         workers_per_device: How many share a device; None for as few as possible.
     """
     if workers_per_device is None:

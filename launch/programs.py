@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 import rps_jax as rps
 from data import epoch_order, take
@@ -21,7 +22,8 @@ class Programs:
 
     Attributes:
         start_epoch: `(arrays, epoch) -> order`, the order of each worker's examples.
-        train_step: `(state, arrays, order) -> (state, metrics)`; takes the buffers of the state.
+        train_step: `(state, arrays, order, signals) -> (state, metrics, signal)`; takes the buffers
+            of the state. Of each worker's `signals`, all get to know the greatest.
         consensus_distance: `state -> scalar`.
     """
 
@@ -61,9 +63,12 @@ class Programs:
             worker_key = jax.random.fold_in(data_key, jax.lax.axis_index(axis))
             return epoch_order(jax.random.fold_in(worker_key, epoch), arrays["weight"])
 
-        def train_step(state: rps.TrainState, arrays: Any, order: jax.Array) -> Any:
+        def train_step(
+            state: rps.TrainState, arrays: Any, order: jax.Array, signal: jax.Array
+        ) -> Any:
             start = state.step % steps_per_epoch * config.batch_size
-            return step_of_worker(state, take(arrays, order, start, config.batch_size))
+            state, metrics = step_of_worker(state, take(arrays, order, start, config.batch_size))
+            return state, metrics, jax.lax.pmax(signal, axis)
 
         def consensus_distance(state: rps.TrainState) -> jax.Array:
             return rps.consensus_distance(state.params, axis)
@@ -79,7 +84,7 @@ class Programs:
 
         self.start_epoch = mesh.spmd(start_epoch, (PER_WORKER, SHARED), PER_WORKER)
         self.train_step = mesh.spmd(
-            train_step, (PER_WORKER,) * 3, (PER_WORKER, SHARED), donate_argnums=(0,)
+            train_step, (PER_WORKER,) * 4, (PER_WORKER, SHARED, SHARED), donate_argnums=(0,)
         )
         self.consensus_distance = mesh.spmd(consensus_distance, (PER_WORKER,), SHARED)
         self._mean_model = mesh.spmd(mean_model, (PER_WORKER,), SHARED)
@@ -100,23 +105,30 @@ class Programs:
         model = self._mean_model(state)
         train_loss, _, _ = self._evaluate_split(model, train)
         test_loss, test_accuracy, predictions = self._evaluate_split(model, test)
-        return {
+        metrics = {
             "mean_model_train_loss": train_loss,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
-            **self._test_metrics(predictions),
         }
+        if self._test_metrics is not None:
+            metrics |= self._test_metrics(_in_order(predictions, test.sizes))
+        return metrics
 
-    def _evaluate_split(self, model: Any, shards: Shards) -> tuple[float, float, np.ndarray]:
-        """Returns loss, accuracy, and the predictions in the order of the parts."""
+    def _evaluate_split(self, model: Any, shards: Shards) -> tuple[float, float, list[jax.Array]]:
+        """Returns loss, accuracy, and the predictions for each batch of rows."""
         results = []
         for start in range(0, shards.arrays["weight"].shape[1], shards.batch):
             rows = {k: a[:, start : start + shards.batch] for k, a in shards.arrays.items()}
             results.append(self._evaluate(model, rows))
         loss, correct, weight = np.sum([np.asarray(sums) for sums, _ in results], axis=0)
-        by_worker = np.concatenate([np.asarray(said) for _, said in results], axis=1)
-        predictions = [said[:size] for said, size in zip(by_worker, shards.sizes, strict=True)]
-        return float(loss / weight), float(correct / weight), np.concatenate(predictions)
+        return float(loss / weight), float(correct / weight), [said for _, said in results]
+
+
+def _in_order(batches: list[jax.Array], sizes: list[int]) -> np.ndarray:
+    """Returns the predictions of all workers, on all hosts, in the order of the parts."""
+    everywhere = [multihost_utils.process_allgather(said, tiled=True) for said in batches]
+    by_worker = np.concatenate(everywhere, axis=1)
+    return np.concatenate([said[:size] for said, size in zip(by_worker, sizes, strict=True)])
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -9,16 +9,20 @@ from tqdm import tqdm
 class Progress:
     """Shows where a run is; a context manager, so that the bar is put away whatever happens."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, first_step: int, shown: bool = True
+    ) -> None:
         """Starts the clock.
 
         Args:
             epochs: Of the whole run.
             steps_per_epoch: How many steps each has.
             first_step: Steps that an earlier part of the run has taken.
+            shown: Whether to show anything; one process of a job does.
         """
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._measured = ""
+        self._shown = shown
         self._bar = (
             tqdm(
                 total=epochs * steps_per_epoch,
@@ -28,7 +32,7 @@ class Progress:
                 leave=False,
                 bar_format="{desc} {bar} {remaining}",
             )
-            if sys.stdout.isatty() and sys.stderr.isatty()
+            if shown and sys.stdout.isatty() and sys.stderr.isatty()
             else None
         )
 
@@ -56,7 +60,7 @@ class Progress:
             f" delivered {100 * line['delivered_fraction']:.3g}%"
             f" {line['examples_per_second']:,.0f} ex/s"
         )
-        if self._bar is not None:
+        if self._bar is not None or not self._shown:
             return
         score = line.get("test_slot_f1", line.get("test_accuracy"))
         test = "" if score is None else f" test {score:.4f}"

@@ -10,6 +10,8 @@ from launch.config import CONFIG_FILE, TrainConfig, to_json
 
 METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curves.png"
 CHECKPOINTS = "checkpoints"
+EPOCH_DIGITS = 6
+"""Of the epoch in a line of metrics, after the point."""
 
 
 class RunFolder:
@@ -58,9 +60,10 @@ class RunFolder:
                     break
         return lines
 
-    def rewind(self, step: int) -> None:
-        """Drops the metrics of steps after `step`, which are about to be taken again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
+    def rewind(self, epoch: float) -> None:
+        """Drops the metrics of what comes after `epoch` and is about to be trained again."""
+        epoch = round(epoch, EPOCH_DIGITS)
+        kept = [line for line in self.read_metrics() if line["epoch"] <= epoch]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         _write(self.metrics, text)
 

@@ -35,25 +35,24 @@ class Task:
 
     Attributes:
         model_name: For people.
-        dataset: The data.
         init: `key -> (params, model_state)`.
         loss_fn: The loss of `rps_jax.make_train_step`.
         evaluate: `(params, model_state, batch) -> Evaluation`, on padded batches.
-        test_metrics: Of all test predictions, whatever an average over batches cannot give.
+        test_metrics: Of all test predictions, whatever an average over batches cannot give; None
+            if there is nothing of the kind.
         score: The test metric that the task is judged by.
     """
 
     model_name: str
-    dataset: Dataset
     init: Callable[[jax.Array], tuple[Any, Any]]
     loss_fn: Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]
     evaluate: Callable[[Any, Any, Any], Evaluation]
-    test_metrics: Callable[[np.ndarray], dict[str, float]]
+    test_metrics: Callable[[np.ndarray], dict[str, float]] | None
     score: str
 
 
 def make_task(config: TrainConfig, dataset: Dataset) -> Task:
-    """Returns the task of a preset, on its data."""
+    """Returns the task of a preset; it keeps no training data."""
     dtype = jnp.dtype(config.dtype)
     if config.preset == "atis-lstm":
         return _slot_filling(dataset, dtype)
@@ -99,11 +98,10 @@ def _image_classification(dataset: Dataset, depth: int, dtype: Any, augment: boo
 
     return Task(
         model_name=f"ResNet-{depth}",
-        dataset=dataset,
         init=init,
         loss_fn=loss_fn,
         evaluate=evaluate,
-        test_metrics=lambda predictions: {},
+        test_metrics=None,
         score="test_accuracy",
     )
 
@@ -111,6 +109,9 @@ def _image_classification(dataset: Dataset, depth: int, dtype: Any, augment: boo
 def _slot_filling(dataset: Dataset, dtype: Any) -> Task:
     model = models.SlotTagger(len(dataset.tokens), dataset.num_classes, dtype=dtype)
     length = dataset.train["tokens"].shape[1]
+    num_classes, tags = dataset.num_classes, dataset.tags
+    test_lengths = dataset.test["length"]
+    truth = models.decode_tags(dataset.test["tags"], test_lengths, tags)
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         tokens = jnp.zeros((1, length), jnp.int32)
@@ -127,18 +128,15 @@ def _slot_filling(dataset: Dataset, dtype: Any) -> Task:
         logits = model.apply({"params": params}, batch["tokens"], batch["length"])
         mask = models.length_mask(batch["length"], length) * batch["weight"][:, None]
         # Tags that the training data never shows have no logit: they are in the F1, as missed.
-        known = batch["tags"] < dataset.num_classes
+        known = batch["tags"] < num_classes
         return _evaluation(logits, jnp.where(known, batch["tags"], 0), mask * known)
 
     def test_metrics(predictions: np.ndarray) -> dict[str, float]:
-        lengths = dataset.test["length"]
-        truth = models.decode_tags(dataset.test["tags"], lengths, dataset.tags)
-        said = models.decode_tags(predictions, lengths, dataset.tags)
+        said = models.decode_tags(predictions, test_lengths, tags)
         return {"test_slot_f1": models.slot_f1(truth, said)}
 
     return Task(
         model_name="LSTM",
-        dataset=dataset,
         init=init,
         loss_fn=loss_fn,
         evaluate=evaluate,

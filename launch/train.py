@@ -11,11 +11,14 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from launch.command_line import exit_status
 from launch.config import default_output_dir, parse
 from launch.devices import start_devices
+from launch.lifeline import hold_lifeline
+from launch.processes import count_processes, join, lost_peers_are_said, run_and_leave
 from launch.run_folder import RunFolder
 from launch.source import find_source
 
@@ -27,28 +30,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     config = parse(sys.argv[1:] if argv is None else argv)
+    hold_lifeline()
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = RunFolder(config.output_dir or default_output_dir(config, now))
+    output_dir = config.output_dir or default_output_dir(config, now)
     if not config.resume:
-        folder.check_is_free()
+        RunFolder(output_dir).check_is_free()
     source = find_source(config)
 
-    start_devices(config.num_workers, config.workers_per_device)
+    start_devices(config.num_workers // count_processes(config), config.workers_per_device)
+    join(config)
     # Imported late: it takes seconds, and what was wrong with the command line is said by now.
     from launch.training import train
 
-    _print_summary(train(config, source, folder), folder)
+    with lost_peers_are_said():
+        summary = train(config, source, output_dir)
+    if summary is not None:
+        _print_summary(summary, output_dir)
     return 0
 
 
-def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
+def _print_summary(summary: dict[str, Any], output_dir: Path) -> None:
     rows = {
         "training loss": f"{summary['mean_model_train_loss']:.4f} (mean model, all examples)",
         summary["score"].replace("_", " "): f"{summary[summary['score']]:.4f} (mean model)",
         "consensus distance": f"{summary['consensus_distance']:.3g}",
         "messages delivered": f"{summary['delivered_fraction']:.1%}",
         "wall time": f"{summary['wall_seconds']:.0f} s",
-        "results": f"{folder.path}{os.sep}",
+        "results": f"{output_dir}{os.sep}",
     }
     print()
     for name, value in rows.items():
@@ -56,4 +64,4 @@ def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_and_leave(main))

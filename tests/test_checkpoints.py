@@ -60,16 +60,24 @@ def no_report(text: str) -> None:
 def test_what_was_saved_is_restored_bit_for_bit(tmp_path: Path) -> None:
     saved, progress = state(3), {"window": [[0.1, 1 / 3]], "none": None}
     Checkpoints(tmp_path / "new").save(12, saved, progress)
-    restored = Checkpoints(tmp_path / "new").restore_newest(state(), no_report)
-    assert restored is not None
-    assert restored.step == 12
-    assert restored.progress == progress
-    assert_same(restored.state, saved)
+    reopened = Checkpoints(tmp_path / "new")
+    assert reopened.newest(no_report) == (12, progress)
+    assert_same(reopened.restore(12, state()), saved)
+
+
+def test_the_whole_state_can_be_restored_on_the_host(tmp_path: Path) -> None:
+    saved = state(3)
+    Checkpoints(tmp_path).save(12, saved, {})
+    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
+    restored = Checkpoints(tmp_path).restore(12, like)
+    for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(saved), strict=True):
+        assert isinstance(leaf, np.ndarray)
+        np.testing.assert_array_equal(leaf, np.asarray(wanted))
 
 
 def test_where_there_is_none_none_is_restored(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path).restore_newest(state(), no_report) is None
-    assert Checkpoints(tmp_path / "absent").restore_newest(state(), no_report) is None
+    assert Checkpoints(tmp_path).newest(no_report) is None
+    assert Checkpoints(tmp_path / "absent").newest(no_report) is None
     assert not (tmp_path / "absent").exists()
 
 
@@ -144,19 +152,15 @@ def test_a_damaged_newest_one_is_reported_and_the_one_before_is_used(
     checkpoints.save(5, state(5), {"of": 5})
     damage(checkpoints.save(6, state(6), {"of": 6}))
     reports: list[str] = []
-    restored = Checkpoints(tmp_path).restore_newest(state(), reports.append)
-    assert restored is not None
-    assert (restored.step, restored.progress) == (5, {"of": 5})
-    assert_same(restored.state, state(5))
+    assert Checkpoints(tmp_path).newest(reports.append) == (5, {"of": 5})
+    assert_same(Checkpoints(tmp_path).restore(5, state()), state(5))
     (report,) = reports
     assert "6" in report
     assert "\n" not in report
 
     # The damaged one is out of the way of the one that the run now writes.
     checkpoints.save(6, state(6), {"of": 6})
-    again = Checkpoints(tmp_path).restore_newest(state(), no_report)
-    assert again is not None
-    assert again.step == 6
+    assert Checkpoints(tmp_path).newest(no_report) == (6, {"of": 6})
 
 
 def test_when_all_are_damaged_none_is_restored(tmp_path: Path) -> None:
@@ -164,7 +168,7 @@ def test_when_all_are_damaged_none_is_restored(tmp_path: Path) -> None:
     for step in (5, 6):
         flip_a_byte(checkpoints.save(step, state(step), {}))
     reports: list[str] = []
-    assert checkpoints.restore_newest(state(), reports.append) is None
+    assert checkpoints.newest(reports.append) is None
     assert len(reports) == 2
     assert checkpoints.steps() == []
 
@@ -177,22 +181,20 @@ def test_a_whole_one_that_does_not_fit_is_an_error_and_is_kept(tmp_path: Path) -
     checkpoints.save(5, state(5), {})
     other = state()._replace(params={"dense": jnp.zeros((4, 2))})
     with pytest.raises(CheckpointError, match="5: the checkpoint does not fit this run") as error:
-        checkpoints.restore_newest(other, no_report)
+        checkpoints.restore(5, other)
     assert "\n" not in str(error.value)
     del error
     gc.collect()
-    assert checkpoints.restore_newest(state(), no_report) is not None
+    assert checkpoints.newest(no_report) is not None
 
 
-def test_the_progress_can_be_refused_before_the_state_is_read(tmp_path: Path) -> None:
+def test_one_that_takes_the_place_of_all_others(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(5, state(5), {"data": 1})
-
-    def refuse(progress: dict[str, Any]) -> None:
-        raise KeyError(progress["data"])
-
-    with pytest.raises(KeyError, match="1"):
-        checkpoints.restore_newest(None, no_report, check=refuse)
+    for step in (4, 5, 8):
+        checkpoints.save(step, state(step), {})
+    checkpoints.save_alone(6, state(6), {})
+    assert checkpoints.steps() == [6]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["6", "6.manifest.json"]
 
 
 @pytest.mark.parametrize("fails", ["orbax", "the manifest"])
@@ -215,9 +217,7 @@ def test_a_save_that_fails_is_an_error_and_leaves_the_earlier_ones(
         ):
             checkpoints.save(6, state(6), {})
     reports: list[str] = []
-    restored = checkpoints.restore_newest(state(), reports.append)
-    assert restored is not None
-    assert restored.step == 5
+    assert checkpoints.newest(reports.append) == (5, {})
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

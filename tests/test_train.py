@@ -254,7 +254,7 @@ def test_ctrl_c_between_two_lines_of_metrics_loses_nothing(
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: signal.raise_signal(signal.SIGINT))
         assert run(tmp_path / "stopped", *SHORT) == 128 + signal.SIGINT
-    assert "stopped by SIGINT at step 7 of 22" in capsys.readouterr().err
+    assert "stopped by SIGINT at step 8 of 22" in capsys.readouterr().err
     assert run(tmp_path / "stopped", "--resume") == 0
     assert_same_state(tmp_path / "stopped", short, 22)
     assert reproducible(tmp_path / "stopped") == reproducible(short)

@@ -1,0 +1,104 @@
+"""A training of several processes, from a checked command line to its end, restarts included."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from launch.command_line import DIVERGED, USAGE, expect, refuse
+from launch.config import CONFIG_FILE, PROCESS_FLAGS, TrainConfig, default_output_dir, parse
+from launch.run_folder import RunFolder
+from launch.source import find_source
+from launch.supervisor import Command, JobFailed, supervise
+
+LOGS = "logs"
+"""Folder of what the processes say, in that of the run."""
+
+SEPARATOR = "--"
+"""Stands before the flags of launch.train."""
+
+_CANNOT_END_OTHERWISE = (USAGE, DIVERGED)
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments of the launcher, and those of launch.train after `--`."""
+    place = argv.index(SEPARATOR) if SEPARATOR in argv else len(argv)
+    return list(argv[:place]), list(argv[place + 1 :])
+
+
+class Job:
+    """One training, as flags of `launch.train` for each of its processes.
+
+    Attributes:
+        config: The run, checked.
+        folder: Where its results go.
+    """
+
+    def __init__(self, train_argv: Sequence[str]) -> None:
+        """Checks all that can be checked before a process is started.
+
+        Args:
+            train_argv: Flags of launch.train.
+
+        Raises:
+            UsageError: They are no valid run.
+        """
+        self.config: TrainConfig = parse(train_argv)
+        for name in PROCESS_FLAGS:
+            if getattr(self.config, name) != getattr(TrainConfig(), name):
+                refuse(name, getattr(self.config, name), "none after --: the launcher sets it")
+        now = datetime.now().strftime("%Y%m%d-%H%M%S")
+        self.folder = RunFolder(self.config.output_dir or default_output_dir(self.config, now))
+        if not self.config.resume:
+            self.folder.check_is_free()
+        find_source(self.config)
+        self._train_argv = list(train_argv)
+
+    def check_processes(self, flag: str, processes: int) -> None:
+        """Raises `UsageError` unless so many processes can share the workers evenly."""
+        workers = self.config.num_workers
+        expect(flag, processes, processes >= 1, "at least 1")
+        expect(flag, processes, workers % processes == 0, f"a divisor of {workers} workers")
+
+    def run(
+        self,
+        start: Callable[[Sequence[str]], list[Command]],
+        max_restarts: int,
+        silence: float,
+    ) -> int:
+        """Runs the job, again and again from its newest checkpoint while it fails.
+
+        Args:
+            start: Given the flags that all processes share; returns how each is started.
+            max_restarts: How often to start again.
+            silence: Seconds without a sign of life after which a process is taken to hang.
+
+        Returns:
+            The exit status.
+
+        Raises:
+            JobFailed: It has failed once too often, or would fail again.
+        """
+
+        def show(line: str) -> None:
+            print(line, flush=True)
+
+        for restarts in range(max_restarts + 1):
+            commands = start(self._flags())
+            try:
+                return supervise(commands, self.folder.path / LOGS, silence, show)
+            except JobFailed as error:
+                if restarts == max_restarts or error.exit_status in _CANNOT_END_OTHERWISE:
+                    raise
+                show(error.report())
+                show(f"restart {restarts + 1} of {max_restarts}, from the newest checkpoint")
+        raise AssertionError("unreachable")
+
+    def _flags(self) -> list[str]:
+        flags = [*self._train_argv, "--output-dir", str(self.folder.path)]
+        begun = (self.folder.path / CONFIG_FILE).exists()
+        return [*flags, "--resume"] if begun and not self.config.resume else flags
+
+
+def process_flags(coordinator: str, num_processes: int, process_id: int) -> list[str]:
+    """Returns the flags by which a process finds its job."""
+    flags = ["--coordinator", coordinator, "--num-processes", str(num_processes)]
+    return [*flags, "--process-id", str(process_id)]

@@ -1,0 +1,118 @@
+"""Runs a training as several JAX processes on this machine: `python -m launch.local --help`.
+
+    python -m launch.local --processes 2 --devices-per-process 4
+    python -m launch.local --processes 4 --max-restarts 3 -- --preset atis-lstm --data-path ATIS
+
+What follows `--` are flags of `launch.train`.
+"""
+
+import dataclasses
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from launch.command_line import exit_status, expect, optional, read_command
+from launch.gpus import visible_gpus
+from launch.job import Job, process_flags, split_arguments
+from launch.supervisor import Command
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalConfig:
+    """Run a training as several JAX processes on this machine.
+
+    Flags of launch.train may follow after " -- ".
+    """
+
+    processes: int = 2
+    """How many processes share the workers."""
+    devices_per_process: Annotated[
+        int | None, optional("INT", "one a worker, or a share of the GPUs")
+    ] = None
+    """Devices of each process: parts of the CPU, or GPUs of its own where there are any."""
+    max_restarts: int = 0
+    """How often to start the job again, from its newest checkpoint, when a process fails."""
+    heartbeat_timeout: float = 20.0
+    """Seconds without a sign of life after which a process is taken to hang."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    own, of_training = split_arguments(argv)
+    config = read_command(LocalConfig, "launch.local", own, LocalConfig())
+    expect("max_restarts", config.max_restarts, config.max_restarts >= 0, "at least 0")
+    timeout = config.heartbeat_timeout
+    expect("heartbeat_timeout", timeout, timeout >= 3, "at least 3 seconds")
+    job = Job(of_training)
+    job.check_processes("processes", config.processes)
+    gpus = visible_gpus()
+    devices = config.devices_per_process
+    if devices is not None:
+        workers = job.config.num_workers // config.processes
+        expect(
+            "devices_per_process",
+            devices,
+            devices >= 1 and workers % devices == 0,
+            f"a divisor of the {workers} workers of each process",
+        )
+    shares = share_gpus(gpus, config.processes, devices)
+
+    def start(flags: Sequence[str]) -> list[Command]:
+        coordinator = f"127.0.0.1:{free_port()}"
+        shared = list(flags)
+        if devices is not None:
+            per_device = job.config.num_workers // (config.processes * devices)
+            shared += ["--workers-per-device", str(per_device)]
+        return [
+            Command(
+                [
+                    *(sys.executable, "-m", "launch.train", *shared),
+                    *process_flags(coordinator, config.processes, number),
+                ],
+                {"CUDA_VISIBLE_DEVICES": ",".join(shares[number])} if gpus else {},
+            )
+            for number in range(config.processes)
+        ]
+
+    return job.run(start, config.max_restarts, timeout)
+
+
+def share_gpus(gpus: Sequence[str], processes: int, each: int | None) -> list[list[str]]:
+    """Returns the GPUs of each process, empty lists where there are none.
+
+    Args:
+        gpus: Those of this machine.
+        processes: How many processes share them; NCCL lets no two have the same.
+        each: How many each gets; None for as many as there are.
+
+    Raises:
+        UsageError: There are too few.
+    """
+    if not gpus:
+        return [[] for _ in range(processes)]
+    expect("processes", processes, processes <= len(gpus), f"at most {len(gpus)}, one a GPU")
+    share = each or len(gpus) // processes
+    expect(
+        "devices_per_process",
+        each,
+        share * processes <= len(gpus),
+        f"at most {len(gpus) // processes}, of {len(gpus)} GPUs",
+    )
+    return [list(gpus[i * share : (i + 1) * share]) for i in range(processes)]
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nothing listens to."""
+    with socket.socket() as opened:
+        opened.bind(("", 0))
+        port: int = opened.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

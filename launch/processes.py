@@ -1,0 +1,118 @@
+"""Joins the JAX processes of a job, however they were started, and leaves them.
+
+A process is alone; or it was told where the others are (`--coordinator`, `--num-processes`,
+`--process-id`); or it is a task of SLURM or Open MPI, which JAX recognises by itself.
+"""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+
+from launch.command_line import PEER_LOST, CommandError
+from launch.config import TrainConfig
+from launch.gpus import visible_gpus
+from launch.roll_call import RollCallError, own_address, roll_call, unreachable
+
+# What SLURM and Open MPI set in their tasks alone, and in how many: JAX finds the job by these.
+_SCHEDULERS = (
+    ("SLURM_STEP_NODELIST", "SLURM_NTASKS"),
+    ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"),
+)
+
+
+class PeerLost(CommandError):
+    """Another process of the job has gone, and this one cannot go on without it."""
+
+    exit_status = PEER_LOST
+
+
+def count_processes(config: TrainConfig) -> int:
+    """Returns how many processes the job has, before any has been met."""
+    return config.num_processes or _scheduled() or 1
+
+
+def join(config: TrainConfig) -> None:
+    """Meets the other processes, if there are any; before anything asks JAX for its devices.
+
+    Raises:
+        RollCallError: They have not come together.
+    """
+    # It would catch SIGTERM in the place of launch.interrupts.
+    jax.config.update("jax_enable_preemption_service", False)
+    if config.num_processes is not None:
+        if config.num_processes == 1:
+            return
+        assert config.coordinator is not None  # as the command line was checked for
+        assert config.process_id is not None
+        roll_call(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            config.start_timeout,
+            gloo=not visible_gpus(),
+        )
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            cluster_detection_method="deactivate",
+        )
+    elif _scheduled():
+        reason = unreachable(socket.gethostname(), own_address())
+        if reason and _over_hosts() and not visible_gpus():
+            raise RollCallError(reason)
+        jax.distributed.initialize(initialization_timeout=int(config.start_timeout))
+
+
+@contextmanager
+def lost_peers_are_said() -> Iterator[None]:
+    """Turns what JAX raises when another process has gone into a `PeerLost`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if not any(word in text for word in ("Gloo", "NCCL", "oordination")):
+            raise
+        raise PeerLost(f"another process of the job has gone ({text.splitlines()[0]})") from error
+
+
+def run_and_leave(main: Callable[[], int]) -> int:
+    """Runs the main function of a process, and leaves the job; returns the exit status.
+
+    A process that has failed does not wait for the others, as JAX would have it: they are told
+    sooner by its end.
+    """
+    try:
+        status = main()
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        status = 1
+    if jax.distributed.is_initialized():
+        if status:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        jax.distributed.shutdown()
+    return status
+
+
+def _scheduled() -> int:
+    """Returns how many tasks a scheduler has started of which this is one, 0 if it has not."""
+    for marker, count in _SCHEDULERS:
+        if marker in os.environ and int(os.environ.get(count, "1")) > 1:
+            return int(os.environ[count])
+    return 0
+
+
+def _over_hosts() -> bool:
+    if int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
+        return True
+    here = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    return here is not None and here != os.environ.get("OMPI_COMM_WORLD_SIZE")

@@ -1,0 +1,46 @@
+"""A run goes on with another number of workers than it has begun with.
+
+The rule: workers that are still there go on as they are; new ones start from the mean of all that
+there were, so that growing leaves the mean model where it is. The learning-rate schedule goes on at
+the same place of the run.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import rps_jax as rps
+
+
+def resized(state: rps.TrainState, workers: Sequence[int], step: int) -> rps.TrainState:
+    """Returns the state of some workers of the new number.
+
+    Args:
+        state: Of all workers that there were: NumPy arrays `[workers before, ...]`.
+        workers: Numbers of the workers that are wanted.
+        step: Steps that the new number of workers would have taken to be where the run is.
+
+    Returns:
+        NumPy arrays `[len(workers), ...]`.
+    """
+
+    def rows(leaf: np.ndarray) -> np.ndarray:
+        before = len(leaf)
+        kept = [leaf[worker] for worker in workers if worker < before]
+        return np.stack(kept + [_mean(leaf)] * (len(workers) - len(kept)))
+
+    of_workers: rps.TrainState = jax.tree.map(rows, state)
+    steps: Any = np.full(len(workers), step, np.int32)
+    # Schedules, and what else optax counts.
+    opt_state = optax.tree_utils.tree_set(of_workers.opt_state, count=steps)
+    return of_workers._replace(step=steps, opt_state=opt_state)
+
+
+def _mean(leaf: np.ndarray) -> np.ndarray:
+    if (leaf == leaf[0]).all():
+        return leaf[0]  # A key, or a count.
+    mean = leaf.mean(axis=0, dtype=np.float64)
+    return (np.rint(mean) if np.issubdtype(leaf.dtype, np.integer) else mean).astype(leaf.dtype)
