@@ -6,7 +6,6 @@ from datetime import datetime
 from launch.command_line import DIVERGED, USAGE, expect, refuse
 from launch.config import CONFIG_FILE, PROCESS_FLAGS, TrainConfig, default_output_dir, parse
 from launch.run_folder import RunFolder
-from launch.source import find_source
 from launch.supervisor import Command, JobFailed, supervise
 
 LOGS = "logs"
@@ -22,6 +21,12 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the arguments of the launcher, and those of launch.train after `--`."""
     place = argv.index(SEPARATOR) if SEPARATOR in argv else len(argv)
     return list(argv[:place]), list(argv[place + 1 :])
+
+
+def check_supervision(max_restarts: int, heartbeat_timeout: float) -> None:
+    """Raises `UsageError` for flags of a launcher that no job can have."""
+    expect("max_restarts", max_restarts, max_restarts >= 0, "at least 0")
+    expect("heartbeat_timeout", heartbeat_timeout, heartbeat_timeout >= 3, "at least 3 seconds")
 
 
 class Job:
@@ -49,7 +54,6 @@ class Job:
         self.folder = RunFolder(self.config.output_dir or default_output_dir(self.config, now))
         if not self.config.resume:
             self.folder.check_is_free()
-        find_source(self.config)
         self._train_argv = list(train_argv)
 
     def check_processes(self, flag: str, processes: int) -> None:
@@ -93,7 +97,11 @@ class Job:
         raise AssertionError("unreachable")
 
     def _flags(self) -> list[str]:
-        flags = [*self._train_argv, "--output-dir", str(self.folder.path)]
+        flags = list(self._train_argv)
+        given = self.config.output_dir
+        if given is None or not given.is_absolute():
+            # The processes may start in another folder; the last flag counts.
+            flags += ["--output-dir", str(self.folder.path.absolute())]
         begun = (self.folder.path / CONFIG_FILE).exists()
         return [*flags, "--resume"] if begun and not self.config.resume else flags
 

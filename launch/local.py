@@ -14,7 +14,8 @@ from typing import Annotated
 
 from launch.command_line import exit_status, expect, optional, read_command
 from launch.gpus import visible_gpus
-from launch.job import Job, process_flags, split_arguments
+from launch.job import Job, check_supervision, process_flags, split_arguments
+from launch.source import find_source
 from launch.supervisor import Command
 
 
@@ -45,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(LocalConfig, "launch.local", own, LocalConfig())
-    expect("max_restarts", config.max_restarts, config.max_restarts >= 0, "at least 0")
-    timeout = config.heartbeat_timeout
-    expect("heartbeat_timeout", timeout, timeout >= 3, "at least 3 seconds")
+    check_supervision(config.max_restarts, config.heartbeat_timeout)
     job = Job(of_training)
     job.check_processes("processes", config.processes)
     gpus = visible_gpus()
@@ -61,6 +60,7 @@ def _run(argv: Sequence[str]) -> int:
             f"a divisor of the {workers} workers of each process",
         )
     shares = share_gpus(gpus, config.processes, devices)
+    find_source(job.config)
 
     def start(flags: Sequence[str]) -> list[Command]:
         coordinator = f"127.0.0.1:{free_port()}"
@@ -79,7 +79,7 @@ def _run(argv: Sequence[str]) -> int:
             for number in range(config.processes)
         ]
 
-    return job.run(start, config.max_restarts, timeout)
+    return job.run(start, config.max_restarts, config.heartbeat_timeout)
 
 
 def share_gpus(gpus: Sequence[str], processes: int, each: int | None) -> list[list[str]]:

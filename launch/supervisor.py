@@ -7,6 +7,7 @@ lifeline to it (`launch.lifeline`).
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -26,8 +27,8 @@ _BLAME_SECONDS = 2.0
 """After a process was left alone, how long to look for the one that left it."""
 _STOP_SECONDS = 120.0
 """How long a job may take to save a checkpoint when it is asked to stop."""
-_NOISE = ("[Gloo] Rank ",)
-"""How lines begin that are kept in the log, and not shown."""
+_NOISE = re.compile(r"(\[Gloo\] Rank .*)?")
+"""Lines that are kept in the log, and not shown."""
 
 Show = Callable[[str], None]
 
@@ -124,7 +125,7 @@ class _Process:
                     continue
                 with contextlib.suppress(OSError):  # A full disk must not stop the reading.
                     print(line, file=kept, flush=True)
-                if not line.startswith(_NOISE):
+                if not _NOISE.fullmatch(line):
                     self.last_lines.append(line)
                     show(f"[{number}] {line}")
 

@@ -1,0 +1,154 @@
+"""Runs a training over several hosts by ssh: `python -m launch.hosts --help`.
+
+    python -m launch.hosts --hostfile HOSTS
+    python -m launch.hosts --hostfile HOSTS --max-restarts 3 -- --preset atis-lstm --data-path ATIS
+
+HOSTS names a host a line, `NAME`, or `NAME slots=N` for N processes there; process 0 is on the
+first. Every host has this checkout and its Python at the same place, and sees the same --output-dir.
+What follows `--` are flags of `launch.train`.
+"""
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from launch.command_line import UsageError, exit_status, expect, optional, read_command
+from launch.job import Job, check_supervision, process_flags, split_arguments
+from launch.lifeline import ENVIRONMENT
+from launch.supervisor import Command, JobFailed
+
+_PASSED_ON = ("JAX_", "XLA_", "NCCL_", "TFDS_", "XDG_CACHE_HOME")
+"""How the variables begin that the processes on the hosts get from here."""
+
+_FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
+_FREE_PORT_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """Run a training over several hosts by ssh.
+
+    Flags of launch.train may follow after " -- ".
+    """
+
+    hostfile: Annotated[Path | None, optional("PATH", "required")] = None
+    """A host a line: NAME, or NAME slots=N for N processes there."""
+    port: Annotated[int | None, optional("INT", "a free one")] = None
+    """Where process 0, on the first host, meets the others."""
+    ssh: str = "ssh -o BatchMode=yes -o ConnectTimeout=10"
+    """Command that is given a host and what to run there."""
+    python: str = sys.executable
+    """Python on the hosts."""
+    directory: Path = Path()
+    """Folder of this checkout on the hosts."""
+    max_restarts: int = 0
+    """How often to start the job again, from its newest checkpoint, when a process fails."""
+    heartbeat_timeout: float = 30.0
+    """Seconds without a sign of life after which a process is taken to hang."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    own, of_training = split_arguments(argv)
+    config = read_command(HostsConfig, "launch.hosts", own, HostsConfig())
+    check_supervision(config.max_restarts, config.heartbeat_timeout)
+    port = config.port
+    expect("port", port, port is None or 0 < port < 65536, "a port, 1 to 65535")
+    expect("ssh", config.ssh, bool(config.ssh.strip()), "a command")
+    places = read_hostfile(config.hostfile)
+    job = Job(of_training)
+    job.check_processes("hostfile", len(places))
+
+    def start(flags: Sequence[str]) -> list[Command]:
+        port = config.port or _free_port(config, places[0])
+        coordinator = f"{_address(places[0])}:{port}"
+        commands = []
+        for number, place in enumerate(places):
+            of_process = process_flags(coordinator, len(places), number)
+            arguments = ["-m", "launch.train", *flags, *of_process]
+            commands.append(Command(_on_host(config, place, arguments), {}, place))
+        return commands
+
+    return job.run(start, config.max_restarts, config.heartbeat_timeout)
+
+
+def read_hostfile(path: Path | None) -> list[str]:
+    """Returns the host of each process.
+
+    Args:
+        path: A file of lines `[USER@]NAME` or `[USER@]NAME slots=N`; `#` begins a comment.
+
+    Raises:
+        UsageError: It cannot be read, or names no host.
+    """
+    if path is None:
+        raise UsageError("--hostfile: expected a file that names a host a line")
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--hostfile {path}: expected a file that can be read ({error})") from None
+    places = []
+    for number, line in enumerate(lines, start=1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        found = re.fullmatch(r"([^\s-]\S*)(?:\s+slots\s*=\s*([1-9]\d*))?", text)
+        if found is None:
+            raise UsageError(
+                f"--hostfile {path}: expected NAME or NAME slots=N, found {text!r} in line {number}"
+            )
+        places += [found[1]] * int(found[2] or 1)
+    if not places:
+        raise UsageError(f"--hostfile {path}: expected a host a line, found none")
+    return places
+
+
+def _on_host(config: HostsConfig, place: str, arguments: Sequence[str]) -> list[str]:
+    """Returns what runs Python on a host."""
+    variables = {
+        name: value for name, value in sorted(os.environ.items()) if name.startswith(_PASSED_ON)
+    }
+    variables[ENVIRONMENT] = "1"
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    command = shlex.join(["env", *settings, config.python, *arguments])
+    directory = shlex.quote(str(config.directory.absolute()))
+    return [*shlex.split(config.ssh), place, f"cd {directory} && exec {command}"]
+
+
+def _free_port(config: HostsConfig, place: str) -> int:
+    try:
+        done = subprocess.run(
+            _on_host(config, place, ["-c", _FREE_PORT]),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_FREE_PORT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JobFailed(f"host {place}: expected an answer to {config.ssh} ({error})", 1) from None
+    if done.returncode or not done.stdout.strip().isdecimal():
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        raise JobFailed(
+            f"host {place}: expected Python to run there by {config.ssh} ({said[0]})", 1
+        )
+    return int(done.stdout)
+
+
+def _address(place: str) -> str:
+    """Returns the host of `[USER@]HOST`, as it stands before a port."""
+    host = place.rpartition("@")[2]
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    sys.exit(main())
