@@ -4,8 +4,8 @@
     python -m launch.hosts --hostfile HOSTS --max-restarts 3 -- --preset atis-lstm --data-path ATIS
 
 HOSTS names a host a line, `NAME`, or `NAME slots=N` for N processes there; process 0 is on the
-first. Every host has this checkout and its Python at the same place, and sees the same --output-dir.
-What follows `--` are flags of `launch.train`.
+first. Every host has this checkout and its Python at the same place, and they all share the folder
+of --output-dir. What follows `--` are flags of `launch.train`.
 """
 
 import dataclasses
