@@ -13,8 +13,8 @@ import time
 ENVIRONMENT = "RPS_SUPERVISED"
 """Set to 1 in processes that are supervised."""
 
-BEAT = "\x06"
-"""The line that is a sign of life."""
+BEAT = b"\x06"
+"""The byte that is a sign of life; it may come anywhere in what the process says."""
 
 _BEAT_SECONDS = 1.0
 
@@ -37,7 +37,7 @@ def _obey() -> None:
 def _beat() -> None:
     while True:
         try:
-            os.write(1, f"{BEAT}\n".encode())
+            os.write(1, BEAT)
         except OSError:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(_BEAT_SECONDS)

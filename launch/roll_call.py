@@ -122,6 +122,8 @@ def _call(
             if said is None:
                 continue  # A port scan, or a process that has died since.
             callers.append(caller)
+            with contextlib.suppress(OSError):
+                _send(caller, {"hello": _HELLO})
             refusal = _check(said, present, me)
             present.setdefault(said["process_id"], said)
         refusal = refusal or _check_reachable(present)
@@ -150,14 +152,17 @@ def _answer(
         try:
             with socket.create_connection((host, port), timeout=2.0) as connection:
                 _send(connection, me)
-                verdict = _receive(connection, deadline)
+                if _receive(connection, time.monotonic() + _PATIENCE) is None:
+                    reason = "what answers is no process of this job"
+                else:
+                    # Process 0 may have begun to wait just now.
+                    verdict = _receive(connection, time.monotonic() + timeout + _PATIENCE)
+                    if verdict is None:
+                        return f"process 0 at {coordinator} has gone while it waited for others"
+                    refusal: str | None = verdict["refusal"]
+                    return refusal
         except OSError as error:
             reason = error.strerror or str(error)
-        else:
-            if verdict is not None:
-                refusal: str | None = verdict["refusal"]
-                return refusal
-            reason = "what answers is no process of this job"
         if time.monotonic() > deadline:
             return (
                 f"--coordinator {coordinator}: expected process 0 there, found none in "
@@ -208,7 +213,7 @@ def _receive(connection: socket.socket, deadline: float) -> dict[str, Any] | Non
     with contextlib.suppress(OSError, ValueError):
         while not received.endswith(b"\n") and len(received) < _LONGEST:
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            part = connection.recv(4096)
+            part = connection.recv(1)  # No more than this message; they are few and short.
             if not part:
                 return None
             received += part

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from launch.command_line import PEER_LOST, CommandError
 from launch.lifeline import BEAT, ENVIRONMENT
@@ -117,17 +117,25 @@ class _Process:
 
     def _read(self, number: int, log: Path, show: Show) -> None:
         assert self._popen.stdout is not None
-        with log.open("a") as kept:
-            for raw in self._popen.stdout:
-                line = raw.decode(errors="replace").rstrip()
-                if line == BEAT:
+        with log.open("ab") as kept, self._popen.stdout as said:
+            rest = b""
+            while part := os.read(said.fileno(), 1 << 16):
+                if BEAT in part:
                     self.last_beat = time.monotonic()
-                    continue
-                with contextlib.suppress(OSError):  # A full disk must not stop the reading.
-                    print(line, file=kept, flush=True)
-                if not _NOISE.fullmatch(line):
-                    self.last_lines.append(line)
-                    show(f"[{number}] {line}")
+                *lines, rest = (rest + part.replace(BEAT, b"")).split(b"\n")
+                for line in lines:
+                    self._take(number, line, kept, show)
+            if rest:
+                self._take(number, rest, kept, show)
+
+    def _take(self, number: int, raw: bytes, kept: BinaryIO, show: Show) -> None:
+        with contextlib.suppress(OSError):  # A full disk must not stop the reading.
+            kept.write(raw + b"\n")
+            kept.flush()
+        line = raw.decode(errors="replace").rstrip()
+        if not _NOISE.fullmatch(line):
+            self.last_lines.append(line)
+            show(f"[{number}] {line}")
 
     def status(self) -> int | None:
         """Returns its exit status, negative if a signal killed it; None while it runs."""
@@ -199,8 +207,6 @@ def _watch(processes: Sequence[_Process], signals: _StopSignals, silence: float)
 
         if signals.received:
             number = signals.received[0]
-            if None not in statuses or len(signals.received) > 1:
-                return 128 + number
             if passed_on is None:
                 passed_on = now
                 for process in processes:
@@ -212,6 +218,8 @@ def _watch(processes: Sequence[_Process], signals: _StopSignals, silence: float)
                 if status is None and now - passed_on > _STOP_SECONDS:
                     how = f"did not stop within {_STOP_SECONDS:.0f} s of {_name(number)}"
                     raise process.failed(how, 128 + number)
+            if None not in statuses or len(signals.received) > 1:
+                return 128 + number
         else:
             for process, status in zip(processes, statuses, strict=True):
                 if status and not _is_left_alone(status):

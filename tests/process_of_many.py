@@ -1,13 +1,17 @@
 """One of several JAX processes that share the workers; run by test_processes.py.
 
 python process_of_many.py COORDINATOR NUM_PROCESSES PROCESS_ID DEVICES WORKERS_PER_DEVICE OUTPUT
+
+Writes to the folder OUTPUT: laws.npz and steps.npz.
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from steps_of_all import steps_of_all
 from ways import awkward_params
 
 import rps_jax as rps
@@ -36,9 +40,11 @@ def main(coordinator, num_processes, process_id, devices, workers_per_device, ou
     for drop_rate in (0.0, 0.4, 1.0):
         result = program(mesh.put(local), np.float32(drop_rate))
         leaves += jax.tree.leaves(multihost_utils.process_allgather(result, tiled=True))
+    steps = steps_of_all(mesh)
     if jax.process_index() == 0:
         # float64 holds every value of the tree exactly, and any reader knows it.
-        np.savez(output, *[np.asarray(x).astype(np.float64) for x in leaves])
+        np.savez(Path(output, "laws.npz"), *[np.asarray(x).astype(np.float64) for x in leaves])
+        np.savez(Path(output, "steps.npz"), **steps)
 
 
 if __name__ == "__main__":

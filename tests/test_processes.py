@@ -1,4 +1,4 @@
-"""The laws over several real processes: the same losses to the bit, the same averages."""
+"""Several real processes: the laws, and the same training wherever the workers are."""
 
 import os
 import socket
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps_of_all import steps_of_all
 from ways import WAYS, awkward_params
 
 import rps_jax as rps
@@ -43,12 +44,61 @@ def run_processes(num_processes, devices, workers_per_device, output):
         assert process.returncode == 0, error[-3000:]
 
 
-@pytest.mark.parametrize(("num_processes", "devices", "workers_per_device"), [(2, 4, 1), (4, 1, 2)])
-def test_the_laws_hold_over_processes(num_processes, devices, workers_per_device, tmp_path):
-    run_processes(num_processes, devices, workers_per_device, tmp_path / "results.npz")
-    n = num_processes * devices * workers_per_device
+N = 8
+# Eight workers: processes x devices x workers on a device.
+PLACEMENTS = [(2, 4, 1), (4, 2, 1), (2, 2, 2)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Runs the processes of a placement, once."""
+    folders = {}
+
+    def run(placement):
+        if placement not in folders:
+            folders[placement] = tmp_path_factory.mktemp("results")
+            run_processes(*placement, folders[placement])
+        return folders[placement]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    """What the steps leave behind with a device for each worker of one process."""
+    return steps_of_all(rps.worker_mesh(N, 1))
+
+
+def assert_same_training(found, expected):
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        if wanted.dtype == bool:
+            np.testing.assert_array_equal(found[name], wanted, err_msg=name)
+        else:
+            # Four steps, each of which sums the same numbers in another order.
+            np.testing.assert_allclose(found[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_every_algorithm_trains_alike_over_processes(placement, results, one_process):
+    assert_same_training(np.load(results(placement) / "steps.npz"), one_process)
+
+
+@pytest.mark.parametrize("workers_per_device", [2, 8])
+def test_every_algorithm_trains_alike_with_virtual_workers(workers_per_device, one_process):
+    assert_same_training(steps_of_all(rps.worker_mesh(N, workers_per_device)), one_process)
+
+
+def test_messages_were_lost_in_these_trainings(one_process):
+    sent = np.stack([one_process[f"rps['delivery-{i}'].sent"] for i in range(4)])
+    assert 0.5 < sent.mean() < 0.95
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_laws_hold_over_processes(placement, results):
+    n = N
     params = awkward_params(n)
-    loaded = np.load(tmp_path / "results.npz")
+    loaded = np.load(results(placement) / "laws.npz")
     structure = jax.tree.structure((params, rps.Delivery(0, 0, 0), 0))
     leaves = [loaded[key] for key in loaded]
     runs = [
