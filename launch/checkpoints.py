@@ -7,7 +7,9 @@ All processes of a job save and restore, each its own workers' part, in a folder
 Process 0 alone decides which checkpoint is used, and tidies up.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -74,7 +76,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
         )
         try:
-            self._checkpointer.save(path, items, force=True)
+            with contextlib.redirect_stderr(io.StringIO()):  # Tracebacks of threads that failed.
+                self._checkpointer.save(path, items, force=True)
             if jax.process_index() == 0:
                 manifest = self._manifest_of(step)
                 unfinished = manifest.with_suffix(".tmp")

@@ -8,6 +8,7 @@ comes twice, or cannot be reached by the others is named in one line.
 import contextlib
 import ipaddress
 import json
+import os
 import socket
 import time
 from typing import Any
@@ -104,7 +105,7 @@ def _call(
     except OSError as error:
         raise RollCallError(
             f"--coordinator {coordinator}: expected a free port of this host, {me['host']} "
-            f"({error.strerror or error})"
+            f"({os.strerror(error.errno) if error.errno else error})"
         ) from error
     present: dict[int, dict[str, Any]] = {0: me}
     with contextlib.ExitStack() as opened:

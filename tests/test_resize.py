@@ -1,0 +1,120 @@
+"""A run that goes on with another number of workers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import launch.train
+import rps_jax as rps
+from launch.resize import resized
+
+SMALL = ("--batch-size", "32", "--epochs", "3", "--checkpoint-every", "1")
+
+
+def state_of_three() -> Any:
+    params = {"w": jnp.arange(4.0), "count": jnp.int32(7)}
+    optimizer = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda step: -0.1 * step))
+    one = rps.init_train_state(params, {}, optimizer, rps.Bernoulli(0.1), 3, seed=5)
+    many = jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * 3), one)
+    offsets = np.array([0.0, 1.0, 5.0], np.float32)[:, None]
+    return many._replace(params={**many.params, "w": many.params["w"] + offsets})
+
+
+def test_workers_that_stay_keep_their_own_and_new_ones_get_the_mean() -> None:
+    before = state_of_three()
+    after = resized(before, range(5), 40)
+    np.testing.assert_array_equal(after.params["w"][:3], before.params["w"])
+    for worker in (3, 4):
+        np.testing.assert_array_equal(after.params["w"][worker], before.params["w"].mean(0))
+    # The mean model is where it was.
+    np.testing.assert_allclose(after.params["w"].mean(0), before.params["w"].mean(0))
+    np.testing.assert_array_equal(after.key, np.stack([before.key[0]] * 5))
+    np.testing.assert_array_equal(after.params["count"], [7] * 5)
+    for leaf, wanted in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        assert leaf.dtype == wanted.dtype
+
+
+def test_steps_and_schedules_are_set_to_the_same_place_of_the_run() -> None:
+    after = resized(state_of_three(), range(2), 40)
+    np.testing.assert_array_equal(after.step, [40] * 2)
+    np.testing.assert_array_equal(optax.tree_utils.tree_get(after.opt_state, "count"), [40] * 2)
+
+
+def test_a_process_asks_for_its_own_workers_alone() -> None:
+    before = state_of_three()
+    after = resized(before, range(2, 4), 0)
+    np.testing.assert_array_equal(after.params["w"][0], before.params["w"][2])
+    np.testing.assert_array_equal(after.params["w"][1], before.params["w"].mean(0))
+
+
+@pytest.fixture(scope="module")
+def run_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch.train, "start_devices", lambda *workers: None)
+        argv = [*SMALL, "--num-workers", "4", "--output-dir", str(folder)]
+        assert launch.train.main(argv) == 0
+    # As if it had been stopped in the last epoch.
+    shutil.rmtree(folder / "checkpoints" / "33")
+    (folder / "summary.json").unlink()
+    return folder
+
+
+def first_leaf(folder: Path, step: int) -> np.ndarray:
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    items = ocp.args.Composite(state=ocp.args.StandardRestore())
+    state = checkpointer.restore(folder / "checkpoints" / str(step), items)["state"]
+    return np.asarray(jax.tree.leaves(state["params"])[0])
+
+
+@pytest.mark.parametrize(("workers", "resumed", "last"), [(6, 14, 21), (2, 44, 66)])
+def test_a_run_goes_on_with_more_or_fewer_workers(
+    run_of_four: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+    resumed: int,
+    last: int,
+) -> None:
+    monkeypatch.setattr(launch.train, "start_devices", lambda *count: None)
+    folder = tmp_path / "run"
+    shutil.copytree(run_of_four, folder)
+    of_four = first_leaf(folder, 22)
+    argv = ["--resume", "--num-workers", str(workers), "--output-dir", str(folder)]
+
+    assert launch.train.main(argv) == 2
+    assert capsys.readouterr().err == (
+        f"error: --num-workers {workers}: expected 4, as the run in {folder} has it "
+        "(--allow-resize goes on with another number)\n"
+    )
+
+    assert launch.train.main([*argv, "--allow-resize"]) == 0
+    said = capsys.readouterr().out
+    assert f"{workers} workers go on with what 4 have learned in 2 epochs" in said
+    assert f"resuming at step {resumed} of {last}" in said
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "test_loss" in line] == [1.0, 2.0, 3.0]
+    # It goes on from what was learned: no worse than before by much, where the start was at 2.3.
+    before, after = (line["mean_model_train_loss"] for line in lines[-2:])
+    assert after < before + 0.2
+    # From here on it is a run of the new number.
+    assert json.loads((folder / "config.json").read_text())["num_workers"] == workers
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    assert steps == [resumed, last]
+    shared = min(workers, 4)
+    np.testing.assert_array_equal(first_leaf(folder, resumed)[:shared], of_four[:shared])
+    assert launch.train.main(["--resume", "--output-dir", str(folder)]) == 0
+
+
+def test_a_resize_is_only_for_a_run_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.train.main(["--allow-resize"]) == 2
+    assert "--allow-resize: expected --resume beside it" in capsys.readouterr().err
