@@ -26,7 +26,14 @@ _ROWS = 5_000
 """How many examples of a split the digest of the data covers at most; every process reads them."""
 
 # What may differ between hosts, or is for the process alone.
-_EACH_ITS_OWN = ("coordinator", "process_id", "data_path", "download", "start_timeout")
+_EACH_ITS_OWN = (
+    "coordinator",
+    "process_id",
+    "start_timeout",
+    "data_path",
+    "download",
+    "trace",  # Its digest counts.
+)
 
 
 def digest_of(dataset: Dataset) -> str:

@@ -87,8 +87,8 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
         value = getattr(config, name)
         expect(name, "", len(value) > 0, "at least one")
         expect(name, value, len(set(value)) == len(value), "each value once")
-    own = ("algorithm", "drop_rate", "all_gather_drop_rate", "seed", "output_dir", "resume")
-    for name in (*own, *PROCESS_FLAGS):
+    own = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "seed", "output_dir")
+    for name in (*own, "resume", *PROCESS_FLAGS):
         if getattr(base, name) != getattr(PRESETS[base.preset], name):
             refuse(name, getattr(base, name), "none after --, in launch.compare")
     runs = []
@@ -129,8 +129,10 @@ def _folder(run: TrainConfig) -> RunFolder:
 
 
 def _label(run: TrainConfig) -> str:
-    lost = f", {100 * run.drop_rate:.3g}% lost"
-    return run.algorithm + (lost if run.algorithm in LOSSY else "")
+    if run.algorithm not in LOSSY:
+        return run.algorithm
+    assert run.drop_rate is not None  # as the plan has it
+    return f"{run.algorithm}, {100 * run.drop_rate:.3g}% lost"
 
 
 def _grouped(results: list[Any]) -> dict[str, list[Any]]:

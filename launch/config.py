@@ -1,12 +1,15 @@
 """What can be chosen for a run: one frozen dataclass, its presets, and its typed command line."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+import tyro
 
 from launch.command_line import UsageError, expect, optional, read_command, refuse
 from launch.roll_call import split_address
@@ -29,12 +32,18 @@ class TrainConfig:
     """What is averaged: models or gradients with loss, models without loss, or nothing."""
     num_workers: int = 16
     """How many workers there are; each holds a model and a share of the data."""
-    drop_rate: float = 0.1
+    channel: Literal["bernoulli", "trace"] = "bernoulli"
+    """Where loss comes from: each message lost by chance, or as in a trace."""
+    drop_rate: Annotated[float | None, optional("FLOAT", "as in the trace")] = 0.1
     """Probability that a message is lost."""
     all_gather_drop_rate: Annotated[float | None, optional("FLOAT", "the same")] = None
     """The same in the all-gather, where it differs from the reduce-scatter."""
     packets: Annotated[int | None, optional("INT", "messages are lost whole")] = None
     """Cut each message into so many packets, each lost by itself."""
+    trace: Annotated[Path | None, optional("PATH", "none")] = None
+    """File of recorded losses, replayed step by step and then anew; see rps_jax/trace.py."""
+    trace_sha256: Annotated[str | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    """Digest of that file, which a resumed run must find unchanged."""
     on_miss: Literal["own", "zero"] = "own"
     """What gradient-averaging applies where no average arrived: the own gradient, or none."""
     assignment: Literal["random", "fixed"] = "random"
@@ -131,6 +140,7 @@ MAY_CHANGE_ON_RESUME = (
     *NOT_OF_THE_RUN,
     "output_dir",
     "data_path",
+    "trace",
     "download",
     "checkpoint_every",
     "log_every",
@@ -151,9 +161,13 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     helps = {"-h", "--help"}
     asked = read_command(TrainConfig, PROG, [x for x in argv if x not in helps], PRESETS["digits"])
     defaults = PRESETS[asked.preset]
+    if asked.channel == "trace":
+        defaults = dataclasses.replace(defaults, drop_rate=None)
     if helps.isdisjoint(argv) and asked.resume and asked.output_dir is not None:
         defaults = stored_config(asked.output_dir)
     config = read_command(TrainConfig, PROG, argv, defaults)
+    if config.trace is not None:
+        config = dataclasses.replace(config, trace_sha256=_sha256(config.trace))
     if config.resume and config.output_dir is not None:
         _check_unchanged(config, defaults)
     check(config)
@@ -163,6 +177,12 @@ def parse(argv: Sequence[str]) -> TrainConfig:
 def check(config: TrainConfig) -> None:
     """Raises `UsageError` for a value that no run can have."""
     expect("num_workers", config.num_workers, config.num_workers >= 1, "at least 1")
+    if config.channel == "trace":
+        _check_trace(config)
+    else:
+        if config.trace is not None:
+            refuse("trace", config.trace, "--channel trace beside it")
+        expect("drop_rate", "None", config.drop_rate is not None, "a probability in [0, 1]")
     for name in ("drop_rate", "all_gather_drop_rate"):
         rate = getattr(config, name)
         expect(name, rate, rate is None or 0 <= rate <= 1, "a probability in [0, 1]")
@@ -232,6 +252,24 @@ def _check_process(config: TrainConfig) -> None:
         refuse("workers_per_device", per_device, f"a divisor of the {each} workers a process")
 
 
+def _check_trace(config: TrainConfig) -> None:
+    if config.trace is None:
+        refuse("channel", config.channel, "--trace beside it, a file of recorded losses")
+    for name in ("drop_rate", "all_gather_drop_rate", "packets"):
+        if getattr(config, name) is not None:
+            refuse(name, getattr(config, name), "no --channel trace beside it, which decides that")
+    if config.algorithm not in LOSSY:
+        refuse("channel", config.channel, f"an algorithm with loss: {' or '.join(LOSSY)}")
+
+
+def _sha256(trace: Path) -> str:
+    try:
+        with trace.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        refuse("trace", trace, f"a file that can be read ({error.strerror})")
+
+
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """Returns what the folder of a run keeps of its configuration, as JSON values."""
     values = dataclasses.asdict(config)
@@ -245,7 +283,9 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 def from_json(values: dict[str, Any]) -> TrainConfig:
     """Returns the configuration that `to_json` wrote."""
     paths = {
-        key: Path(values[key]) for key in ("data_path", "output_dir") if values.get(key) is not None
+        key: Path(values[key])
+        for key in ("data_path", "trace", "output_dir")
+        if values.get(key) is not None
     }
     return TrainConfig(**{**values, **paths})
 
@@ -272,6 +312,8 @@ def _check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
         old, new = getattr(stored, field.name), getattr(config, field.name)
         if field.name in MAY_CHANGE_ON_RESUME or old == new:
             continue
+        if field.name == "trace_sha256":
+            refuse("trace", config.trace, f"the trace that {config.output_dir} began with")
         expected = f"{old}, as the run in {config.output_dir} has it"
         if field.name == "num_workers":
             if config.allow_resize:

@@ -1,5 +1,6 @@
 """The compiled programs of a run, each over all workers."""
 
+import functools
 import zlib
 from typing import Any
 
@@ -48,24 +49,28 @@ class Programs:
         """
         axis = mesh.axis_name
         data_key = named_key(config.seed, "data")
-        step_of_worker = rps.make_train_step(
-            task.loss_fn,
-            optimizer,
-            channel,
-            axis,
-            algorithm=config.algorithm,
-            on_miss=config.on_miss,
-            assignment=config.assignment,
-            model_state_policy=config.model_state,
-        )
 
         def start_epoch(arrays: Any, epoch: jax.Array) -> jax.Array:
             worker_key = jax.random.fold_in(data_key, jax.lax.axis_index(axis))
             return epoch_order(jax.random.fold_in(worker_key, epoch), arrays["weight"])
 
         def train_step(
-            state: rps.TrainState, arrays: Any, order: jax.Array, signal: jax.Array
+            channel: rps.Channel,
+            state: rps.TrainState,
+            arrays: Any,
+            order: jax.Array,
+            signal: jax.Array,
         ) -> Any:
+            step_of_worker = rps.make_train_step(
+                task.loss_fn,
+                optimizer,
+                channel,
+                axis,
+                algorithm=config.algorithm,
+                on_miss=config.on_miss,
+                assignment=config.assignment,
+                model_state_policy=config.model_state,
+            )
             start = state.step % steps_per_epoch * config.batch_size
             state, metrics = step_of_worker(state, take(arrays, order, start, config.batch_size))
             return state, metrics, jax.lax.pmax(signal, axis)
@@ -83,8 +88,15 @@ class Programs:
             return jax.lax.psum(sums, axis), result.predictions
 
         self.start_epoch = mesh.spmd(start_epoch, (PER_WORKER, SHARED), PER_WORKER)
-        self.train_step = mesh.spmd(
-            train_step, (PER_WORKER,) * 4, (PER_WORKER, SHARED, SHARED), donate_argnums=(0,)
+        # The channel is an argument: a trace is too large for a constant of the program.
+        self.train_step = functools.partial(
+            mesh.spmd(
+                train_step,
+                (SHARED, *(PER_WORKER,) * 4),
+                (PER_WORKER, SHARED, SHARED),
+                donate_argnums=(1,),
+            ),
+            jax.device_put(channel, mesh.sharding(SHARED)),
         )
         self.consensus_distance = mesh.spmd(consensus_distance, (PER_WORKER,), SHARED)
         self._mean_model = mesh.spmd(mean_model, (PER_WORKER,), SHARED)

@@ -18,6 +18,7 @@ import numpy as np
 import rps_jax as rps
 from data import DataError, Source, partition
 from launch.agreement import agree, digest_of
+from launch.channels import make_channel
 from launch.checkpoints import Checkpoints, Saved
 from launch.command_line import DIVERGED, CommandError, UsageError
 from launch.config import LOSSY, TrainConfig
@@ -121,11 +122,12 @@ class Training:
         self._first_process = jax.process_index() == 0
         self._description = source.description
 
-        # Where the workers are, and what they learn from.
+        # Where the workers are, what they lose, and what they learn from.
         try:
             self._mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
         except ValueError as error:
             raise UsageError(f"the devices cannot hold the workers: {error}") from None
+        channel = make_channel(config)
         try:
             dataset = source.load()
         except DataError as error:
@@ -149,7 +151,6 @@ class Training:
         self._say(_headline(config, self._mesh, self._task, source))
 
         # What they do.
-        channel = rps.Bernoulli(config.drop_rate, config.all_gather_drop_rate, config.packets)
         optimizer = make_optimizer(config, self._steps_per_epoch)
         self._programs = Programs(
             config, self._mesh, self._task, optimizer, channel, self._steps_per_epoch
@@ -158,10 +159,13 @@ class Training:
         init = jax.jit(self._task.init, compiler_options={"xla_backend_optimization_level": 0})
         params, model_state = init(named_key(config.seed, "model"))
         block = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_workers
-        if config.packets is not None and config.packets > block:
-            raise UsageError(
-                f"--packets {config.packets}: expected at most {block}, a block's elements"
+        if channel.packets is not None and channel.packets > block:
+            flag = (
+                f"--packets {channel.packets}"
+                if config.trace is None
+                else f"--trace {config.trace}"
             )
+            raise UsageError(f"{flag}: expected at most {block} packets, a block's elements")
 
         # Where the run is.
         self._step = 0
@@ -397,6 +401,9 @@ def _setting(config: TrainConfig) -> str:
     workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
     if config.algorithm not in LOSSY:
         return f"{workers}, {config.algorithm}"
+    if config.trace is not None:
+        return f"{workers}, {config.algorithm}, losses as in {config.trace.name}"
+    assert config.drop_rate is not None  # as the command line was checked for
     lost = f"{100 * config.drop_rate:.3g}%"
     if config.all_gather_drop_rate is not None:
         lost += f" and {100 * config.all_gather_drop_rate:.3g}%"

@@ -5,6 +5,8 @@ Hochreiter, Schmidhuber: Long Short-Term Memory, 1997, with the forget gate of G
 Dimensions: B sentences, L tokens, E embedding size, H hidden size, K tags, G = 4 H gates.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,7 @@ class SlotTagger(nn.Module):
         embeddings_BxLxE = nn.Embed(self.vocab_size, self.embedding_size, dtype=self.dtype)(
             tokens_BxL
         )
-        hidden_BxLxH = LSTM(self.hidden_size, self.dtype)(embeddings_BxLxE)
+        hidden_BxLxH = LSTM(self.hidden_size, self.dtype)(embeddings_BxLxE, lengths_B)
         logits_BxLxK = nn.Dense(self.num_tags, dtype=jnp.float32)(hidden_BxLxH)
         mask_BxL = length_mask(lengths_B, tokens_BxL.shape[1])
         return jnp.where(mask_BxL[:, :, None], logits_BxLxK, 0)
@@ -55,8 +57,9 @@ class SlotTagger(nn.Module):
 class LSTM(nn.Module):
     """One LSTM layer, left to right, from a zero state.
 
-    The same function as `nn.RNN(nn.OptimizedLSTMCell(H))`. Here the inputs of all steps are
-    projected by one matrix product before the scan, and only the recurrent product is left inside.
+    The same function as `nn.RNN(nn.OptimizedLSTMCell(H))`, as far as the longest sequence of the
+    batch goes. Here the inputs of all steps are projected by one matrix product before the loop,
+    and only the recurrent product is left inside.
 
     The bias of the forget gate starts at one, so that the state is kept until the layer has learnt
     what to forget: Jozefowicz, Zaremba, Sutskever: An Empirical Exploration of Recurrent Network
@@ -71,14 +74,16 @@ class LSTM(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs_BxLxE: jax.Array) -> jax.Array:
+    def __call__(self, inputs_BxLxE: jax.Array, lengths_B: jax.Array) -> jax.Array:
         """Runs the layer over a batch of sequences.
 
         Args:
             inputs_BxLxE: the sequences.
+            lengths_B: number of steps of each, integers.
 
         Returns:
-            The hidden state after each step, of shape [B, L, H], in `dtype`.
+            The hidden state after each step, of shape [B, L, H], in `dtype`; what follows the end
+            of a sequence is of no meaning.
         """
         num_gates = 4 * self.hidden_size
         projected_BxLxG = nn.Dense(
@@ -87,26 +92,88 @@ class LSTM(nn.Module):
         kernel_HxG = self.param(
             "recurrent_kernel", nn.initializers.orthogonal(), (self.hidden_size, num_gates)
         ).astype(self.dtype)
-
-        def step(
-            carry: tuple[jax.Array, jax.Array], projected_BxG: jax.Array
-        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            cell_BxH, hidden_BxH = carry
-            gates_BxG = (projected_BxG + hidden_BxH @ kernel_HxG).astype(jnp.float32)
-            input_gate, forget_gate, candidate, output_gate = jnp.split(gates_BxG, 4, axis=-1)
-            cell_BxH = nn.sigmoid(forget_gate) * cell_BxH
-            cell_BxH += nn.sigmoid(input_gate) * jnp.tanh(candidate)
-            hidden_BxH = (nn.sigmoid(output_gate) * jnp.tanh(cell_BxH)).astype(self.dtype)
-            return (cell_BxH, hidden_BxH), hidden_BxH
-
-        # `zeros_like`, not `zeros`: under shard_map the state has to vary over the mesh axes that
-        # the inputs or the parameters vary over.
-        hidden_BxH = jnp.zeros_like(projected_BxLxG[:, 0, : self.hidden_size])
-        cell_BxH = hidden_BxH.astype(jnp.float32)
-        _, hidden_LxBxH = jax.lax.scan(
-            step, (cell_BxH, hidden_BxH), jnp.swapaxes(projected_BxLxG, 0, 1)
-        )
+        # Under shard_map the kernel has to vary over the mesh axes that the inputs vary over, so
+        # that the gradient of one that the devices share is summed over them.
+        kernel_HxG = jnp.where(True, kernel_HxG, jnp.zeros_like(projected_BxLxG, shape=()))
+        num_steps = jnp.minimum(_longest(lengths_B), inputs_BxLxE.shape[1])
+        hidden_LxBxH = _recurrence(jnp.swapaxes(projected_BxLxG, 0, 1), kernel_HxG, num_steps)
         return jnp.swapaxes(hidden_LxBxH, 0, 1)
+
+
+@jax.custom_vjp
+def _recurrence(
+    projected_LxBxG: jax.Array, kernel_HxG: jax.Array, num_steps: jax.Array
+) -> jax.Array:
+    """Returns the hidden states [L, B, H] of the first `num_steps` steps, and zeros after them.
+
+    JAX cannot differentiate a loop whose length it does not know. The gradient by hand also has
+    that of the kernel as one matrix product, where a scan would add one up at every step.
+    """
+    return _recurrence_forward(projected_LxBxG, kernel_HxG, num_steps)[0]
+
+
+def _recurrence_forward(
+    projected_LxBxG: jax.Array, kernel_HxG: jax.Array, num_steps: jax.Array
+) -> tuple[jax.Array, Any]:
+    # `zeros_like`, not `zeros`: under shard_map the states have to vary over the mesh axes that the
+    # inputs vary over. Row t + 1 is the state after step t.
+    states_LxBxH = jnp.zeros_like(projected_LxBxG[..., : kernel_HxG.shape[0]])
+    hidden = jnp.concatenate([states_LxBxH, states_LxBxH[:1]])
+    cell = hidden.astype(jnp.float32)
+    gates = jnp.zeros_like(projected_LxBxG, jnp.float32)
+
+    def step(t: jax.Array, carry: Any) -> Any:
+        gates, cell, hidden = carry
+        gates_BxG = (projected_LxBxG[t] + hidden[t] @ kernel_HxG).astype(jnp.float32)
+        cell_BxH, hidden_BxH = _cell(gates_BxG, cell[t])
+        return (
+            gates.at[t].set(gates_BxG),
+            cell.at[t + 1].set(cell_BxH),
+            hidden.at[t + 1].set(hidden_BxH.astype(hidden.dtype)),
+        )
+
+    gates, cell, hidden = jax.lax.fori_loop(0, num_steps, step, (gates, cell, hidden))
+    return hidden[1:], (gates, cell, hidden, kernel_HxG, num_steps)
+
+
+def _recurrence_backward(residuals: Any, d_hidden_LxBxH: jax.Array) -> tuple[jax.Array, Any, None]:
+    gates, cell, hidden, kernel_HxG, num_steps = residuals
+
+    def step(steps_done: jax.Array, carry: Any) -> Any:
+        d_gates, d_cell_BxH, d_hidden_BxH = carry
+        t = num_steps - 1 - steps_done
+        _, transpose = jax.vjp(_cell, gates[t], cell[t])
+        d_hidden_BxH = (d_hidden_BxH + d_hidden_LxBxH[t]).astype(jnp.float32)
+        d_gates_BxG, d_cell_BxH = transpose((d_cell_BxH, d_hidden_BxH))
+        d_gates_BxG = d_gates_BxG.astype(d_gates.dtype)
+        return d_gates.at[t].set(d_gates_BxG), d_cell_BxH, d_gates_BxG @ kernel_HxG.T
+
+    zeros = jnp.zeros_like(gates, hidden.dtype), jnp.zeros_like(cell[0]), jnp.zeros_like(hidden[0])
+    d_gates, _, _ = jax.lax.fori_loop(0, num_steps, step, zeros)
+    d_kernel_HxG = jnp.einsum("lbh,lbg->hg", hidden[:-1], d_gates)
+    return d_gates, d_kernel_HxG, None
+
+
+_recurrence.defvjp(_recurrence_forward, _recurrence_backward)
+
+
+def _cell(gates_BxG: jax.Array, cell_BxH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the next cell state and the next hidden state, float32."""
+    input_gate, forget_gate, candidate, output_gate = jnp.split(gates_BxG, 4, axis=-1)
+    cell_BxH = nn.sigmoid(forget_gate) * cell_BxH + nn.sigmoid(input_gate) * jnp.tanh(candidate)
+    return cell_BxH, nn.sigmoid(output_gate) * jnp.tanh(cell_BxH)
+
+
+@jax.custom_batching.custom_vmap
+def _longest(lengths_B: jax.Array) -> jax.Array:
+    return jnp.max(lengths_B, initial=0)
+
+
+@_longest.def_vmap
+def _longest_of_all(axis_size: int, in_batched: Any, lengths: jax.Array) -> tuple[jax.Array, bool]:
+    """Gives all of a vmap one length: with each its own, every step would copy whole arrays."""
+    del axis_size, in_batched
+    return _longest(lengths.ravel()), False
 
 
 def _forget_bias_of_one(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:

@@ -30,6 +30,7 @@ from rps_jax.optimizer import AverageModelsState as AverageModelsState
 from rps_jax.optimizer import ExchangeState as ExchangeState
 from rps_jax.optimizer import optax_average_gradients as optax_average_gradients
 from rps_jax.optimizer import optax_average_models as optax_average_models
+from rps_jax.trace import Trace as Trace
 from rps_jax.train_step import StepMetrics as StepMetrics
 from rps_jax.train_step import TrainState as TrainState
 from rps_jax.train_step import init_train_state as init_train_state

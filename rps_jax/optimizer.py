@@ -66,7 +66,7 @@ def optax_average_gradients(
         seed: decides the losses, together with the step; the same on every worker.
         on_miss: what a worker applies where no average arrived: its "own" gradient or "zero".
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
-        num_workers: needed only by a channel with state, whose size depends on it.
+        num_workers: needed only by a channel with state, which may depend on it.
 
     Returns:
         A `GradientTransformation` with an `ExchangeState`.
@@ -111,7 +111,7 @@ def optax_average_models(
         axis_name: the worker axis, or a tuple of axes.
         seed: decides the losses, together with the step; the same on every worker.
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
-        num_workers: needed only by a channel with state, whose size depends on it.
+        num_workers: needed only by a channel with state, which may depend on it.
 
     Returns:
         A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs
@@ -153,7 +153,7 @@ def _init_exchange(
     if num_workers is None and jax.tree.leaves(channel.init(1)):
         raise ValueError(
             f"num_workers=None: expected the number of workers, for {type(channel).__name__} keeps "
-            "a state of that size"
+            "a state that may depend on it"
         )
     return ExchangeState(key_data(seed), jnp.int32(0), channel.init(num_workers or 1))
 

@@ -4,6 +4,8 @@ import pytest
 
 from launch import bench, compare, theory
 
+TRACE = ("--channel", "trace", "--trace", __file__)  # Any file: it is not read.
+
 
 def test_theory_prints_predicted_beside_measured(capsys):
     arguments = ["--num-workers", "2", "--drop-rates", "0.1", "--num-exchanges", "50"]
@@ -26,6 +28,7 @@ def test_theory_prints_predicted_beside_measured(capsys):
         (compare, ["--drop-rates", "1.5"], "--drop-rates 1.5: expected probabilities in [0, 1]"),
         (compare, ["--seeds", "-1"], "--seed -1: expected an integer in [0, 2^32)"),
         (compare, ["--", "--drop-rate", "0.3"], "--drop-rate 0.3: expected none after --"),
+        (compare, ["--", *TRACE], "--channel trace: expected none after --"),
         (compare, ["--", "--epochs", "0"], "--epochs 0: expected at least 1"),
     ],
 )

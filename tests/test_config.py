@@ -18,6 +18,7 @@ from launch.config import (
 from launch.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
+TRACE = ("--channel", "trace", "--trace", str(ROOT / "README.md"))  # Any file: it is not read yet.
 
 
 def refusal(*argv: str) -> str:
@@ -115,6 +116,14 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
             "--download: expected no --data-path",
         ),
         (("--resume",), "--resume: expected --output-dir"),
+        (("--channel", "trace"), "--channel trace: expected --trace beside it"),
+        (("--trace", str(ROOT / "README.md")), f"--trace {ROOT}/README.md: expected --channel"),
+        (("--trace", "absent"), "--trace absent: expected a file that can be read"),
+        ((*TRACE, "--drop-rate", "0.1"), "--drop-rate 0.1: expected no --channel trace"),
+        ((*TRACE, "--packets", "2"), "--packets 2: expected no --channel trace"),
+        ((*TRACE, "--algorithm", "local"), "--channel trace: expected an algorithm with loss"),
+        (("--drop-rate", "None"), "--drop-rate None: expected a probability"),
+        (("--trace-sha256", "0"), "--trace-sha256"),
         (
             ("--num-workers", "8", "--workers-per-device", "3"),
             "--workers-per-device 3: expected a divisor of 8",
@@ -145,9 +154,8 @@ def test_flags_may_be_written_with_underscores_and_optional_ones_unset() -> None
 
 
 def test_the_stored_configuration_reads_back() -> None:
-    config = dataclasses.replace(
-        PRESETS["atis-lstm"], data_path=Path("a/b"), output_dir=Path("c"), packets=4
-    )
+    paths = {"data_path": Path("a/b"), "output_dir": Path("c"), "trace": Path("d.npz")}
+    config = dataclasses.replace(PRESETS["atis-lstm"], packets=4, **paths)
     assert from_json(to_json(config)) == config
 
 
@@ -226,7 +234,8 @@ def test_help_fits_a_terminal_and_shows_the_defaults_of_the_preset(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     for field in dataclasses.fields(TrainConfig):
-        assert f"--{field.name.replace('_', '-')}" in text
+        if field.name != "trace_sha256":  # It is computed, and no flag.
+            assert f"--{field.name.replace('_', '-')}" in text
     assert f"(default: {PRESETS[preset].epochs})" in text
 
 

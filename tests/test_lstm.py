@@ -62,17 +62,20 @@ def test_parameters_and_logits_are_float32(dtype):
 
 def test_bfloat16_computes_about_the_same():
     inputs = normal(BATCH, LENGTH, 4)
-    params = init(LSTM(8), inputs)
-    exact = jax.jit(LSTM(8).apply)(params, inputs)
-    rounded = jax.jit(LSTM(8, dtype=jnp.bfloat16).apply)(params, inputs)
+    lengths = np.full(BATCH, LENGTH)
+    params = init(LSTM(8), inputs, lengths)
+    exact = jax.jit(LSTM(8).apply)(params, inputs, lengths)
+    rounded = jax.jit(LSTM(8, dtype=jnp.bfloat16).apply)(params, inputs, lengths)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(rounded, np.float32), exact, atol=0.02)
 
 
-def test_layer_and_its_gradients_equal_those_of_flax():
-    inputs = normal(BATCH, LENGTH, 4)
-    params = init(LSTM(8), inputs)
-    weights = normal(BATCH, LENGTH, 8)
+@pytest.mark.parametrize("lengths", [(LENGTH, 1, 2), (2, 3, 0), (0, 0, 0), (1, 1, LENGTH + 4)])
+def test_layer_and_its_gradients_equal_those_of_flax(lengths):
+    """As far as the sequences go."""
+    inputs, lengths = normal(BATCH, LENGTH, 4), np.array(lengths)
+    params = init(LSTM(8), inputs, lengths)
+    weights = normal(BATCH, LENGTH, 8) * np.asarray(length_mask(lengths, LENGTH))[:, :, None]
     reference = nn.RNN(nn.OptimizedLSTMCell(8))
 
     def to_flax(params):
@@ -91,7 +94,7 @@ def test_layer_and_its_gradients_equal_those_of_flax():
         return {"params": {"cell": cell}}
 
     def ours(params, inputs):
-        return jnp.sum(weights * LSTM(8).apply(params, inputs))
+        return jnp.sum(weights * LSTM(8).apply(params, inputs, lengths))
 
     def theirs(params, inputs):
         return jnp.sum(weights * reference.apply(to_flax(params), inputs))
@@ -102,7 +105,7 @@ def test_layer_and_its_gradients_equal_those_of_flax():
 
 
 def test_only_the_forget_gate_has_a_bias_at_first():
-    params = init(LSTM(8), normal(BATCH, LENGTH, 4))["params"]
+    params = init(LSTM(8), normal(BATCH, LENGTH, 4), np.ones(BATCH, int))["params"]
     np.testing.assert_array_equal(params["input"]["bias"], np.repeat([0, 1, 0, 0], 8))
 
 
@@ -178,16 +181,26 @@ def test_vmap_shard_map_and_pmap_give_what_each_worker_gives_alone():
 def test_shared_parameters_pass_the_check_of_shard_map():
     """Parameters equal on all workers, sentences not: plain data parallelism."""
     tokens, lengths, _ = make_batch((NUM_WORKERS * BATCH,))
+    weights = normal(*tokens.shape)[:, :, None]
     params = init(MODEL, tokens[:BATCH], lengths[:BATCH])
-    in_specs = (P(), P("workers"), P("workers"))
+
+    def loss_of_some(params, tokens, lengths, weights):
+        return jnp.sum(weights * MODEL.apply(params, tokens, lengths))
+
+    def loss_of_all(*args):
+        return jax.lax.psum(loss_of_some(*args), "workers")
+
     sharded = jax.shard_map(
-        MODEL.apply, mesh=worker_mesh(), in_specs=in_specs, out_specs=P("workers"), check_vma=True
+        jax.value_and_grad(loss_of_all),
+        mesh=worker_mesh(),
+        in_specs=(P(), *[P("workers")] * 3),
+        out_specs=P(),
+        check_vma=True,
     )
-    np.testing.assert_allclose(
-        jax.jit(sharded)(params, tokens, lengths),
-        apply(params, tokens, lengths),
-        rtol=1e-4,
-        atol=1e-6,
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        jax.jit(sharded)(params, tokens, lengths, weights),
+        jax.jit(jax.value_and_grad(loss_of_some))(params, tokens, lengths, weights),
     )
 
 

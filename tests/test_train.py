@@ -315,6 +315,77 @@ def test_every_algorithm_runs(
     assert (line["consensus_distance"] > 0) == (delivered in (None, 0.0))
 
 
+def write_trace(path: Path, num_hosts: int = 4, packets: int = 5, seed: int = 0) -> np.ndarray:
+    """Writes a trace of three iterations; the share of messages that arrive in each."""
+    shape = (3, 2, num_hosts, num_hosts, packets)
+    itself = np.eye(num_hosts, dtype=bool)[:, :, None]
+    arrived = (np.random.default_rng(seed).random(shape) < 0.7) | itself
+    np.savez_compressed(
+        path,
+        arrived=np.packbits(arrived, axis=-1),
+        packets=np.int64(packets),
+        format=np.int64(1),
+        description=np.array("{}"),
+    )
+    return arrived[:, :, ~itself[:, :, 0]].mean((1, 2, 3))
+
+
+def test_a_trace_and_its_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses, moved = tmp_path / "losses.npz", tmp_path / "moved.npz"
+    arrive = write_trace(losses)
+    flags = (*SHORT, "--log-every", "1", "--channel", "trace", "--trace", str(losses))
+
+    assert run(tmp_path / "whole", *flags) == 0
+    assert "4 workers, rps, losses as in losses.npz" in capsys.readouterr().out
+    delivered = [line["delivered_fraction"] for line in read_metrics(tmp_path / "whole")]
+    np.testing.assert_allclose(delivered, np.resize(arrive, 22), rtol=1e-6)
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["drop_rate"] is None
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: signal.raise_signal(signal.SIGINT))
+        assert run(tmp_path / "run", *flags) == 128 + signal.SIGINT
+    losses.rename(moved)
+    capsys.readouterr()
+    assert run(tmp_path / "run", "--resume") == 2
+    assert f"--trace {losses}: expected a file that can be read" in capsys.readouterr().err
+    write_trace(losses, seed=1)
+    assert run(tmp_path / "run", "--resume") == 2
+    message = f"error: --trace {losses}: expected the trace that {tmp_path / 'run'} began with\n"
+    assert capsys.readouterr().err == message
+    assert run(tmp_path / "run", "--resume", "--trace", str(moved)) == 0
+    assert_same_state(tmp_path / "run", tmp_path / "whole", 22)
+    assert reproducible(tmp_path / "run") == reproducible(tmp_path / "whole")
+
+
+def test_gradients_are_lost_as_in_the_trace(tmp_path: Path) -> None:
+    arrive = write_trace(tmp_path / "losses.npz")
+    flags = (*SHORT, "--log-every", "1", "--epochs", "1", "--algorithm", "gradient-averaging")
+    flags += ("--channel", "trace", "--trace", str(tmp_path / "losses.npz"))
+    assert run(tmp_path / "run", *flags) == 0
+    delivered = [line["delivered_fraction"] for line in read_metrics(tmp_path / "run")]
+    np.testing.assert_allclose(delivered, np.resize(arrive, 11), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("trace", "expected"),
+    [
+        ({"num_hosts": 3}, "--num-workers 4: expected 3, the number of hosts in --trace {}"),
+        ({"packets": 10**5}, "--trace {}: expected at most "),
+    ],
+)
+def test_a_trace_that_does_not_fit_the_run_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trace: dict[str, int], expected: str
+) -> None:
+    losses = tmp_path / "losses.npz"
+    write_trace(losses, **trace)
+    assert run(tmp_path / "run", *SHORT, "--channel", "trace", "--trace", str(losses)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected.format(losses)}")
+    assert not (tmp_path / "run").exists()
+
+
 def write_atis(folder: Path, cities: str) -> None:
     """Writes a tiny corpus in which every word of `cities` is a place."""
     for split, repeats in (("train", 12), ("test", 3)):
@@ -371,6 +442,7 @@ def test_cifar_from_a_tree_of_images(tmp_path: Path, capsys: pytest.CaptureFixtu
         (("--epochs", "1000000000000"), "--epochs 1000000000000: expected at most"),
         (("--preset", "atis-lstm", "--data-path", "absent"), "--data-path absent: found no such"),
         (("--preset", "cifar10-resnet20", "--data-path", "absent"), "--data-path absent: found no"),
+        (("--channel", "trace", "--trace", "file"), "--trace file: expected a trace, an .npz"),
         (("--output-dir", "file"), "--output-dir file: expected a folder, found a file"),
         (("--output-dir", "file/run"), "--output-dir file/run: expected a folder that can"),
     ],

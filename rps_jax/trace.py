@@ -1,0 +1,128 @@
+"""Losses that were recorded, or simulated, beforehand: a trace, replayed exchange by exchange."""
+
+import dataclasses
+import os
+import zipfile
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rps_jax.channel import ALL_GATHER, REDUCE_SCATTER, Delivery
+
+_FORMAT = 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Replays one iteration of a trace at each exchange, and begins anew after the last.
+
+    Host h of the trace is worker h, also where it is the server of whatever block the shift gives
+    it: a link loses between the same two workers what it lost in the trace.
+
+    A worker unpacks its own messages alone, O(num_workers); the whole trace stays packed where
+    every worker can read it. It is data, like a batch: a compiled function that takes it as an
+    argument is compiled as fast as any, while one that closes over it holds it as a constant.
+
+    Attributes:
+        arrived: uint8 `[iterations, 2, num_hosts, num_hosts, ceil(packets / 8)]`: whether a packet
+            arrived, by iteration, phase (0 the reduce-scatter, 1 the all-gather), source,
+            destination and packet, the packets packed as by `numpy.packbits(..., axis=-1)`. What a
+            worker sends itself arrives, whatever stands there.
+        packets: how many packets a message is cut into.
+        start: the iteration that the first exchange replays.
+
+    >>> arrived = np.ones((1000, 2, 16, 16, 5), bool)
+    >>> trace = Trace(np.packbits(arrived, axis=-1), packets=5)
+    >>> delivery, state = trace.sample(trace.init(16), jax.random.key(0), 3, num_workers=16)
+    >>> delivery.gathered.shape
+    (16, 5)
+    """
+
+    arrived: jax.Array | np.ndarray
+    packets: int = dataclasses.field(metadata={"static": True})
+    start: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], start: int = 0) -> "Trace":
+        """Reads a trace into host memory.
+
+        Args:
+            path: an `.npz` file of the arrays `arrived` and `packets`, as above, and `format`, 1.
+            start: the iteration that the first exchange replays.
+
+        Raises:
+            OSError: the file is missing or cannot be read.
+            ValueError: it holds no trace, or one of another format, or `start` lies beyond it; a
+                line that begins with the path.
+        """
+        try:
+            with open(path, "rb") as opened, np.load(opened) as file:
+                version, packets = int(file["format"]), int(file["packets"])
+                arrived = file["arrived"]
+        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+            raise ValueError(
+                f"{path}: expected a trace, an .npz file of format, packets and arrived"
+            ) from None
+        if version != _FORMAT:
+            raise ValueError(f"{path}: format={version}: expected {_FORMAT}")
+        trace = cls(arrived, packets, start)
+        try:
+            trace._check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return trace
+
+    @property
+    def num_hosts(self) -> int:
+        """How many hosts there are, and so workers."""
+        return self.arrived.shape[2]
+
+    def init(self, num_workers: int) -> jax.Array:
+        """Returns the iteration that is replayed next, int32 scalar: `start`."""
+        del num_workers
+        return jnp.int32(self.start)
+
+    def sample(
+        self, state: jax.Array, key: jax.Array, worker: jax.Array | int, num_workers: int
+    ) -> tuple[Delivery, jax.Array]:
+        """Returns one iteration as `worker` sees it; see `Channel.sample`.
+
+        Raises:
+            ValueError: the trace is malformed, or has not as many hosts as there are workers.
+        """
+        del key
+        self._check()
+        if num_workers != self.num_hosts:
+            raise ValueError(
+                f"num_workers={num_workers}: expected {self.num_hosts}, the hosts of the trace"
+            )
+        arrived, me = jnp.asarray(self.arrived), jnp.asarray(worker, jnp.int32)
+        myself = (jnp.arange(num_workers) == me)[:, None]
+
+        def unpack(bytes_WxB: jax.Array) -> jax.Array:
+            bits_WxP = jnp.unpackbits(bytes_WxB, axis=1, count=self.packets)
+            return bits_WxP.astype(bool) | myself
+
+        delivery = Delivery(
+            sent=unpack(arrived[state, REDUCE_SCATTER, me]),
+            received=unpack(arrived[state, REDUCE_SCATTER, :, me]),
+            gathered=unpack(arrived[state, ALL_GATHER, :, me]),
+        )
+        return delivery, (state + 1) % arrived.shape[0]
+
+    def _check(self) -> None:
+        """Raises `ValueError` for numbers that do not fit together."""
+        shape, dtype = self.arrived.shape, self.arrived.dtype
+        if self.packets < 1:
+            raise ValueError(f"packets={self.packets}: expected at least 1")
+        expected = (*shape[:1], 2, *shape[2:3], *shape[2:3], -(-self.packets // 8))
+        if shape != expected or 0 in shape or dtype != jnp.uint8:
+            raise ValueError(
+                f"arrived has shape {shape} and dtype {dtype}: expected uint8 (iterations, 2, "
+                f"num_hosts, num_hosts, {-(-self.packets // 8)}), for {self.packets} packets"
+            )
+        if not 0 <= self.start < shape[0]:
+            raise ValueError(f"start={self.start}: expected an iteration in [0, {shape[0]})")
