@@ -1,10 +1,12 @@
 """A folder of prepared data that any number of processes may read, build and replace at once."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,7 +53,12 @@ def cached(name: str, *, build: Callable[[Path], None], read: Callable[[Path], T
         pass
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=final.parent) as private:
+        with (
+            _my_turn(final.parent),
+            tempfile.TemporaryDirectory(prefix=".building-", dir=final.parent) as private,
+        ):
+            with contextlib.suppress(CacheMiss):
+                return read(final)  # Another process has built it meanwhile.
             build(Path(private) / name)
             _publish(Path(private) / name, final, read)
             return read(final)
@@ -64,6 +71,18 @@ def cached(name: str, *, build: Callable[[Path], None], read: Callable[[Path], T
     with tempfile.TemporaryDirectory(prefix="rps-jax-") as private:
         build(Path(private) / name)
         return read(Path(private) / name)
+
+
+@contextlib.contextmanager
+def _my_turn(folder: Path) -> Iterator[None]:
+    """Waits while another process of this host builds here: it may do the same work."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # Not every file system has locks.
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _publish(built: Path, final: Path, read: Callable[[Path], object]) -> None:

@@ -1,4 +1,5 @@
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -33,6 +34,21 @@ def test_builds_once_and_leaves_nothing_else_behind():
     load(builds)
     assert len(builds) == 1
     assert os.listdir(cache_dir()) == ["arrays"]
+
+
+def test_who_comes_while_another_builds_waits_and_reads():
+    builds, second = [], threading.Thread(target=lambda: load(builds))
+
+    def build(folder):
+        builds.append(folder)
+        second.start()
+        second.join(timeout=0.2)
+        assert second.is_alive()
+        write_arrays(folder, ARRAYS)
+
+    cached("arrays", build=build, read=lambda f: read_arrays(f, {"a": 3, "b": 2}))
+    second.join()
+    assert len(builds) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "removed", "other length", "garbage"])
