@@ -34,9 +34,14 @@ def resized(state: rps.TrainState, workers: Sequence[int], step: int) -> rps.Tra
 
     of_workers: rps.TrainState = jax.tree.map(rows, state)
     steps: Any = np.full(len(workers), step, np.int32)
-    # Schedules, and what else optax counts.
-    opt_state = optax.tree_utils.tree_set(of_workers.opt_state, count=steps)
+    # Schedules, and what else optax counts; not a parameter that has this name.
+    opt_state = optax.tree_utils.tree_set(of_workers.opt_state, _is_of_optax, count=steps)
     return of_workers._replace(step=steps, opt_state=opt_state)
+
+
+def _is_of_optax(path: Any, value: Any) -> bool:
+    del value
+    return isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
 
 def _mean(leaf: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ Each start of two processes compiles for twenty seconds, so that one run meets s
 import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -49,11 +48,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 class Job:
     """A running `launch.local`, and its processes."""
 
-    def __init__(self, environment: dict[str, str], folder: Path, *argv: str, **popen: Any) -> None:
+    def __init__(
+        self, environment: dict[str, str], folder: Path, *argv: str, within: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         command = [sys.executable, "-m", "launch.local", *argv, "--output-dir", str(folder)]
         self.launcher = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen
+            [*within, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def wait_for_step(self, step: int) -> None:
@@ -161,12 +162,10 @@ def test_a_full_disk_and_a_stop_lose_nothing(
 ) -> None:
     folder = tmp_path / "run"
 
-    def limit() -> None:
-        # No file may be larger, as if the disk were full: the first checkpoint is.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
+    # No file may be larger, as if the disk were full: the first checkpoint is.
+    small_disk = ("sh", "-c", 'ulimit -f 300; exec "$@"', "sh")
     without_cache = {**environment, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    job = Job(without_cache, folder, *LOCAL, "--", *SMALL, preexec_fn=limit)
+    job = Job(without_cache, folder, *LOCAL, "--", *SMALL, within=small_disk)
     said = job.output()
     assert job.launcher.returncode == 1
     assert "checkpoints/22: the checkpoint cannot be written (" in said

@@ -45,7 +45,9 @@ def test_workers_that_stay_keep_their_own_and_new_ones_get_the_mean() -> None:
 def test_steps_and_schedules_are_set_to_the_same_place_of_the_run() -> None:
     after = resized(state_of_three(), range(2), 40)
     np.testing.assert_array_equal(after.step, [40] * 2)
-    np.testing.assert_array_equal(optax.tree_utils.tree_get(after.opt_state, "count"), [40] * 2)
+    trace, schedule = after.opt_state
+    np.testing.assert_array_equal(schedule.count, [40] * 2)
+    np.testing.assert_array_equal(trace.trace["count"], [0] * 2)
 
 
 def test_a_process_asks_for_its_own_workers_alone() -> None:
