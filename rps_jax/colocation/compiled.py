@@ -7,7 +7,10 @@ from typing import Any
 
 import numba
 
-inlined: Callable[[Callable[..., Any]], Any] = numba.njit(forceinline=True)
+WITHOUT_COUNTING = {"_nrt": False}
+"""Arrays are not reference-counted inside: the core makes none, and counting takes half the time."""
+
+inlined: Callable[[Callable[..., Any]], Any] = numba.njit(forceinline=True, **WITHOUT_COUNTING)
 """Compiles a part of the core. It is not kept by itself: see `source_digest`."""
 
 

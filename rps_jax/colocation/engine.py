@@ -11,7 +11,7 @@ from typing import Any
 
 import numba
 
-from rps_jax.colocation.compiled import inlined, source_digest
+from rps_jax.colocation.compiled import WITHOUT_COUNTING, inlined, source_digest
 from rps_jax.colocation.events import NO_EVENT, pop_timer, schedule
 from rps_jax.colocation.layout import LEARNING, NEVER
 from rps_jax.colocation.pools import release, take
@@ -44,7 +44,7 @@ def send_learning(
 def _compile() -> Callable[..., int]:
     digest = source_digest()
 
-    @numba.njit(cache=True)
+    @numba.njit(cache=True, **WITHOUT_COUNTING)
     def run(state, until):
         _ = digest  # A part of the key under which the compiled function is kept.
         (
@@ -77,9 +77,7 @@ def _compile() -> Callable[..., int]:
             leaf = event & ((1 << control.time_bits) - 1)
             control.now = now
             if leaf < 2 * hosts:
-                index = leave_link(
-                    control, tree, ports, packets, connections, counts, leaf, now
-                )
+                index = leave_link(control, tree, ports, packets, connections, counts, leaf, now)
                 packet = packets[index]
                 if leaf < hosts:
                     port = hosts + packet.destination

@@ -1,5 +1,7 @@
 """What happens next: a tournament between the few things that can."""
 
+# mypy: disable-error-code="no-untyped-def"
+
 import numpy as np
 
 from rps_jax.colocation.compiled import inlined
@@ -9,7 +11,7 @@ NO_EVENT = np.int64(2**63 - 1)
 
 
 @inlined
-def schedule(control, tree, leaf, time):  # type: ignore[no-untyped-def]
+def schedule(control, tree, leaf, time):
     """Sets when the next event of a leaf is; of several at one time, the first leaf's is first."""
     event = NO_EVENT if time >= NEVER else (time << control.time_bits) | leaf
     node = (tree.size >> 1) + leaf
@@ -21,7 +23,7 @@ def schedule(control, tree, leaf, time):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def push_timer(control, timers, time, connection):  # type: ignore[no-untyped-def]
+def push_timer(control, timers, time, connection):
     """Adds an entry to the heap of timers."""
     place = control.num_timers
     control.num_timers += 1
@@ -37,7 +39,7 @@ def push_timer(control, timers, time, connection):  # type: ignore[no-untyped-de
 
 
 @inlined
-def pop_timer(control, timers):  # type: ignore[no-untyped-def]
+def pop_timer(control, timers):
     """Removes the first entry of the heap of timers."""
     control.num_timers -= 1
     last = control.num_timers

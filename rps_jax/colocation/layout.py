@@ -47,12 +47,12 @@ PORT = np.dtype(
     [
         ("free_at", "i8"),  # end of the transmission under way
         # Two queues: 0 for the web and whatever shares its queue, 1 for learning set apart.
-        ("head", "i4", 2),
-        ("tail", "i4", 2),
+        ("head", "i8", 2),
+        ("tail", "i8", 2),
         ("waiting", "i8", 2),  # bytes in each queue, not those under transmission
-        ("link_head", "i4"),  # packets that have been, or are being, transmitted
-        ("link_tail", "i4"),
-        ("turn", "i4"),  # of deficit round robin
+        ("link_head", "i8"),  # packets that have been, or are being, transmitted
+        ("link_tail", "i8"),
+        ("turn", "i8"),  # of deficit round robin
         ("deficit", "f8", 2),
         ("tokens", "f8"),  # bytes that the policer would let pass at `tokens_at`
         ("tokens_at", "i8"),
@@ -62,35 +62,35 @@ PORT = np.dtype(
 
 CONNECTION = np.dtype(
     [
-        ("next", "i4"),  # in the list of free connections
-        ("state", "u1"),
-        ("source", "i2"),
-        ("destination", "i2"),
+        ("next", "i8"),  # in the list of free connections
+        ("state", "i8"),
+        ("source", "i8"),
+        ("destination", "i8"),
         ("message", "i8"),  # its number, in order of arrival
         ("arrived", "i8"),
         # The sender.
-        ("first_missing", "i4"),  # first packet not acknowledged
-        ("next_new", "i4"),  # first packet never sent
-        ("in_flight", "i4"),  # "pipe" of RFC 6675
-        ("sacked", "i4"),
-        ("highest_sacked", "i4"),  # one beyond it
-        ("lost", "i4"),  # found lost and not sent again
-        ("recovery_point", "i4"),
+        ("first_missing", "i8"),  # first packet not acknowledged
+        ("next_new", "i8"),  # first packet never sent
+        ("in_flight", "i8"),  # "pipe" of RFC 6675
+        ("sacked", "i8"),
+        ("highest_sacked", "i8"),  # one beyond it
+        ("lost", "i8"),  # found lost and not sent again
+        ("recovery_point", "i8"),
         ("window", "f8"),
         ("slow_start_threshold", "f8"),
         ("smoothed_rtt", "f8"),  # ps; negative before the first sample
         ("rtt_variation", "f8"),
         ("time_out", "i8"),
-        ("timed_packet", "i4"),  # whose round trip is measured; -1 for none
+        ("timed_packet", "i8"),  # whose round trip is measured; -1 for none
         ("timed_at", "i8"),
-        ("expired", "u1"),  # the timer has, since the last new acknowledgement
+        ("expired", "i8"),  # the timer has, since the last new acknowledgement
         ("deadline", "i8"),  # of the retransmission timer
         ("timer_at", "i8"),  # its newest entry in the heap
-        ("timers", "i4"),  # all its entries in the heap
-        ("in_network", "i4"),  # its packets, of both directions
+        ("timers", "i8"),  # all its entries in the heap
+        ("in_network", "i8"),  # its packets, of both directions
         # The receiver.
-        ("received", "i4"),
-        ("expected", "i4"),  # first packet not received
+        ("received", "i8"),
+        ("expected", "i8"),  # first packet not received
     ],
     align=True,
 )
@@ -125,9 +125,9 @@ CONTROL = np.dtype(
         ("measure_from", "i8"),
         ("measure_until", "i8"),
         # Free lists and the heap.
-        ("free_packet", "i4"),
+        ("free_packet", "i8"),
         ("free_packets", "i8"),
-        ("free_connection", "i4"),
+        ("free_connection", "i8"),
         ("free_connections", "i8"),
         ("num_timers", "i8"),
         ("first_timer", "i8"),

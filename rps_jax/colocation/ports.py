@@ -141,11 +141,7 @@ def transmit(control, ports, packets, connections, counts, where, index, start):
     end = start + packet.size * control.ps_per_byte
     arrives = end + control.propagation
     learning = packet.kind == LEARNING
-    if (
-        learning
-        and control.discipline == DEADLINE
-        and arrives > packet.sent + control.deadline
-    ):
+    if learning and control.discipline == DEADLINE and arrives > packet.sent + control.deadline:
         drop(control, packets, connections, counts, where, index)
         return False
     if control.measure_from <= packet.queued < control.measure_until:

@@ -259,9 +259,7 @@ def _load_messages(state: State, block: Messages | None) -> State:
     if needed > len(completed):
         completed = np.full(2 * needed, -1, np.int64)
         completed[: len(state.completed)] = state.completed
-    return state._replace(
-        completed=completed, message_times=block.times, message_hosts=block.hosts
-    )
+    return state._replace(completed=completed, message_times=block.times, message_hosts=block.hosts)
 
 
 def _load_learning(state: State, block: LearningPackets | None) -> State:

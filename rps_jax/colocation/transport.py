@@ -135,15 +135,16 @@ def send_control(control, tree, ports, packets, connections, counts, slot, kind,
     packet.kind = kind
     packet.owner = slot
     packet.size = control.ack_bytes
-    packet.source, packet.destination = c.source, c.destination
+    source, destination = c.source, c.destination
     if kind == SYN_ACK:
-        packet.source, packet.destination = c.destination, c.source
+        source, destination = destination, source
     elif c.timed_packet < 0 and not c.expired:
         c.timed_packet, c.timed_at = 0, now
+    packet.source, packet.destination = source, destination
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    come(control, tree, ports, packets, connections, counts, packet.source, index, now)
+    come(control, tree, ports, packets, connections, counts, source, index, now)
 
 
 @inlined
@@ -214,11 +215,11 @@ def receive_data(
     packet.size = control.ack_bytes
     packet.sequence = c.expected
     packet.block_first, packet.block_end = first, end
-    packet.source, packet.destination = packet.destination, packet.source
+    packet.source, packet.destination = c.destination, c.source
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    come(control, tree, ports, packets, connections, counts, packet.source, index, now)
+    come(control, tree, ports, packets, connections, counts, c.destination, index, now)
 
 
 @inlined
@@ -370,4 +371,3 @@ def expire(control, tree, ports, packets, connections, scoreboard, timers, count
             control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
         )
     set_timer(control, connections, timers, slot, now)
-
