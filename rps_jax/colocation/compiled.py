@@ -7,8 +7,8 @@ from typing import Any
 
 import numba
 
-WITHOUT_COUNTING = {"_nrt": False}
-"""Arrays are not reference-counted inside: the core makes none, and counting takes half the time."""
+WITHOUT_COUNTING: Any = {"_nrt": False}
+"""The core makes no arrays, and to count references to those it has takes half of its time."""
 
 inlined: Callable[[Callable[..., Any]], Any] = numba.njit(forceinline=True, **WITHOUT_COUNTING)
 """Compiles a part of the core. It is not kept by itself: see `source_digest`."""

@@ -7,7 +7,6 @@ packets, then the messages, then the timers.
 # mypy: disable-error-code="no-untyped-def"
 
 from collections.abc import Callable
-from typing import Any
 
 import numba
 

@@ -61,7 +61,8 @@ def come(control, tree, ports, packets, connections, counts, where, index, now):
             packets[port.tail[queue]].next = index
         port.tail[queue] = index
         port.waiting[queue] += packet.size
-    elif transmit(control, ports, packets, connections, counts, where, index, now):
+    else:
+        transmit(control, ports, packets, connections, counts, where, index, now)
         if port.link_head == index:
             schedule(control, tree, where, packet.arrives)
 
@@ -136,14 +137,14 @@ def turn_of(control, port, packets):
 
 @inlined
 def transmit(control, ports, packets, connections, counts, where, index, start):
-    """Puts a packet on the link; returns False if its deadline forbids that."""
+    """Puts a packet on the link, or drops it if its deadline forbids that."""
     port, packet = ports[where], packets[index]
     end = start + packet.size * control.ps_per_byte
     arrives = end + control.propagation
     learning = packet.kind == LEARNING
     if learning and control.discipline == DEADLINE and arrives > packet.sent + control.deadline:
         drop(control, packets, connections, counts, where, index)
-        return False
+        return
     if control.measure_from <= packet.queued < control.measure_until:
         kind = LEARNING_CLASS if learning else WEB_CLASS
         counts[where, kind, STARTED] += 1
@@ -156,7 +157,6 @@ def transmit(control, ports, packets, connections, counts, where, index, start):
     else:
         packets[port.link_tail].next = index
     port.link_tail = index
-    return True
 
 
 @inlined

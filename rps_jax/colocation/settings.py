@@ -128,11 +128,19 @@ class Settings:
     seed: int = 1
     """Decides all arrivals, of web and learning traffic each by itself, and random drops."""
 
-    def __post_init__(self) -> None:
-        for name, value in PARAMETERS.get(self.discipline, {}).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+    def check(self) -> None:
+        """Checks what can be checked without a simulation.
+
+        Raises:
+            SettingError: A setting is out of its range, or the links could never carry the load.
+        """
         _check(self)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The parameters of the discipline, and what each is."""
+        given = {name: getattr(self, name) for name in PARAMETERS[self.discipline]}
+        return PARAMETERS[self.discipline] | {k: v for k, v in given.items() if v is not None}
 
     @property
     def ps_per_byte(self) -> int:
@@ -186,24 +194,19 @@ class Settings:
     @property
     def _undroppable(self) -> float:
         """Share of each link that learning takes however much web traffic there is."""
-        load = self.learning_load
-        if self.discipline == "fifo" or math.inf in (
-            self.threshold_bytes,
-            self.learning_buffer_bytes,
-        ):
+        load, of = self.learning_load, self.parameters
+        if self.discipline == "fifo":
+            return load
+        if math.inf in (of.get("threshold_bytes"), of.get("learning_buffer_bytes")):
             return load
         if self.discipline == "fraction":
-            assert self.low_priority_fraction is not None
-            return load * (1 - self.low_priority_fraction)
+            return load * (1 - of["low_priority_fraction"])
         if self.discipline == "random":
-            assert self.drop_probability is not None
-            return load * (1 - self.drop_probability)
+            return load * (1 - of["drop_probability"])
         if self.discipline == "policer":
-            assert self.policer_mbps is not None
-            return min(load, self.policer_mbps / (1000 * self.link_gbps))
+            return min(load, of["policer_mbps"] / (1000 * self.link_gbps))
         if self.discipline == "drr":
-            assert self.web_weight is not None
-            return min(load, 1 / (1 + self.web_weight))
+            return min(load, 1 / (1 + of["web_weight"]))
         return 0.0
 
 
@@ -275,13 +278,11 @@ def _check(s: Settings) -> None:
 
 
 def _check_discipline(s: Settings, expect: Any) -> None:
-    own = PARAMETERS[s.discipline]
-    for name in {name for parameters in PARAMETERS.values() for name in parameters} - own.keys():
-        others = ", ".join(key for key, given in PARAMETERS.items() if name in given)
+    for name in {name for own in PARAMETERS.values() for name in own} - s.parameters.keys():
+        others = ", ".join(key for key, own in PARAMETERS.items() if name in own)
         expect(name, getattr(s, name) is None, f"none with {s.discipline} (it is of {others})")
     least = {"web_weight": 1.0, "policer_burst_bytes": float(s.mtu_bytes)}
-    for name in own:
-        value = getattr(s, name)
+    for name, value in s.parameters.items():
         if name in ("low_priority_fraction", "drop_probability"):
             expect(name, 0 <= value <= 1, "a share in [0, 1]")
         else:

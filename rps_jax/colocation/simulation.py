@@ -85,9 +85,11 @@ def simulate(
         progress: Is told now and then how many seconds have been simulated.
 
     Raises:
-        SettingError: A trace of learning packets that cannot be replayed.
+        SettingError: A setting is out of its range, the links could never carry the load, or the
+            trace of learning packets cannot be replayed.
         ValueError: A record of learning traffic that is not bursty.
     """
+    settings.check()
     if record and settings.learning != "bursty":
         raise ValueError(f"record of learning={settings.learning!r}: expected bursty")
     began = time.perf_counter()
@@ -116,11 +118,10 @@ def simulate(
     under_way = _under_way(state)
     counts = state.counts.copy()
     counts[..., layout.WAITED] /= PICOSECONDS
-    arrived = None
+    recorded = None
     if record:
-        shape = (-1, 2, n, n, settings.chunk_packets)
-        arrived = state.arrived.reshape(shape)[:complete]
-        arrived[:, :, np.arange(n), np.arange(n)] = True
+        recorded = state.arrived.reshape(-1, 2, n, n, settings.chunk_packets)[:complete]
+        recorded[:, :, np.arange(n), np.arange(n)] = True
     names = ("sent", "delivered", "dropped")
     return Result(
         completion_ms=_completions(state),
@@ -137,7 +138,7 @@ def simulate(
         },
         packet_hops=int(control["hops"]),
         wall_seconds=time.perf_counter() - began,
-        arrived=arrived,
+        arrived=recorded,
     )
 
 
@@ -147,7 +148,7 @@ def _new_state(s: Settings) -> State:
     control = np.zeros(1, layout.CONTROL)
     packets = s.packets_per_message
     last = s.message_bytes - (packets - 1) * (s.mtu_bytes - s.header_bytes) + s.header_bytes
-    probability = {"random": s.drop_probability, "fraction": s.low_priority_fraction}
+    of = s.parameters
     # The first blocks of traffic are asked for at once.
     values = {
         "num_hosts": n,
@@ -164,12 +165,12 @@ def _new_state(s: Settings) -> State:
         "min_time_out": _ps(s.min_rto_ms, 1e-3),
         "web_buffer": _bytes(s.web_buffer_bytes),
         "discipline": ports.DISCIPLINES[s.discipline],
-        "threshold": _bytes(s.threshold_bytes),
-        "learning_buffer": _bytes(s.learning_buffer_bytes),
-        "probability": probability.get(s.discipline) or 0.0,
-        "token_rate": (s.policer_mbps or 0.0) * 1e6 / 8 / PICOSECONDS,
-        "token_burst": s.policer_burst_bytes or 0.0,
-        "deadline": _ps(s.deadline_ms or 0.0, 1e-3),
+        "threshold": _bytes(of.get("threshold_bytes", math.inf)),
+        "learning_buffer": _bytes(of.get("learning_buffer_bytes", math.inf)),
+        "probability": of.get("drop_probability", of.get("low_priority_fraction", 0.0)),
+        "token_rate": of.get("policer_mbps", 0.0) * 1e6 / 8 / PICOSECONDS,
+        "token_burst": of.get("policer_burst_bytes", 0.0),
+        "deadline": _ps(of.get("deadline_ms", 0.0), 1e-3),
         "seed": seed_of_drops(s),
         "measure_from": _ps(s.warmup, 1),
         "measure_until": _ps(s.duration, 1),
@@ -179,11 +180,11 @@ def _new_state(s: Settings) -> State:
     }
     for name, value in values.items():
         control[name] = value
-    control["quantum"] = s.mtu_bytes * np.array([s.web_weight or 1.0, 1.0])
+    control["quantum"] = s.mtu_bytes * np.array([of.get("web_weight", 1.0), 1.0])
     ports_ = np.zeros(2 * n, layout.PORT)
     for name in ("head", "tail", "link_head", "link_tail"):
         ports_[name] = -1
-    ports_["tokens"] = s.policer_burst_bytes or 0.0
+    ports_["tokens"] = of.get("policer_burst_bytes", 0.0)
     state = State(
         control=control,
         tree=np.full(2 * leaves, NO_EVENT, np.int64),
@@ -211,8 +212,8 @@ def _ps(value: float, unit: float) -> int:
     return round(value * unit * PICOSECONDS)
 
 
-def _bytes(limit: float | None) -> int:
-    return NEVER if limit is None or limit == math.inf else int(limit)
+def _bytes(limit: float) -> int:
+    return NEVER if limit == math.inf else int(limit)
 
 
 def _grow(state: State, reason: int) -> State:

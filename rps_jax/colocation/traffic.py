@@ -203,13 +203,14 @@ def _read_trace(settings: Settings) -> np.ndarray:
             raise SettingError("learning_trace", settings.learning_trace, expected)
 
     assert settings.learning_trace is not None
-    with settings.learning_trace.open() as file:
-        titled = file.readline().strip().replace(" ", "") == columns
+    lines = settings.learning_trace.read_text(errors="replace").splitlines()
+    if lines and lines[0].replace(" ", "") == columns:
+        del lines[0]
     try:
-        table = np.loadtxt(settings.learning_trace, delimiter=",", ndmin=2, skiprows=int(titled))
+        table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, 0))
     except ValueError:
         table = np.empty((0, 0))
-    expect(table.shape[1] == 4 and len(table) > 0, f"lines of {columns}")
+    expect(table.shape[1] == 4, f"lines of {columns}")
     seconds, hosts, sizes = table[:, 0], table[:, 1:3], table[:, 3]
     expect(bool((seconds >= 0).all()), "times of at least 0")
     known = (hosts >= 0) & (hosts < settings.num_hosts) & (hosts == np.trunc(hosts))
