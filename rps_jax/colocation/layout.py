@@ -50,6 +50,7 @@ PORT = np.dtype(
         ("head", "i8", 2),
         ("tail", "i8", 2),
         ("waiting", "i8", 2),  # bytes in each queue, not those under transmission
+        ("peak", "i8", 2),  # the most that each has held
         ("link_head", "i8"),  # packets that have been, or are being, transmitted
         ("link_tail", "i8"),
         ("turn", "i8"),  # of deficit round robin

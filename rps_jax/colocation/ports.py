@@ -61,6 +61,7 @@ def come(control, tree, ports, packets, connections, counts, where, index, now):
             packets[port.tail[queue]].next = index
         port.tail[queue] = index
         port.waiting[queue] += packet.size
+        port.peak[queue] = max(port.peak[queue], port.waiting[queue])
     else:
         transmit(control, ports, packets, connections, counts, where, index, now)
         if port.link_head == index:

@@ -142,6 +142,15 @@ class Settings:
         given = {name: getattr(self, name) for name in PARAMETERS[self.discipline]}
         return PARAMETERS[self.discipline] | {k: v for k, v in given.items() if v is not None}
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns the settings as JSON has them: no infinities, and the parameters as they are."""
+        values = dataclasses.asdict(self) | self.parameters
+        shown = {name: value for name, value in values.items() if value is not None}
+        return {
+            name: "inf" if value == math.inf else str(value) if isinstance(value, Path) else value
+            for name, value in shown.items()
+        }
+
     @property
     def ps_per_byte(self) -> int:
         """Picoseconds that a byte takes on a link."""

@@ -48,6 +48,11 @@ class Comparison:
     error: float
 
     @property
+    def half_width(self) -> float:
+        """Returns half the width of the 95% confidence interval, of a normal distribution."""
+        return 1.96 * self.error
+
+    @property
     def deviation(self) -> float:
         """Returns how far off the measurement is, as a share of what was expected."""
         return self.measured / self.case.expected - 1
