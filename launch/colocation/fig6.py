@@ -1,22 +1,19 @@
 """Figure 6 of the paper: the share of learning traffic lost against the speed-up of the web."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
+from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
 from launch.colocation.options import check_many, refusals
-from launch.colocation.report import Interval, interval, write_csv, write_run
+from launch.colocation.report import write_csv, write_run
 from launch.colocation.sweep import Job, default_processes, measure_all, summary
 from launch.command_line import expect, read_command
 from launch.run_folder import check_can_write
-from rps_jax.colocation import Settings, with_discipline
+from rps_jax.colocation import Settings
 
-CLAIMED = 0.10
-"""The loss of which the paper says: "more than 1.2" times as fast."""
+LEARNING: tuple[Literal["bursty", "poisson"], ...] = ("bursty", "poisson")
 COLUMNS = {"mean": "mean_completion_ms", "p99": "p99_completion_ms"}
 
 
@@ -71,10 +68,10 @@ def make(config: Fig6Config) -> None:
 
 
 def _plan(config: Fig6Config) -> list[Settings]:
-    """Returns all points; of each learning traffic, rate and seed, the baseline first."""
+    """Returns all points, those of each curve and seed together."""
     period = Settings().period
-    points = []
-    for learning in ("bursty", "poisson"):
+    points: list[Settings] = []
+    for learning in LEARNING:
         for web_rate in config.web_rates:
             for seed in config.seeds:
                 fifo = Settings(
@@ -87,12 +84,7 @@ def _plan(config: Fig6Config) -> list[Settings]:
                 )
                 with refusals():
                     fifo.check()
-                points.append(fifo)
-                for kb in config.thresholds_kb:
-                    points.append(with_discipline(fifo, "threshold", threshold_bytes=1000 * kb))
-                points.append(
-                    with_discipline(fifo, "strict-priority", learning_buffer_bytes=math.inf)
-                )
+                points += variants(fifo, config.thresholds_kb)
     return points
 
 
@@ -118,43 +110,8 @@ def _rows(jobs: list[Job], values: list[dict[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
-class _Curves:
-    """The rows, by what is drawn."""
-
-    def __init__(self, config: Fig6Config, rows: list[dict[str, Any]]) -> None:
-        self._rows, self._seeds = rows, config.seeds
-
-    def of(self, learning: str, web_rate: float, discipline: str, seed: int) -> list[Any]:
-        """Returns the rows of one seed, by loss."""
-        wanted = (learning, web_rate, seed)
-        found = [
-            row
-            for row in self._rows
-            if (row["learning"], row["web_rate"], row["seed"]) == wanted
-            and row["discipline"] in (discipline, "fifo")
-        ]
-        return sorted(found, key=lambda row: (row["learning_loss"], row["discipline"] != "fifo"))
-
-    def at(self, learning: str, web_rate: float, loss: float, name: str) -> Interval | None:
-        """Returns the speed-up at a loss, between the points; None if no point loses as much."""
-        found = []
-        for seed in self._seeds:
-            rows = self.of(learning, web_rate, "threshold", seed)
-            losses = [row["learning_loss"] for row in rows]
-            if losses[-1] < loss:
-                return None
-            found.append(float(np.interp(loss, losses, [row[f"speedup_{name}"] for row in rows])))
-        return interval(found)
-
-    def strict(self, learning: str, web_rate: float, key: str) -> Interval:
-        """Returns what strict priority gives."""
-        return interval(
-            [self.of(learning, web_rate, "strict-priority", seed)[-1][key] for seed in self._seeds]
-        )
-
-
 def _table(config: Fig6Config, rows: list[dict[str, Any]]) -> str:
-    curves = _Curves(config, rows)
+    curves = Curves(rows, config.seeds)
     lines = [
         f"Speed-up of web messages over a FIFO that loses nothing; {config.iterations - 1} "
         f"learning iterations, seeds {', '.join(map(str, config.seeds))}; ± is the half-width of a "
@@ -164,22 +121,21 @@ def _table(config: Fig6Config, rows: list[dict[str, Any]]) -> str:
         "| paper, 10% lost | strict priority: mean | p99 | lost |",
         "|---" * 9 + "|",
     ]
-    for learning in ("bursty", "poisson"):
+    for learning in LEARNING:
         for web_rate in config.web_rates:
-            base = interval(
-                [
-                    curves.of(learning, web_rate, "fifo", seed)[0]["mean_completion_ms"]
-                    for seed in config.seeds
-                ]
-            )
-            cells = [learning, f"{web_rate:g}", f"{base}"]
-            for name in COLUMNS:
-                cells.append(f"{curves.at(learning, web_rate, CLAIMED, name) or '-'}")
-            cells.append("> 1.2" if learning == "bursty" else "")
-            for name in COLUMNS:
-                cells.append(f"{curves.strict(learning, web_rate, f'speedup_{name}')}")
-            cells.append(f"{curves.strict(learning, web_rate, 'learning_loss').mean:.2%}")
-            lines.append("| " + " | ".join(cells) + " |")
+            curve: dict[str, Any] = {"learning": learning, "web_rate": web_rate}
+            cells = [
+                learning,
+                f"{web_rate:g}",
+                curves.under("fifo", "mean_completion_ms", **curve),
+                curves.at_loss(CLAIMED_AT, "speedup_mean", **curve) or "-",
+                curves.at_loss(CLAIMED_AT, "speedup_p99", **curve) or "-",
+                "> 1.2" if learning == "bursty" else "",
+                curves.under("strict-priority", "speedup_mean", **curve),
+                curves.under("strict-priority", "speedup_p99", **curve),
+                f"{curves.under('strict-priority', 'learning_loss', **curve).mean:.2%}",
+            ]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
     unfinished = sum(row["unfinished"] for row in rows)
     if unfinished:
         lines += ["", f"{unfinished} messages did not complete; means are of the others."]
@@ -193,51 +149,34 @@ def _draw(config: Fig6Config, rows: list[dict[str, Any]], path: Path) -> None:
 
     from launch.curves import STYLE
 
-    curves = _Curves(config, rows)
+    curves = Curves(rows, config.seeds)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for axes, (name, title) in zip(
-            panels, (("mean", "mean"), ("p99", "99th percentile")), strict=True
-        ):
+        figure = Figure(figsize=(9.0, 3.7), layout="constrained")
+        near, far, tail = figure.subplots(1, 3)
+        for axes, name in ((near, "mean"), (far, "mean"), (tail, "p99")):
+            value = f"speedup_{name}"
             for number, web_rate in enumerate(config.web_rates):
                 color = f"C{number}"
-                for learning, style in (("bursty", "-"), ("poisson", ":")):
-                    seeds = [
-                        curves.of(learning, web_rate, "threshold", seed) for seed in config.seeds
-                    ]
-                    losses = np.mean(
-                        [[100 * row["learning_loss"] for row in rows] for rows in seeds], axis=0
-                    )
-                    points = zip(
-                        *([row[f"speedup_{name}"] for row in rows] for rows in seeds), strict=True
-                    )
-                    found = [interval(values) for values in points]
-                    mean = np.array([value.mean for value in found])
-                    half = np.array([value.half_width for value in found])
-                    axes.plot(losses, mean, style, color=color, marker=".", markersize=4)
-                    axes.fill_between(
-                        losses, mean - half, mean + half, color=color, alpha=0.2, linewidth=0
-                    )
-                strict = curves.strict("bursty", web_rate, f"speedup_{name}")
-                axes.plot(0, strict.mean, "*", color=color, markersize=9, clip_on=False, zorder=5)
-            axes.axvline(100 * CLAIMED, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-            axes.set(xlabel="learning packets lost (%)", ylabel=f"speed-up, {title}")
+                for learning, style in zip(LEARNING, ("-", ":"), strict=True):
+                    curve = {"learning": learning, "web_rate": web_rate}
+                    plot_curve(axes, curves, value, color, style, **curve)
+                plot_strict(axes, curves, value, color, learning="bursty", web_rate=web_rate)
+            axes.axvline(100 * CLAIMED_AT, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            axes.set(xlabel="learning packets lost (%)", title="mean completion time")
             axes.set_xlim(left=0)
-        panels[0].plot(100 * CLAIMED, 1.2, "k_", markersize=12)
-        panels[0].annotate(
-            "paper: above", (100 * CLAIMED, 1.2), xytext=(4, -3), textcoords="offset points",
-            fontsize=7,
-        )  # fmt: skip
-        handles = [
-            *(
-                Line2D([], [], color=f"C{number}", label=f"{web_rate:g} messages/s")
-                for number, web_rate in enumerate(config.web_rates)
-            ),
-            Line2D([], [], color="0.3", label="bursty learning"),
-            Line2D([], [], color="0.3", linestyle=":", label="smooth learning"),
-            Line2D([], [], color="0.3", linestyle="", marker="*", markersize=9,
-                   label="strict priority,\nbursty: none lost"),
-        ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside right center")
+        near.set(ylabel="speed-up", xlim=(0, 20), ylim=(0.95, 2.5))
+        near.plot(100 * CLAIMED_AT, 1.2, "k_", markersize=12, zorder=6)
+        tail.set(title="99th percentile")
+        rates = [
+            Line2D([], [], color=f"C{number}", label=f"{web_rate:g} messages/s")
+            for number, web_rate in enumerate(config.web_rates)
+        ]
+        others: list[dict[str, Any]] = [
+            {"label": "bursty learning"},
+            {"linestyle": ":", "label": "smooth learning"},
+            {"linestyle": "", "marker": "*", "label": "strict priority (bursty): none lost"},
+            {"linestyle": "", "marker": "_", "label": "paper: above 1.2 at 10%"},
+        ]
+        handles = rates + [Line2D([], [], color="0.3", **other) for other in others]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
         figure.savefig(path, dpi=160)
