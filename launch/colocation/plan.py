@@ -64,7 +64,8 @@ def run(argv: Sequence[str]) -> int:
             return dict.fromkeys(COLUMNS, math.inf)
         jobs = [Job(dataclasses.replace(settings, seed=seed)) for seed in config.seeds]
         found = measure_all(point, jobs, config.output_dir / "points.jsonl", config.processes)
-        return {name: float(np.mean([values[name] for values in found])) for name in COLUMNS}
+        means = {name: float(np.mean([values[name] for values in found])) for name in COLUMNS}
+        return means | {"peak_bytes": max(values["peak_bytes"] for values in found)}
 
     return _answer(config, settings, measure)
 
