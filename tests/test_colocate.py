@@ -165,7 +165,7 @@ def test_fig7_writes_everything(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("target_ms", "status", "answer"),
     [
-        ("2", 0, "Training does not have to lose anything: under strict priority"),
+        ("2", 0, "Training does not have to lose anything: under strict priority,"),
         ("1000", 0, "Training has to lose nothing, and the web needs no priority."),
         ("0.5", 1, "No loss is enough: the web alone has a mean above 0.5 ms."),
     ],
@@ -185,7 +185,7 @@ def test_plan_answers(target_ms, status, answer, capsys, tmp_path):
         ("fly", "launch.colocate fly: expected one of simulate, plan"),
         ("simulate --web-rate x", "--web-rate x: expected a number"),
         ("simulate --web-rate 50000", "--web-rate 50000.0: expected below"),
-        ("simulate --speed 3", "--speed 3: expected the options that --help lists"),
+        ("simulate --speed 3", "--speed, 3: expected the options that --help lists"),
         ("simulate --discipline drr --threshold-bytes 1", "--threshold-bytes 1.0: expected none"),
         ("simulate --learning poisson --record a.npz", "--record a.npz: expected --learning bur"),
         ("simulate --record a.txt", "--record a.txt: expected a file named .npz"),

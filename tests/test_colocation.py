@@ -307,6 +307,15 @@ def test_bursty_learning_has_the_rate_that_was_asked_for():
             assert np.median(np.diff(times)) == pytest.approx(1500 * 8 / 900e6)
 
 
+@pytest.mark.parametrize("learning", ["bursty", "poisson"])
+def test_the_rarest_traffic_never_comes(learning):
+    found = simulate(change(web_rate=1e-9, learning=learning, learning_gbps=1e-12, seed=0))
+    assert len(found.completion_ms) == 0
+    # Of iterations that take centuries, the first begins at once.
+    burst = 4 * 3 * SMALL.chunk_packets
+    assert found.totals["learning_delivered"] == (burst if learning == "bursty" else 0)
+
+
 def test_pools_grow_as_they_must():
     """A thousand messages at once, of two hosts: every pool is outgrown."""
     settings = Settings(

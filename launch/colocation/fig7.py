@@ -198,7 +198,7 @@ def _draw(config: Fig7Config, rows: list[Values], path: Path) -> None:
             axes.plot([], [], "*", color="0.3", markersize=9, label="strict priority")
             axes.axvline(100 * CLAIMED_AT, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
             axes.set(xlabel="learning packets lost (%)", ylabel="messages served, over FIFO's")
-            axes.set_xlim(left=0)
-        near.set_xlim(0, 20)
+            axes.set_xlim(left=-2)  # Stars are at 0.
+        near.set_xlim(-0.5, 20)
         figure.legend(*far.get_legend_handles_labels(), loc="outside right center")
         figure.savefig(path, dpi=160)

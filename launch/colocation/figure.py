@@ -94,4 +94,4 @@ def plot_strict(axes: Any, curves: Curves, name: str, color: str, **curve: Any) 
     """Draws a star where strict priority is."""
     loss = 100 * curves.under("strict-priority", "learning_loss", **curve).mean
     value = curves.under("strict-priority", name, **curve).mean
-    axes.plot(loss, value, "*", color=color, markersize=9, clip_on=False, zorder=5)
+    axes.plot(loss, value, "*", color=color, markersize=9, zorder=5)

@@ -174,9 +174,9 @@ def _say(
     assert least is not None
     if first:
         print(
-            "Training does not have to lose anything: under strict priority its packets wait "
-            f"{strict['learning_wait_ms']:.3g} ms\non average, in up to "
-            f"{strict['peak_bytes'] / 1e6:.3g} MB at a port."
+            "Training does not have to lose anything: under strict priority, its packets wait\n"
+            f"{strict['learning_wait_ms']:.3g} ms on average, and up to "
+            f"{strict['peak_bytes'] / 1e6:.3g} MB wait at a port."
         )
     if least[of] <= target:
         print(f"With one queue and a threshold, it must lose {least['loss']:.1%}.")

@@ -29,8 +29,8 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         if np.isnan(self.half_width):
-            return f"{self.mean:.3g}"
-        return f"{self.mean:.3g} ± {self.half_width:.2g}"
+            return f"{self.mean:.4g}"
+        return f"{self.mean:.4g} ± {self.half_width:.2g}"
 
 
 def interval(values: Sequence[float]) -> Interval:

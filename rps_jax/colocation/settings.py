@@ -103,21 +103,25 @@ class Settings:
     discipline: Discipline = "threshold"
     """Which learning packets wait, and which are dropped, at each port; fifo loses none."""
     threshold_bytes: float | None = None
-    """threshold: drop a learning packet that would make more than this wait (inf: none)."""
+    """threshold: drop a learning packet that would make more than this wait (inf: none). 100000
+    where nothing is said."""
     learning_buffer_bytes: float | None = None
-    """strict-priority, drr, fraction: what of (low-priority) learning may wait at a port."""
+    """strict-priority, drr, fraction: what of (low-priority) learning may wait at a port. 100000
+    where nothing is said."""
     web_weight: float | None = None
-    """drr: the web's share of a busy link, for each 1 of learning; at least 1."""
+    """drr: the web's share of a busy link, for each 1 of learning; at least 1. 4 where nothing is
+    said."""
     low_priority_fraction: float | None = None
-    """fraction: share of learning packets that yield to all others."""
+    """fraction: share of learning packets that yield to all others. 0.5 where nothing is said."""
     drop_probability: float | None = None
-    """random: of a learning packet, at each of the two ports."""
+    """random: of a learning packet, at each of the two ports. 0.05 where nothing is said."""
     policer_mbps: float | None = None
-    """policer: rate of learning that a port lets pass."""
+    """policer: rate of learning that a port lets pass. 150 where nothing is said."""
     policer_burst_bytes: float | None = None
-    """policer: how much may pass at once."""
+    """policer: how much may pass at once. 30000 where nothing is said."""
     deadline_ms: float | None = None
-    """deadline: a learning packet that would arrive later than this is discarded."""
+    """deadline: a learning packet that would arrive later than this is discarded. 1 where nothing
+    is said."""
 
     duration: float = 13.8
     """Seconds in which traffic arrives, the warm-up included."""
@@ -251,7 +255,7 @@ def _check(s: Settings) -> None:
     expect("mtu_bytes", s.header_bytes < s.mtu_bytes <= 65536, "above the headers, at most 65536")
     expect("ack_bytes", 1 <= s.ack_bytes <= s.mtu_bytes, "an integer in [1, the MTU]")
     expect("web_rate", 0 <= s.web_rate < math.inf, "a rate of at least 0")
-    expect("message_bytes", 1 <= s.message_bytes <= 2**30, "an integer in [1, 2^30]")
+    expect("message_bytes", 1 <= s.message_bytes <= 10**8, "an integer in [1, 10^8]")
     expect("initial_window", s.initial_window >= 1, "at least 1")
     positive("min_rto_ms")
     expect("web_buffer_bytes", s.web_buffer_bytes >= s.mtu_bytes, "at least one packet's bytes")

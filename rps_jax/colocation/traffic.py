@@ -62,17 +62,16 @@ def web_messages(settings: Settings) -> Iterator[Messages]:
     if settings.web_rate == 0:
         return
     rng, hosts, now = _stream(settings, _WEB), settings.num_hosts, 0.0
-    horizon = round(settings.duration * PICOSECONDS)
     while True:
         seconds = now + np.cumsum(rng.exponential(size=_BLOCK)) / settings.web_rate
         now = float(seconds[-1])
         sources = rng.integers(hosts, size=_BLOCK)
         destinations = (sources + rng.integers(1, hosts, size=_BLOCK)) % hosts
         pairs = np.stack([sources, destinations], 1).astype(np.int16)
-        times = np.rint(seconds * PICOSECONDS).astype(np.int64)
-        kept = int(np.searchsorted(times, horizon))
+        kept = int(np.searchsorted(seconds, settings.duration))
+        times = _in_ps(seconds[:kept])
         more = kept == _BLOCK
-        yield Messages(times[:kept], pairs[:kept], int(times[-1]) if more else NEVER)
+        yield Messages(times, pairs[:kept], int(times[-1]) if more else NEVER)
         if not more:
             return
 
@@ -90,6 +89,10 @@ def learning_packets(settings: Settings) -> Iterator[LearningPackets]:
 
 def _stream(settings: Settings, purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(purpose,)))
+
+
+def _in_ps(seconds: np.ndarray) -> np.ndarray:
+    return np.rint(seconds * PICOSECONDS).astype(np.int64)
 
 
 def _bursty(settings: Settings) -> Iterator[LearningPackets]:
@@ -116,12 +119,12 @@ def _bursty(settings: Settings) -> Iterator[LearningPackets]:
         starts = rng.uniform(0, jitter, (n, 2)) if jitter > 0 else np.zeros((n, 2))
         # Where pacing is slow, a host's all-gather follows its reduce-scatter without a pause.
         starts[:, 1] += np.maximum(period / 4, starts[:, 0] + sent[:, 0, -1])
-        times = np.rint(iteration * period + starts[..., None] + sent - sent[..., :1])
+        times = iteration * period + starts[..., None] + sent - sent[..., :1]
         destination = (source + order.reshape(n, 2, burst)) % n
         number = (iteration * 2 + phase) * n + source
         number = (number * n + destination) * packets + rank.reshape(n, 2, burst)
         yield _block(
-            times.reshape(n, -1).astype(np.int64),
+            times.reshape(n, -1),
             number.reshape(n, -1),
             destination.reshape(n, -1),
             sizes.reshape(n, -1),
@@ -140,10 +143,10 @@ def _block(
     until: int,
     horizon: int,
 ) -> LearningPackets:
-    """Returns a block of packets `[num_hosts, packets]`, cut at the horizon."""
+    """Returns a block of packets `[num_hosts, packets]`, cut at the horizon; times are float."""
     kept = times < horizon
     return LearningPackets(
-        times[kept],
+        np.rint(times[kept]).astype(np.int64),
         numbers[kept],
         destinations[kept].astype(np.int16),
         sizes[kept].astype(np.int32),
@@ -156,16 +159,16 @@ def _poisson(settings: Settings) -> Iterator[LearningPackets]:
     """Packets of full size, Poisson, from and to uniform hosts."""
     rng, hosts = _stream(settings, _LEARNING), settings.num_hosts
     rate = settings.learning_gbps * 1e9 / (8 * settings.mtu_bytes)
-    horizon, now, first, until = round(settings.duration * PICOSECONDS), 0.0, 0, 0
-    while until < horizon:
+    now, first, until = 0.0, 0, 0
+    while until < NEVER:
         seconds = now + np.cumsum(rng.exponential(size=_BLOCK)) / rate
         now = float(seconds[-1])
         sources = rng.integers(hosts, size=_BLOCK).astype(np.int16)
         destinations = (sources + rng.integers(1, hosts, size=_BLOCK)) % hosts
+        kept = int(np.searchsorted(seconds, settings.duration))
         # Rounded, the first might come before the block does.
-        times = np.maximum(np.rint(seconds * PICOSECONDS).astype(np.int64), until)
-        until = int(times[-1]) + 1
-        kept = int(np.searchsorted(times, horizon))
+        times = np.maximum(_in_ps(seconds[:kept]), until)
+        until = int(times[-1]) + 1 if kept == _BLOCK else NEVER
         order = np.argsort(sources[:kept], kind="stable")
         yield LearningPackets(
             times[order],
@@ -173,7 +176,7 @@ def _poisson(settings: Settings) -> Iterator[LearningPackets]:
             destinations[order].astype(np.int16),
             np.full(kept, settings.mtu_bytes, np.int32),
             np.searchsorted(sources[order], np.arange(hosts + 1)),
-            until if until < horizon else NEVER,
+            until,
         )
         first += _BLOCK
 
@@ -185,7 +188,7 @@ def _trace(settings: Settings) -> Iterator[LearningPackets]:
     order = np.lexsort((table[:, 0], table[:, 1]))
     seconds, sources, destinations, sizes = table[order].T
     yield LearningPackets(
-        np.rint(seconds * PICOSECONDS).astype(np.int64),
+        _in_ps(seconds),
         order.astype(np.int64),
         destinations.astype(np.int16),
         sizes.astype(np.int32),
