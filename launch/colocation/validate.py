@@ -27,14 +27,14 @@ def run(argv: Sequence[str]) -> int:
     config = read_command(ValidateConfig, "launch.colocate validate", argv, ValidateConfig())
     expect("seeds", config.seeds, config.seeds >= 1, "at least 1")
     expect("duration", config.duration, 0.01 <= config.duration <= 1000, "in [0.01, 1000] seconds")
-    print(f"{'':<28}{'expected':>11}{'measured':>20}{'off by':>9}")
+    print(f"{'':<31}{'expected':>11}{'measured':>20}{'off by':>9}")
     holds = True
     for case in validation.cases():
         found = validation.compare(case, seeds=config.seeds, duration=config.duration)
         scale, unit = (1e6, "us") if case.counted == layout.WAITED else (100, "%")
         holds &= found.holds
         print(
-            f"{case.name:<28}{scale * case.expected:>8.3f} {unit:<2}"
+            f"{case.name:<31}{scale * case.expected:>8.3f} {unit:<2}"
             f"{scale * found.measured:>11.3f} ±{scale * found.half_width:>6.3f}"
             f"{100 * found.deviation:>+9.2f}%{'' if found.holds else '  FAILS'}",
             flush=True,
