@@ -128,11 +128,15 @@ _REWORDINGS = (
 def _one_line(boxed: str) -> str:
     """Returns the message of tyro's box, which precedes a rule and advice on `--help`."""
     lines: list[str] = []
+    # Where stdout is not UTF-8, the box is a title, a rule of ASCII, and then the message.
+    titled = "╭" in boxed
     for line in boxed.splitlines():
         text = line.strip("│╭╮╰╯ ")
-        if text.startswith("──") and lines:
-            break
-        if text and not line.startswith("╭"):
+        if text and not text.strip("─-"):
+            if titled and lines:
+                break
+            titled, lines = True, []
+        elif text and not line.startswith("╭"):
             lines.append(text)
     text = " ".join(lines) or "the command line cannot be read"
     for pattern, rewording in _REWORDINGS:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.command_line import UsageError
+from launch.command_line import UsageError, expect
 from launch.config import CONFIG_FILE, TrainConfig, to_json
 
 METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curves.png"
@@ -35,9 +35,7 @@ class RunFolder:
                     f"--output-dir {self.path}: expected a new or empty folder, found the "
                     f"{name} of another run (--resume goes on with it)"
                 )
-        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise UsageError(f"--output-dir {self.path}: expected a folder that can be written")
+        check_can_write("output_dir", self.path)
 
     def create(self, config: TrainConfig) -> None:
         """Makes the folder and writes down what was asked for."""
@@ -66,6 +64,13 @@ class RunFolder:
         kept = [line for line in self.read_metrics() if line["epoch"] <= epoch]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         _write(self.metrics, text)
+
+
+def check_can_write(name: str, folder: Path) -> None:
+    """Raises `UsageError` for the flag `name` if nothing can be written to its folder."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    writable = parent.is_dir() and os.access(parent, os.W_OK)
+    expect(name, folder, writable, "a folder that can be written")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

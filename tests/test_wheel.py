@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 USE = """
 import importlib.util, sys
 for absent in ("flax", "orbax", "tensorflow_datasets", "sklearn", "seqeval", "PIL", "tyro", "tqdm",
-               "matplotlib"):
+               "matplotlib", "numba"):
     sys.modules[absent] = None
 import jax, jax.numpy as jnp
 import rps_jax as rps

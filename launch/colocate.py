@@ -1,0 +1,47 @@
+"""A packet simulation of training that shares a switch with a web service.
+
+    python -m launch.colocate simulate --web-rate 5000 --threshold-bytes 100000
+    python -m launch.colocate plan --web-rate 5000 --target-ms 3
+    python -m launch.colocate fig6
+
+`docs/colocation.md` says what is simulated, and what comes of it.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from launch.command_line import UsageError, exit_status
+
+COMMANDS = {
+    "simulate": "one setting: completion times of the web, losses of the training",
+    "plan": "what training must lose, if anything, for the web to be fast enough",
+    "fig6": "figure 6 of the paper: loss against the speed-up of the web",
+    "fig7": "figure 7 of the paper: loss against the messages served",
+    "validate": "queueing theory beside what is measured",
+    "bench": "packets simulated a second",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: python -m launch.colocate COMMAND [OPTIONS]\n")
+        for name, what in COMMANDS.items():
+            print(f"  {name:<10}{what}")
+        print("\npython -m launch.colocate COMMAND --help lists the options of each.")
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        found = f" {argv[0]}" if argv else ""
+        raise UsageError(f"launch.colocate{found}: expected one of {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"launch.colocation.{argv[0]}")
+    status: int = command.run(argv[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

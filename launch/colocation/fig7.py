@@ -1,0 +1,209 @@
+"""Figure 7 of the paper: the share of learning traffic lost against the web messages served."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+
+from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
+from launch.colocation.options import check_many
+from launch.colocation.report import write_csv, write_run
+from launch.colocation.sweep import Job, Values, default_processes, measure_all, summary
+from launch.command_line import expect, read_command
+from launch.run_folder import check_can_write
+from rps_jax.colocation import Settings
+
+LEAST, MOST = 100.0, 0.97
+"""The rates that are tried: from so many messages a second, to this share of what links carry."""
+TOLERANCE = 1e-3
+"""Of the logit of the load that is found: at most so large a share of the rate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fig7Config:
+    """Measure how many more web messages are served, at a given mean completion time.
+
+    For each point, the web's rate is sought at which the mean completion time is the target; all
+    rates are tried on the same messages at stretched times. The baseline is the rate that a queue
+    serves which loses nothing. Points that are done already are not repeated.
+    """
+
+    targets_ms: tuple[float, ...] = (2, 5, 10)
+    """Mean completion times to hold."""
+    thresholds_kb: tuple[float, ...] = (0, 50, 200, 400, 800, 1200)
+    """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """A search of each point for every seed; bands are 95% confidence intervals over them."""
+    iterations: int = 6
+    """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""
+    processes: int = default_processes()
+    """Simulations at once."""
+    output_dir: Path = Path("results/fig7")
+    """Folder of the picture, the table and the numbers."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    make(read_command(Fig7Config, "launch.colocate fig7", argv, Fig7Config()))
+    return 0
+
+
+def make(config: Fig7Config) -> None:
+    """Makes the figure; prints its table.
+
+    Raises:
+        UsageError: It cannot be made with these options.
+    """
+    for name, least in (("targets_ms", 0.001), ("thresholds_kb", 0), ("seeds", 0)):
+        check_many(name, getattr(config, name), least)
+    expect("iterations", config.iterations, 2 <= config.iterations <= 1000, "in [2, 1000]")
+    expect("processes", config.processes, config.processes >= 1, "at least 1")
+    check_can_write("output_dir", config.output_dir)
+    period = Settings().period
+    jobs = []
+    for target_ms in config.targets_ms:
+        for seed in config.seeds:
+            fifo = Settings(
+                discipline="fifo", duration=config.iterations * period, warmup=period, seed=seed
+            )
+            jobs += [Job(point, target_ms) for point in variants(fifo, config.thresholds_kb)]
+    values = measure_all(web_rate_at, jobs, config.output_dir / "points.jsonl", config.processes)
+    rows = _rows(jobs, values)
+    write_csv(config.output_dir / "fig7.csv", rows)
+    table = _table(config, rows)
+    (config.output_dir / "table.md").write_text(table)
+    write_run(config.output_dir, "fig7", config, jobs[0].settings.as_json())
+    _draw(config, rows, config.output_dir / "fig7.png")
+    print(f"{table}\nresults in {config.output_dir}/")
+
+
+def web_rate_at(job: Job) -> Values:
+    """Finds the rate of web messages at which their mean completion time is the target.
+
+    Returns:
+        The summary there, with `web_rate` and `reached`: "target"; "capacity", where the mean is
+        below the target even at the highest rate that is tried, of which the summary is; or
+        "never", where it is above the target even at the lowest.
+    """
+    target_ms = job.target_ms
+    assert target_ms is not None
+
+    capacity = job.settings.capacity
+
+    # The mean grows as 1 / (capacity - rate): its logarithm is nearly a line over the logit of the
+    # load, so that few simulations are needed.
+    @functools.cache
+    def at(place: float) -> Values:
+        rate = float(capacity * expit(place))
+        return {"web_rate": rate, **summary(Job(dataclasses.replace(job.settings, web_rate=rate)))}
+
+    def excess(place: float) -> float:
+        return math.log(at(place)["mean_completion_ms"] / target_ms)
+
+    least, most = float(logit(LEAST / capacity)), float(logit(MOST))
+    if excess(least) > 0:
+        return {"reached": "never", **at(least)}
+    if excess(most) < 0:
+        return {"reached": "capacity", **at(most)}
+    found = float(brentq(excess, least, most, xtol=TOLERANCE))
+    return {"reached": "target", **at(found)}
+
+
+def _rows(jobs: list[Job], values: list[Values]) -> list[Values]:
+    """Returns a row a point: its settings, what was found, and messages served over the baseline's.
+
+    Targets that the baseline never reaches are left out: there is nothing to compare with.
+    """
+    rows = []
+    never = set()
+    base = 0.0
+    for job, found in zip(jobs, values, strict=True):
+        s = job.settings
+        if s.discipline == "fifo":
+            base = found["web_rate"]
+            if found["reached"] == "never":
+                never.add(job.target_ms)
+        rows.append(
+            {
+                "target_ms": job.target_ms,
+                "seed": s.seed,
+                "discipline": s.discipline,
+                "threshold_bytes": s.parameters.get("threshold_bytes", ""),
+                **found,
+                "served": found["web_rate"] / base,
+            }
+        )
+    return [row for row in rows if row["target_ms"] not in never]
+
+
+def _table(config: Fig7Config, rows: list[Values]) -> str:
+    curves = Curves(rows, config.seeds)
+    lines = [
+        "Web messages served at the same mean completion time, over those of a FIFO that loses "
+        f"nothing; bursty learning, {config.iterations - 1} iterations, seeds "
+        f"{', '.join(map(str, config.seeds))}; ± is the half-width of a 95% confidence interval. "
+        "The cost of a message falls by 1 - 1 / served.",
+        "",
+        "| mean ms | FIFO, messages/s | served, 10% lost | cost, 10% lost "
+        "| most served | lost there | strict priority: served | lost |",
+        "|---" * 8 + "|",
+    ]
+    for target in config.targets_ms:
+        if not any(row["target_ms"] == target for row in rows):
+            lines.append(f"| {target:g} | never so fast |" + " |" * 6)
+            continue
+        at_claim = curves.at_loss(CLAIMED_AT, "served", target_ms=target)
+        losses, served = curves.over_loss("served", target_ms=target)
+        best = max(range(len(served)), key=lambda place: served[place].mean)
+        cells = [
+            f"{target:g}",
+            curves.under("fifo", "web_rate", target_ms=target),
+            at_claim or "-",
+            f"-{1 - 1 / at_claim.mean:.1%}" if at_claim else "-",
+            served[best],
+            f"{losses[best]:.0%}",
+            curves.under("strict-priority", "served", target_ms=target),
+            f"{curves.under('strict-priority', 'learning_loss', target_ms=target).mean:.2%}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    bounds = sum(row["reached"] == "capacity" for row in rows)
+    if bounds:
+        lines += [
+            "",
+            f"{bounds} of {len(rows)} points are lower bounds: the mean is below the target even "
+            f"at {MOST:.0%} of what the links carry.",
+        ]
+    unfinished = sum(row["unfinished"] for row in rows)
+    if unfinished:
+        lines += ["", f"{unfinished} messages did not complete; means are of the others."]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(config: Fig7Config, rows: list[Values], path: Path) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from launch.curves import STYLE
+
+    curves = Curves(rows, config.seeds)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+        near, far = figure.subplots(1, 2)
+        for axes in (near, far):
+            for number, target in enumerate(config.targets_ms):
+                if any(row["target_ms"] == target for row in rows):
+                    color = f"C{number}"
+                    plot_curve(axes, curves, "served", color, target_ms=target)
+                    plot_strict(axes, curves, "served", color, target_ms=target)
+                    axes.plot([], [], color=color, label=f"mean of {target:g} ms")
+            axes.plot([], [], "*", color="0.3", markersize=9, label="strict priority")
+            axes.axvline(100 * CLAIMED_AT, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            axes.set(xlabel="learning packets lost (%)", ylabel="messages served, over FIFO's")
+            axes.set_xlim(left=-2)  # Stars are at 0.
+        near.set_xlim(-0.5, 20)
+        figure.legend(*far.get_legend_handles_labels(), loc="outside right center")
+        figure.savefig(path, dpi=160)

@@ -1,0 +1,44 @@
+"""Settings from the command line, and what is wrong with them in its words."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from launch.command_line import expect, refuse
+from rps_jax.colocation import SettingError, Settings
+
+
+def settings_of(config: Settings, **changes: Any) -> Settings:
+    """Returns the settings among the options of a command, checked.
+
+    Args:
+        config: The options; their class adds to those of `Settings`.
+        **changes: Settings that the command decides.
+
+    Raises:
+        UsageError: They cannot be simulated.
+    """
+    names = (field.name for field in dataclasses.fields(Settings))
+    settings = Settings(**{name: getattr(config, name) for name in names} | changes)
+    with refusals():
+        settings.check()
+    return settings
+
+
+def check_many(name: str, values: Sequence[float], least: float) -> None:
+    """Raises `UsageError` unless a flag has values, each once and none below the least."""
+    expect(name, "", len(values) > 0, "at least one")
+    expect(name, tuple(values), len(set(values)) == len(values), "each value once")
+    lowest = min(values)
+    expect(name, lowest, least <= lowest < math.inf, f"finite numbers of at least {least:g}")
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Makes a `SettingError` a `UsageError` of its flag."""
+    try:
+        yield
+    except SettingError as error:
+        refuse(error.name, error.value, error.expected)

@@ -1,0 +1,185 @@
+"""Answers an operator: what must training lose for a fast web service, and does it have to?"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from launch.colocation.options import check_many, settings_of
+from launch.colocation.sweep import Job, Values, default_processes, measure_all
+from launch.command_line import expect, read_command, refuse
+from launch.run_folder import check_can_write
+from rps_jax.colocation import PARAMETERS, SettingError, Settings, layout, simulate, with_discipline
+
+STEPS = 8
+"""Halvings of the range in which the threshold is sought: to 1% of it or so."""
+COLUMNS = ("mean", "p99", "loss", "learning_wait_ms", "peak_bytes")
+"""What is measured: completion times in ms, share of learning lost, mean sum of a learning packet's
+waits at its two ports, and the most bytes that waited at any port."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig(Settings):
+    """Find out what training must lose for web messages to complete in time, and if it has to.
+
+    Four ways are simulated on the same traffic: the web alone; one queue that loses nothing;
+    strict priority, which loses nothing either; and one queue with the highest threshold that is
+    fast enough, which loses the least. Points that are done already are not repeated.
+    """
+
+    target_ms: float = 3.0
+    """Milliseconds in which a web message must complete."""
+    of: Literal["mean", "p99"] = "mean"
+    """What must be within the target: the mean, or 99 of 100 messages."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """A simulation of each way for every seed; what is printed is the mean over them."""
+    processes: int = default_processes()
+    """Simulations at once."""
+    output_dir: Path = Path("results/plan")
+    """Folder of the points that are done."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 1 if no way is fast enough."""
+    config = read_command(PlanConfig, "launch.colocate plan", argv, PlanConfig())
+    check_many("seeds", config.seeds, 0)
+    expect("target_ms", config.target_ms, 0 < config.target_ms < math.inf, "a time above 0")
+    expect("processes", config.processes, config.processes >= 1, "at least 1")
+    default = PlanConfig()
+    for name in ("discipline", "seed", *{name for own in PARAMETERS.values() for name in own}):
+        if getattr(config, name) != getattr(default, name):
+            refuse(name, getattr(config, name), "none: the plan compares disciplines and seeds")
+    settings = settings_of(config)
+    expect("learning", "none", settings.learning != "none", "learning traffic to plan for")
+    expect("web_rate", settings.web_rate, settings.web_rate > 0, "web messages to plan for")
+    check_can_write("output_dir", config.output_dir)
+
+    def measure(settings: Settings) -> Values:
+        try:
+            settings.check()
+        except SettingError:  # It is more than the links carry.
+            return dict.fromkeys(COLUMNS, math.inf)
+        jobs = [Job(dataclasses.replace(settings, seed=seed)) for seed in config.seeds]
+        found = measure_all(point, jobs, config.output_dir / "points.jsonl", config.processes)
+        means = {name: float(np.mean([values[name] for values in found])) for name in COLUMNS}
+        return means | {"peak_bytes": max(values["peak_bytes"] for values in found)}
+
+    return _answer(config, settings, measure)
+
+
+def point(job: Job) -> Values:
+    """Simulates the settings of a job; returns what an operator asks about."""
+    result = simulate(job.settings)
+    found = result.summary()
+    learning = result.counts[:, layout.LEARNING_CLASS]
+    # Of a packet that crosses both its ports.
+    waits = learning.reshape(2, -1, 4).sum(1)
+    with np.errstate(invalid="ignore"):
+        waited = waits[:, layout.WAITED] / waits[:, layout.STARTED]
+    values = (
+        found["mean_completion_ms"],
+        found["p99_completion_ms"],
+        found["learning_loss"],
+        1000 * waited.sum(),
+        result.peak_bytes.max(),
+    )
+    # Where there is nothing to measure, it is not a number.
+    return {k: math.nan if v is None else float(v) for k, v in zip(COLUMNS, values, strict=True)}
+
+
+def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings], Values]) -> int:
+    target, of = config.target_ms, config.of
+    what = "mean" if of == "mean" else "99th percentile"
+    print(
+        f"{settings.web_rate:g} web messages/s of {settings.message_bytes:,} bytes beside "
+        f"{settings.learning_gbps:g} Gbps of {settings.learning} learning;\n"
+        f"{what} to be at most {target:g} ms. Seeds {', '.join(map(str, config.seeds))}.\n"
+    )
+    print(f"{'':<26}{'mean ms':>9}{'p99 ms':>9}{'learning lost':>15}{'waits ms':>10}")
+
+    def show(name: str, found: Values) -> bool:
+        fast = bool(found[of] <= target)
+        if found[of] == math.inf:
+            print(f"{name:<26}more than the links carry")
+            return False
+        loss = "-" if math.isnan(found["loss"]) else f"{found['loss']:.2%}"
+        wait = "-" if math.isnan(found["loss"]) else f"{found['learning_wait_ms']:.3g}"
+        print(
+            f"{name:<26}{found['mean']:>9.3g}{found['p99']:>9.3g}{loss:>15}{wait:>10}"
+            f"  {'ok' if fast else 'slow'}",
+            flush=True,
+        )
+        return fast
+
+    alone = measure(dataclasses.replace(settings, learning="none", learning_trace=None))
+    if math.isnan(alone["mean"]):
+        refuse("duration", settings.duration, "longer: no message is complete")
+    fast_alone = show("web alone", alone)
+    fifo = measure(with_discipline(settings, "fifo"))
+    fast_as_it_is = show("one queue, nothing lost", fifo)
+    strict = measure(with_discipline(settings, "strict-priority", learning_buffer_bytes=math.inf))
+    fast_first = show("strict priority", strict)
+
+    least = None
+    if not fast_as_it_is:
+        most = min(fifo["peak_bytes"], 2**30)
+        threshold, least = _highest_threshold(settings, measure, most, of, target)
+        show(f"threshold {threshold / 1000:,.1f} kB", least)
+    print()
+    return _say(what, target, (fast_alone, fast_as_it_is, fast_first), strict, least, of)
+
+
+def _highest_threshold(
+    settings: Settings, measure: Callable[[Settings], Values], most: float, of: str, target: float
+) -> tuple[float, Values]:
+    """Returns the highest threshold that is fast enough, or 0, and what is measured there."""
+
+    def at(threshold: float) -> Values:
+        return measure(with_discipline(settings, "threshold", threshold_bytes=threshold))
+
+    best = 0.0, at(0.0)
+    low, high = math.log(settings.mtu_bytes), math.log(max(most, 2 * settings.mtu_bytes))
+    if best[1][of] > target:
+        return best
+    for _ in range(STEPS):
+        threshold = round(math.exp((low + high) / 2))
+        found = at(threshold)
+        if found[of] <= target:
+            best = threshold, found
+            low = math.log(threshold)
+        else:
+            high = math.log(threshold)
+    return best
+
+
+def _say(
+    what: str,
+    target: float,
+    fast: tuple[bool, bool, bool],
+    strict: Values,
+    least: Values | None,
+    of: str,
+) -> int:
+    """Prints the answer and returns the exit status."""
+    alone, as_it_is, first = fast
+    if as_it_is:
+        print("Training has to lose nothing, and the web needs no priority.")
+        return 0
+    if not alone:
+        print(f"No loss is enough: the web alone has a {what} above {target:g} ms.")
+        return 1
+    assert least is not None
+    if first:
+        print(
+            "Training does not have to lose anything: under strict priority, its packets wait\n"
+            f"{strict['learning_wait_ms']:.3g} ms on average, and up to "
+            f"{strict['peak_bytes'] / 1e6:.3g} MB wait at a port."
+        )
+    if least[of] <= target:
+        print(f"With one queue and a threshold, it must lose {least['loss']:.1%}.")
+    else:
+        print("One queue with a threshold is never fast enough.")
+    return 0 if first or least[of] <= target else 1

@@ -1,0 +1,135 @@
+"""Many simulations over the processor's cores, of which nothing that is finished is ever lost.
+
+Each result is a line of a file, added as soon as it is there. A sweep that is stopped and started
+again goes on where it was; results of other settings, or of another version of the simulation, are
+left alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rps_jax.colocation import Settings, simulate
+from rps_jax.colocation.compiled import source_digest
+
+Values = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One thing to find out.
+
+    Attributes:
+        settings: Of its simulations.
+        target_ms: For those who look for something: the mean completion time to be reached.
+    """
+
+    settings: Settings
+    target_ms: float | None = None
+
+    def key(self, measure: Callable[["Job"], Values]) -> str:
+        """Returns what tells its result from all others."""
+        parts = [measure.__qualname__, self.settings.as_json(), self.target_ms, source_digest()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def summary(job: Job) -> Values:
+    """Simulates the settings of a job and returns the summary, without its wall time."""
+    found = simulate(job.settings).summary()
+    del found["wall_seconds"]
+    return found
+
+
+def measure_all(
+    measure: Callable[[Job], Values], jobs: Sequence[Job], path: Path, processes: int
+) -> list[Values]:
+    """Returns what is measured of every job, in their order.
+
+    Args:
+        measure: Measures one; a function of a module.
+        jobs: What to measure.
+        path: File of results, with a line of JSON each.
+        processes: How many work at once.
+    """
+    known = _read(path)
+    keys = [job.key(measure) for job in jobs]
+    missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in known}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, _bar(len(jobs), len(jobs) - len(missing)) as bar:
+        if missing:
+            _compile()
+        for key, values in _work(measure, missing, processes):
+            known[key] = values
+            # One write, so that no other line is ever cut or mixed up.
+            file.write(json.dumps({"key": key, "values": values}) + "\n")
+            file.flush()
+            bar.update()
+    return [known[key] for key in keys]
+
+
+def default_processes() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work(
+    measure: Callable[[Job], Values], jobs: dict[str, Job], processes: int
+) -> Iterator[tuple[str, Values]]:
+    """Yields keys and values as they come."""
+    work = [(measure, key, job) for key, job in jobs.items()]
+    if processes == 1 or len(work) <= 1:
+        yield from map(_measure, work)
+        return
+    # New processes, not copies of this one: JAX and its threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to deal with.
+    with context.Pool(min(processes, len(work)), signal.signal, ignore) as pool:
+        yield from pool.imap_unordered(_measure, work)
+
+
+def _measure(work: tuple[Callable[[Job], Values], str, Job]) -> tuple[str, Values]:
+    measure, key, job = work
+    return key, measure(job)
+
+
+def _compile() -> None:
+    """Compiles the core once, where each process would do it for itself."""
+    simulate(Settings(duration=1e-3, warmup=0.0))
+
+
+def _bar(total: int, done: int) -> "tqdm[Any]":
+    return tqdm(
+        total=total,
+        initial=done,
+        desc="simulating",
+        unit="point",
+        dynamic_ncols=True,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _read(path: Path) -> dict[str, Values]:
+    """Returns all whole lines; a process that was killed may have cut the last."""
+    found = {}
+    if path.exists():
+        text = path.read_text(errors="replace")
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                found[entry["key"]] = entry["values"]
+            except (ValueError, KeyError, TypeError):
+                continue
+        if text and not text.endswith("\n"):
+            with path.open("a") as file:
+                file.write("\n")
+    return found

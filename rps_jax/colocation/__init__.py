@@ -1,0 +1,18 @@
+"""The case study of section 7 of the paper: what losing learning traffic buys its neighbours.
+
+Packets of a web service and of a training job share the links of one switch. `simulate` takes
+`Settings` and gives a `Result`; `validation` holds it to queueing theory.
+
+It needs numba, which the rest of the library does not: import it by itself.
+"""
+
+from rps_jax.colocation import closed_forms as closed_forms
+from rps_jax.colocation import reference as reference
+from rps_jax.colocation import validation as validation
+from rps_jax.colocation.record import save_record as save_record
+from rps_jax.colocation.settings import PARAMETERS as PARAMETERS
+from rps_jax.colocation.settings import SettingError as SettingError
+from rps_jax.colocation.settings import Settings as Settings
+from rps_jax.colocation.settings import with_discipline as with_discipline
+from rps_jax.colocation.simulation import Result as Result
+from rps_jax.colocation.simulation import simulate as simulate
