@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "what training must lose, if anything, for the web to be fast enough",
     "fig6": "figure 6 of the paper: loss against the speed-up of the web",
     "fig7": "figure 7 of the paper: loss against the messages served",
+    "tradeoff": "both halves: what training reaches under the losses that make the web faster",
     "validate": "queueing theory beside what is measured",
     "bench": "packets simulated a second",
 }

@@ -87,7 +87,7 @@ def expect(name: str, value: Any, holds: bool, expected: str) -> None:
 def refuse(name: str, value: Any, expected: str) -> NoReturn:
     """Raises `UsageError` for the flag of a field: what it was expected to be."""
     flag = "--" + name.replace("_", "-")
-    shown = "" if value is True or value is None else f" {value}"
+    shown = "" if value is True or value is None or value == "" else f" {value}"
     raise UsageError(f"{flag}{shown}: expected {expected}")
 
 

@@ -26,8 +26,7 @@ from launch.config import (
     parse,
     to_json,
 )
-from launch.devices import start_devices
-from launch.run_folder import RunFolder
+from launch.many_runs import folder_of, train_all
 from launch.source import find_source
 from rps_jax.train_step import ALGORITHMS, Algorithm
 
@@ -61,18 +60,8 @@ def _run(argv: Sequence[str]) -> int:
     runs = _plan(config, base)
     source = find_source(base)
 
-    start_devices(base.num_workers, base.workers_per_device)
-    from launch.training import train
-
-    for number, run in enumerate(runs, start=1):
-        folder = _folder(run)
-        if not folder.summary.exists():
-            print(f"\n[{number}/{len(runs)}] {folder.path.name}", flush=True)
-            begun = (folder.path / CONFIG_FILE).exists()
-            train(dataclasses.replace(run, resume=begun), source, folder.path)
-
-    results = [(run, _folder(run).read_metrics()) for run in runs]
-    score = json.loads(_folder(runs[0]).summary.read_text())["score"]
+    results = list(zip(runs, train_all(runs, source), strict=True))
+    score = json.loads(folder_of(runs[0]).summary.read_text())["score"]
     table = _table(results, score)
     print(f"\n{table}\nresults in {config.output_dir}/")
     (config.output_dir / "table.md").write_text(table)
@@ -114,18 +103,13 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
 
 def _check_same(run: TrainConfig) -> None:
     """Raises if a run of this name was made with other flags."""
-    path = _folder(run).path / CONFIG_FILE
+    path = folder_of(run).path / CONFIG_FILE
     if path.exists():
         stored, asked = json.loads(path.read_text()), to_json(run)
         for key in asked.keys() - {"output_dir"}:
             if stored.get(key) != asked[key]:
                 flag = "--" + key.replace("_", "-")
                 raise UsageError(f"{flag} {asked[key]}: expected {stored.get(key)}, as in {path}")
-
-
-def _folder(run: TrainConfig) -> RunFolder:
-    assert run.output_dir is not None
-    return RunFolder(run.output_dir)
 
 
 def _label(run: TrainConfig) -> str:

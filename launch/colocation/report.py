@@ -50,8 +50,22 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_run(folder: Path, command: str, config: Any, simulated: dict[str, Any]) -> None:
-    """Writes `run.json`: the command with all its options, the settings, versions, and machine."""
+def write_run(
+    folder: Path,
+    command: str,
+    config: Any,
+    simulated: dict[str, Any],
+    flags: Sequence[str] = (),
+) -> None:
+    """Writes `run.json`: the command with all its options, the settings, versions, and machine.
+
+    Args:
+        folder: Where to.
+        command: Of launch.colocate.
+        config: Its options.
+        simulated: Settings of the simulation.
+        flags: Of launch.train, that came after "--".
+    """
     options = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -59,12 +73,14 @@ def write_run(folder: Path, command: str, config: Any, simulated: dict[str, Any]
             continue
         values = value if isinstance(value, tuple) else (value,)
         options += [f"--{field.name.replace('_', '-')}", *(f"{v}" for v in values)]
+    if flags:
+        options += ["--", *flags]
     write_json(
         folder / "run.json",
         {
             "command": shlex.join(["python", "-m", "launch.colocate", command, *options]),
             "settings": simulated,
-            "versions": {name: version(name) for name in ("numba", "numpy")}
+            "versions": {name: version(name) for name in ("jax", "numba", "numpy")}
             | {"python": platform.python_version()},
             "machine": f"{_processor()}, {os.cpu_count()} cores",
         },

@@ -1,0 +1,255 @@
+"""The paper's two halves in one: what training loses, and what the web gains by it.
+
+Losses in a queue come in bursts. So training runs under exactly the losses that a simulation
+recorded, and beside it under independent losses of the same rate.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from launch.colocation.options import check_many, refusals
+from launch.colocation.report import interval, write_csv, write_run
+from launch.command_line import expect, read_command, refuse
+from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
+from launch.many_runs import train_all
+from launch.run_folder import check_can_write
+from launch.source import find_source
+from rps_jax.colocation import Settings, save_record, simulate, with_discipline
+
+Algorithm = Literal["rps", "gradient-averaging"]
+OF_THE_QUEUE, INDEPENDENT = LOSSES = ("of the queue", "independent")
+SCORES = ("test_slot_f1", "test_accuracy")
+MEASURED = (*SCORES, "mean_model_train_loss", "consensus_distance")
+
+Row = dict[str, Any]
+Curve = tuple[str, str]
+"""The algorithm, and the kind of losses."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TradeoffConfig:
+    """Train under the losses that make a web service faster.
+
+    Flags of launch.train, for every run, may follow after " -- "; a host is a worker.
+    """
+
+    web_rate: float = 5000
+    """Web messages a second."""
+    thresholds_kb: tuple[float, ...] = (1000, 600, 200, 0)
+    """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
+    iterations: int = 100
+    """Learning iterations (0.71 s) to record; training replays them, and then begins anew."""
+    algorithms: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
+    """What is averaged: models or gradients."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A training of each for every seed; the simulation is the same."""
+    output_dir: Path = Path("results/tradeoff")
+    """Folder of the picture, the table, the losses and the runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One threshold.
+
+    Attributes:
+        threshold_kb: Thousands of bytes.
+        speedup: Of the web's mean completion time, over the same queue with nothing lost.
+        reduce_scatter_loss: Share of packets lost in that phase.
+        all_gather_loss: The same of the other.
+        packets: How many packets a message has.
+        losses: File of what arrived.
+    """
+
+    threshold_kb: float
+    speedup: float
+    reduce_scatter_loss: float
+    all_gather_loss: float
+    packets: int
+    losses: Path
+
+    @property
+    def loss(self) -> float:
+        """The share of packets lost in both phases."""
+        return (self.reduce_scatter_loss + self.all_gather_loss) / 2
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    config = read_command(
+        TradeoffConfig, "launch.colocate tradeoff", argv[:split], TradeoffConfig()
+    )
+    flags = list(argv[split + 1 :])
+    base = parse(flags)
+    ours = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
+    for name in (*ours, "output_dir", "resume", *PROCESS_FLAGS):
+        if getattr(base, name) != getattr(PRESETS[base.preset], name):
+            refuse(name, getattr(base, name), "none after --: launch.colocate tradeoff sets it")
+    for name in ("thresholds_kb", "seeds"):
+        check_many(name, getattr(config, name), 0)
+    expect("algorithms", "", len(config.algorithms) > 0, "at least one")
+    expect("iterations", config.iterations, 1 <= config.iterations <= 10_000, "in [1, 10000]")
+    check_can_write("output_dir", config.output_dir)
+    fifo = _fifo(config, base.num_workers)
+    with refusals():
+        fifo.check()
+    source = find_source(base)
+
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    points = _simulate(config, fifo)
+    curves = [(algorithm, kind) for algorithm in config.algorithms for kind in LOSSES]
+    places = [
+        (*curve, point, seed) for curve in curves for point in points for seed in config.seeds
+    ]
+    runs = [_training(config, flags, *place) for place in places]
+    rows = [
+        {
+            "algorithm": algorithm,
+            "losses": kind,
+            "threshold_kb": point.threshold_kb,
+            "learning_loss": point.loss,
+            "speedup": point.speedup,
+            "seed": seed,
+            **{key: value for key, value in lines[-1].items() if key in MEASURED},
+        }
+        for (algorithm, kind, point, seed), lines in zip(
+            places, train_all(runs, source), strict=True
+        )
+    ]
+    score = next(key for key in SCORES if key in rows[0])
+    write_csv(config.output_dir / "tradeoff.csv", rows)
+    table = _table(config, curves, points, rows, score)
+    (config.output_dir / "table.md").write_text(table)
+    write_run(config.output_dir, "tradeoff", config, fifo.as_json(), flags)
+    _draw(curves, points, rows, score, config.output_dir / "tradeoff.png")
+    print(f"\n{table}\nresults in {config.output_dir}/")
+    return 0
+
+
+def _fifo(config: TradeoffConfig, num_hosts: int) -> Settings:
+    period = Settings(num_hosts=num_hosts).period
+    return Settings(
+        num_hosts=num_hosts,
+        web_rate=config.web_rate,
+        discipline="fifo",
+        duration=(config.iterations + 1) * period,
+        warmup=period,
+    )
+
+
+def _simulate(config: TradeoffConfig, fifo: Settings) -> list[Point]:
+    """Returns the points; what has been simulated before is read."""
+    print("simulating the queue", flush=True)
+    base = None
+    points = []
+    for kb in sorted(config.thresholds_kb, reverse=True):
+        settings = with_discipline(fifo, "threshold", threshold_bytes=1000 * kb)
+        digest = hashlib.sha256(json.dumps(settings.as_json(), sort_keys=True).encode())
+        path = config.output_dir / f"losses-{kb:g}kB-{digest.hexdigest()[:8]}.npz"
+        if not path.exists():
+            save_record(path, settings, simulate(settings, record=True))
+        with np.load(path) as file:
+            summary = json.loads(str(file["description"]))["summary"]
+            packets = int(file["packets"])
+            arrived = np.unpackbits(file["arrived"], axis=-1, count=packets)
+        if base is None:
+            base = simulate(fifo).summary()["mean_completion_ms"]
+        between = ~np.eye(fifo.num_hosts, dtype=bool)
+        lost = [float(1 - arrived[:, phase][:, between].mean()) for phase in (0, 1)]
+        speedup = base / summary["mean_completion_ms"]
+        points.append(Point(kb, speedup, lost[0], lost[1], packets, path))
+    return points
+
+
+def _training(
+    config: TradeoffConfig, flags: list[str], algorithm: str, kind: str, point: Point, seed: int
+) -> TrainConfig:
+    name = f"{algorithm}-{kind.split()[-1]}-{point.threshold_kb:g}kB-{seed}"
+    own = ["--algorithm", algorithm, "--seed", str(seed)]
+    own += ["--output-dir", str(config.output_dir / "runs" / name)]
+    if kind == OF_THE_QUEUE:
+        own += ["--channel", "trace", "--trace", str(point.losses)]
+    else:
+        own += ["--packets", str(point.packets)]
+        own += ["--drop-rate", repr(point.reduce_scatter_loss)]
+        own += ["--all-gather-drop-rate", repr(point.all_gather_loss)]
+    return parse([*flags, *own])
+
+
+def _at(rows: list[Row], curve: Curve, point: Point, key: str) -> list[float]:
+    """Returns a value of all seeds, at a point of a curve."""
+    return [
+        row[key]
+        for row in rows
+        if (row["algorithm"], row["losses"], row["threshold_kb"]) == (*curve, point.threshold_kb)
+    ]
+
+
+def _table(
+    config: TradeoffConfig,
+    curves: Sequence[Curve],
+    points: list[Point],
+    rows: list[Row],
+    score: str,
+) -> str:
+    lines = [
+        f"{config.web_rate:g} web messages a second; {score.replace('_', ' ')} of the mean model, "
+        f"seeds {', '.join(map(str, config.seeds))}; ± is the half-width of a 95% confidence "
+        "interval.",
+        "",
+        "| web is faster by | learning lost | "
+        + " | ".join(f"{algorithm}, losses {kind}" for algorithm, kind in curves)
+        + " |",
+        "|---" * (2 + len(curves)) + "|",
+    ]
+    for point in points:
+        cells = [f"{point.speedup:.3g}x", f"{point.loss:.1%}"]
+        cells += [str(interval(_at(rows, curve, point, score))) for curve in curves]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _draw(
+    curves: Sequence[Curve], points: list[Point], rows: list[Row], score: str, path: Path
+) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from launch.curves import LABELS, STYLE
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        speedups = [point.speedup for point in points]
+        for axes, key in ((left, score), (right, "mean_model_train_loss")):
+            for algorithm, kind in curves:
+                values = [_at(rows, (algorithm, kind), point, key) for point in points]
+                style: dict[str, Any] = {
+                    "color": "C0" if algorithm == "rps" else "C1",
+                    "linestyle": "-" if kind == OF_THE_QUEUE else ":",
+                }
+                label = f"{algorithm}, losses {kind}"
+                axes.plot(speedups, [np.mean(x) for x in values], marker="o", label=label, **style)
+                for speedup, seeds in zip(speedups, values, strict=True):
+                    axes.plot([speedup] * len(seeds), seeds, ".", color=style["color"], alpha=0.4)
+            axes.set(xlabel="speed-up of the web's mean completion time")
+        left.set(ylabel=LABELS[score])
+        right.set(ylabel="training loss of the mean model", yscale="log")
+        for axes in (left, right):
+            for point in points:
+                axes.annotate(
+                    f"{point.loss:.0%}\nlost",
+                    (point.speedup, 1.0),
+                    xycoords=("data", "axes fraction"),
+                    ha="center",
+                    va="bottom",
+                    fontsize=7,
+                )
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.savefig(path, dpi=160)
