@@ -25,7 +25,7 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 MANIFEST = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))
 
-TINY = ("--num-workers", "4", "--batch-size", "64", "--epochs", "1")
+TINY = ("--num-workers", "4", "--batch-size", "64", "--epochs", "1", "--start-timeout", "300")
 
 # Run two tasks of what follows the options, and fail if one does.
 TWO_TASKS = """
