@@ -1,6 +1,7 @@
 """The compiled programs of a run, each over all workers."""
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -83,8 +84,10 @@ class Programs:
             return jax.lax.psum(sums, axis), result.predictions
 
         self.start_epoch = mesh.spmd(start_epoch, (PER_WORKER, SHARED), PER_WORKER)
-        self.train_step = mesh.spmd(
-            train_step, (PER_WORKER,) * 4, (PER_WORKER, SHARED, SHARED), donate_argnums=(0,)
+        self.train_step = _begun_together(
+            mesh.spmd(
+                train_step, (PER_WORKER,) * 4, (PER_WORKER, SHARED, SHARED), donate_argnums=(0,)
+            )
         )
         self.consensus_distance = mesh.spmd(consensus_distance, (PER_WORKER,), SHARED)
         self._mean_model = mesh.spmd(mean_model, (PER_WORKER,), SHARED)
@@ -122,6 +125,23 @@ class Programs:
             results.append(self._evaluate(model, rows))
         loss, correct, weight = np.sum([np.asarray(sums) for sums, _ in results], axis=0)
         return float(loss / weight), float(correct / weight), [said for _, said in results]
+
+
+def _begun_together(program: Any) -> Callable[..., Any]:
+    """Returns a program that all processes have compiled before the first of them runs it.
+
+    JAX's CPU collectives (Gloo) give up on processes that come 30 seconds late to a reduce-scatter.
+    """
+    compiled = None
+
+    def run(*arguments: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = program.lower(*arguments).compile()
+            multihost_utils.sync_global_devices("compiled")
+        return compiled(*arguments)
+
+    return run
 
 
 def _in_order(batches: list[jax.Array], sizes: list[int]) -> np.ndarray:
