@@ -26,6 +26,10 @@ _SCHEDULERS = (
 )
 
 
+_HEARTBEAT_SECONDS = 30
+"""How long JAX waits for a sign of life of another process: as long as its CPU collectives do."""
+
+
 class PeerLost(CommandError):
     """Another process of the job has gone, and this one cannot go on without it."""
 
@@ -62,6 +66,7 @@ def join(config: TrainConfig) -> None:
             config.num_processes,
             config.process_id,
             cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     elif _scheduled():
         reason = unreachable(socket.gethostname(), own_address())
@@ -70,7 +75,9 @@ def join(config: TrainConfig) -> None:
         # Left to itself, JAX gives a task one GPU; the only one of a host is to have all.
         gpus = range(len(visible_gpus())) if _alone_on_host() else None
         jax.distributed.initialize(
-            local_device_ids=gpus, initialization_timeout=int(config.start_timeout)
+            local_device_ids=gpus,
+            initialization_timeout=int(config.start_timeout),
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
 
 
