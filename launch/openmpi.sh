@@ -20,8 +20,9 @@ if [ -e "$folder/config.json" ]; then
   resume=(--resume)
 fi
 
-# Seconds in which a job that was asked to stop may save a checkpoint: of Open MPI 4, and of 5.
-export OMPI_MCA_odls_base_sigkill_timeout=120 PRTE_MCA_odls_base_sigkill_timeout=120
+# Seconds that Open MPI 4, and 5, waits before it passes Ctrl-C on, as SIGTERM; and as long again, in
+# which the job saves a checkpoint, before it kills.
+export OMPI_MCA_odls_base_sigkill_timeout=20 PRTE_MCA_odls_base_sigkill_timeout=20
 
 # shellcheck disable=SC2016 # The variables are those of each process.
 exec mpirun --hostfile "$hosts" --bind-to none \

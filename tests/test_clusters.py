@@ -3,6 +3,7 @@
 The schedulers are stood in for by scripts that set what they set; JAX, and the processes, are real.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from launch import ray_train
 from launch.config import CONFIG_FILE, parse
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +91,7 @@ def run(*argv: str | Path, **variables: str) -> subprocess.CompletedProcess[str]
     environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **os.environ, **variables}
     return subprocess.run(
         [str(word) for word in argv],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 
@@ -236,6 +238,37 @@ def test_a_training_under_the_real_open_mpi(tmp_path: Path) -> None:
     done = run(*argv, PYTHON=sys.executable, PORT=port, **as_root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert devices_of(tmp_path / "run") == "4 x cpu in 2 processes"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_training_under_ray(tmp_path: Path) -> None:
+    launch = (sys.executable, "-m", "launch.ray_train", "--processes", "2")
+    done = run(*launch, "--", *TINY, "--output-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert devices_of(tmp_path / "run") == "4 x cpu in 2 processes"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--processes", "3"], "--processes 3: expected a divisor of 16 workers"),
+        (["--gpus-per-process", "-1"], "--gpus-per-process -1: expected at least 0"),
+        (["--", "--epochs", "0"], "--epochs 0: expected at least 1"),
+        ([], "expected Ray Train"),
+    ],
+)
+def test_what_ray_is_not_asked_for(
+    argv: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)  # Where it is installed, as if it were not.
+    assert ray_train.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected}")
 
 
 def test_what_the_files_show_are_flags_of_the_training() -> None:
