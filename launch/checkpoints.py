@@ -60,6 +60,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> Path:
         """Saves a checkpoint, then deletes those that are too old.
 
+        It is whole when any process returns.
+
         Args:
             step: Steps taken.
             state: Any pytree of arrays.
@@ -88,6 +90,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"{path}: the checkpoint cannot be written ({_in_short(error)})"
             ) from error
+        # Whoever left sooner could have process 0 ended before the manifest is there.
+        multihost_utils.sync_global_devices(f"saved {step}")
         self._delete(self.steps()[: -self._keep])
         return path
 

@@ -86,7 +86,7 @@ class Job:
             print(line, flush=True)
 
         for restarts in range(max_restarts + 1):
-            commands = start(self._flags())
+            commands = start(self.flags())
             try:
                 return supervise(commands, self.folder.path / LOGS, silence, show)
             except JobFailed as error:
@@ -96,7 +96,8 @@ class Job:
                 show(f"restart {restarts + 1} of {max_restarts}, from the newest checkpoint")
         raise AssertionError("unreachable")
 
-    def _flags(self) -> list[str]:
+    def flags(self) -> list[str]:
+        """Returns the flags that all processes share, if they are started now."""
         flags = list(self._train_argv)
         given = self.config.output_dir
         if given is None or not given.is_absolute():

@@ -18,11 +18,16 @@ from launch.config import TrainConfig
 from launch.gpus import visible_gpus
 from launch.roll_call import RollCallError, own_address, roll_call, unreachable
 
-# What SLURM and Open MPI set in their tasks alone, and in how many: JAX finds the job by these.
+# What Open MPI and SLURM set in their tasks alone, and in how many: JAX finds the job by these, in
+# this order, because Open MPI may start its tasks by SLURM's.
 _SCHEDULERS = (
-    ("SLURM_STEP_NODELIST", "SLURM_NTASKS"),
     ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_STEP_NODELIST", "SLURM_NTASKS"),
 )
+
+
+_HEARTBEAT_SECONDS = 30
+"""How long JAX waits for a sign of life of another process: as long as its CPU collectives do."""
 
 
 class PeerLost(CommandError):
@@ -61,12 +66,19 @@ def join(config: TrainConfig) -> None:
             config.num_processes,
             config.process_id,
             cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     elif _scheduled():
         reason = unreachable(socket.gethostname(), own_address())
         if reason and _over_hosts() and not visible_gpus():
             raise RollCallError(reason)
-        jax.distributed.initialize(initialization_timeout=int(config.start_timeout))
+        # Left to itself, JAX gives a task one GPU; the only one of a host is to have all.
+        gpus = range(len(visible_gpus())) if _alone_on_host() else None
+        jax.distributed.initialize(
+            local_device_ids=gpus,
+            initialization_timeout=int(config.start_timeout),
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
 
 
 @contextmanager
@@ -109,6 +121,13 @@ def _scheduled() -> int:
         if marker in os.environ and int(os.environ.get(count, "1")) > 1:
             return int(os.environ[count])
     return 0
+
+
+def _alone_on_host() -> bool:
+    here = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    if here is not None:
+        return here == "1"
+    return os.environ.get("SLURM_STEP_NUM_NODES") == os.environ.get("SLURM_NTASKS")
 
 
 def _over_hosts() -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,11 +91,13 @@ class Programs:
         self.start_epoch = mesh.spmd(start_epoch, (PER_WORKER, SHARED), PER_WORKER)
         # The channel is an argument: a trace is too large for a constant of the program.
         self.train_step = functools.partial(
-            mesh.spmd(
-                train_step,
-                (SHARED, *(PER_WORKER,) * 4),
-                (PER_WORKER, SHARED, SHARED),
-                donate_argnums=(1,),
+            _begun_together(
+                mesh.spmd(
+                    train_step,
+                    (SHARED, *(PER_WORKER,) * 4),
+                    (PER_WORKER, SHARED, SHARED),
+                    donate_argnums=(1,),
+                )
             ),
             jax.device_put(channel, mesh.sharding(SHARED)),
         )
@@ -134,6 +137,23 @@ class Programs:
             results.append(self._evaluate(model, rows))
         loss, correct, weight = np.sum([np.asarray(sums) for sums, _ in results], axis=0)
         return float(loss / weight), float(correct / weight), [said for _, said in results]
+
+
+def _begun_together(program: Any) -> Callable[..., Any]:
+    """Returns a program that all processes have compiled before the first of them runs it.
+
+    JAX's CPU collectives (Gloo) give up on processes that come 30 seconds late to a reduce-scatter.
+    """
+    compiled = None
+
+    def run(*arguments: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = program.lower(*arguments).compile()
+            multihost_utils.sync_global_devices("compiled")
+        return compiled(*arguments)
+
+    return run
 
 
 def _in_order(batches: list[jax.Array], sizes: list[int]) -> np.ndarray:

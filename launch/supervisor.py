@@ -27,8 +27,8 @@ _BLAME_SECONDS = 2.0
 """After a process was left alone, how long to look for the one that left it."""
 _STOP_SECONDS = 120.0
 """How long a job may take to save a checkpoint when it is asked to stop."""
-_NOISE = re.compile(r"(\[Gloo\] Rank .*)?")
-"""Lines that are kept in the log, and not shown."""
+_NOISE = re.compile(r"(\[Gloo\] Rank .*|\*\*\* Check failure stack trace.*|\s+@ +0x.*)?")
+"""Lines that are kept in the log, and not shown: greetings and stack traces of compiled code."""
 
 Show = Callable[[str], None]
 
