@@ -99,7 +99,7 @@ class Programs:
                     donate_argnums=(1,),
                 )
             ),
-            jax.device_put(channel, mesh.sharding(SHARED)),
+            jax.tree.map(functools.partial(_shared, mesh), channel),
         )
         self.consensus_distance = mesh.spmd(consensus_distance, (PER_WORKER,), SHARED)
         self._mean_model = mesh.spmd(mean_model, (PER_WORKER,), SHARED)
@@ -137,6 +137,12 @@ class Programs:
             results.append(self._evaluate(model, rows))
         loss, correct, weight = np.sum([np.asarray(sums) for sums, _ in results], axis=0)
         return float(loss / weight), float(correct / weight), [said for _, said in results]
+
+
+def _shared(mesh: WorkerMesh, value: Any) -> jax.Array:
+    """Puts a value that every process has on all devices."""
+    array = np.asarray(jnp.asarray(value))
+    return jax.make_array_from_callback(array.shape, mesh.sharding(SHARED), array.__getitem__)
 
 
 def _begun_together(program: Any) -> Callable[..., Any]:
