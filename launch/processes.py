@@ -25,7 +25,6 @@ _SCHEDULERS = (
     ("SLURM_STEP_NODELIST", "SLURM_NTASKS"),
 )
 
-
 _HEARTBEAT_SECONDS = 30
 """How long JAX waits for a sign of life of another process: as long as its CPU collectives do."""
 

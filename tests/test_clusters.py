@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import kubernetes_validate
 import pytest
 import yaml
 
-from launch import ray_train
-from launch.config import CONFIG_FILE, parse
+from launch import processes, ray_train
+from launch.config import CONFIG_FILE, TrainConfig, parse
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -206,6 +207,35 @@ def test_jax_recognises_the_tasks_of_open_mpi_4(commands: Any, tmp_path: Path) -
     done = run("mpirun", *command, JOB=str(job_of_a_free_port()))
     assert done.returncode == 0, done.stdout + done.stderr
     assert devices_of(tmp_path / "run") == "4 x cpu in 2 processes"
+
+
+SLURM_OF_2_HOSTS = {"SLURM_STEP_NODELIST": "a,b", "SLURM_STEP_NUM_NODES": "2"}
+OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "4"}
+OPEN_MPI_OF_2_HOSTS = OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "tasks", "all_gpus"),
+    [
+        (SLURM_OF_2_HOSTS | {"SLURM_NTASKS": "2"}, 2, True),
+        (SLURM_OF_2_HOSTS | {"SLURM_NTASKS": "4"}, 4, False),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, 4, True),
+        # Open MPI within an allocation of SLURM, which has started a daemon on each host.
+        (SLURM_OF_2_HOSTS | {"SLURM_NTASKS": "2"} | OPEN_MPI_OF_2_HOSTS, 4, False),
+    ],
+)
+def test_how_many_tasks_there_are_and_whether_one_has_all_gpus_of_its_host(
+    variables: dict[str, str], tasks: int, all_gpus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.update(options))
+    monkeypatch.setattr(processes, "visible_gpus", lambda: ["0", "1", "2"])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes.count_processes(TrainConfig()) == tasks
+    processes.join(TrainConfig())
+    gpus = asked["local_device_ids"]
+    assert (gpus is not None and list(gpus) == [0, 1, 2]) == all_gpus
 
 
 def test_open_mpi_tells_each_process_what_it_is(commands: Any, tmp_path: Path) -> None:
