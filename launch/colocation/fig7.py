@@ -34,7 +34,7 @@ class Fig7Config:
 
     targets_ms: tuple[float, ...] = (2, 5, 10)
     """Mean completion times to hold."""
-    thresholds_kb: tuple[float, ...] = (0, 50, 200, 400, 800, 1200)
+    thresholds_kb: tuple[float, ...] = (0, 50, 100, 200, 400, 600, 800, 1000, 1200)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """A search of each point for every seed; bands are 95% confidence intervals over them."""
