@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from runs import assert_same_state, read_metrics, reproducible
 
 import launch.agreement
 import launch.train
@@ -59,10 +58,9 @@ class Job:
 
     def wait_for_step(self, step: int) -> None:
         """Waits until the metrics tell of a step."""
-        metrics = self.folder / "metrics.jsonl"
         while self.launcher.poll() is None:
             with contextlib.suppress(OSError):
-                if any(json.loads(line)["step"] >= step for line in _whole_lines(metrics)):
+                if any(line["step"] >= step for line in read_metrics(self.folder)):
                     return
             time.sleep(0.05)
         raise AssertionError(self.output())
@@ -85,10 +83,6 @@ class Job:
         return said
 
 
-def _whole_lines(path: Path) -> list[str]:
-    return path.read_text().rpartition("\n")[0].splitlines()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -98,24 +92,10 @@ def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def final_state(folder: Path) -> list[np.ndarray]:
-    path = folder / "checkpoints" / str(LAST_STEP) / "state"
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    leaves = checkpointer.metadata(path).item_metadata.tree
-    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), leaves)
-    return jax.tree.leaves(checkpointer.restore(path, args=ocp.args.StandardRestore(like)))
-
-
 def assert_undisturbed(folder: Path, undisturbed: Path) -> None:
     """Compares two finished runs, bit for bit."""
-    for leaf, wanted in zip(final_state(folder), final_state(undisturbed), strict=True):
-        assert leaf.tobytes() == wanted.tobytes()
-
-    def lines(folder: Path) -> list[dict[str, Any]]:
-        read = [json.loads(line) for line in _whole_lines(folder / "metrics.jsonl")]
-        return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in read]
-
-    assert lines(folder) == lines(undisturbed)
+    assert_same_state(folder, undisturbed, LAST_STEP)
+    assert reproducible(folder) == reproducible(undisturbed)
     assert (folder / "curves.png").exists()
 
 
@@ -193,7 +173,7 @@ def test_a_run_of_two_processes_goes_on_in_one(
     shutil.copytree(undisturbed, folder)
     shutil.rmtree(folder / "checkpoints" / str(LAST_STEP))
     assert launch.train.main(["--resume", "--output-dir", str(folder)]) == 0
-    one, two = (json.loads(_whole_lines(f / "metrics.jsonl")[-1]) for f in (folder, undisturbed))
+    one, two = (read_metrics(run)[-1] for run in (folder, undisturbed))
     assert one["delivered_fraction"] == two["delivered_fraction"]
     # Twenty-two steps with another order of summation.
     assert one["train_loss"] == pytest.approx(two["train_loss"], rel=0.05)

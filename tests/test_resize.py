@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
+from runs import read_metrics, saved_state
 
 import launch.train
 import rps_jax as rps
@@ -71,10 +71,8 @@ def run_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_leaf(folder: Path, step: int) -> np.ndarray:
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    items = ocp.args.Composite(state=ocp.args.StandardRestore())
-    state = checkpointer.restore(folder / "checkpoints" / str(step), items)["state"]
-    return np.asarray(jax.tree.leaves(state["params"])[0])
+    leaf: np.ndarray = jax.tree.leaves(saved_state(folder, step)["params"])[0]
+    return leaf
 
 
 @pytest.mark.parametrize(("workers", "resumed", "last"), [(6, 14, 21), (2, 44, 66)])
@@ -103,7 +101,7 @@ def test_a_run_goes_on_with_more_or_fewer_workers(
     said = capsys.readouterr().out
     assert f"{workers} workers go on with what 4 have learned in 2 epochs" in said
     assert f"resuming at step {resumed} of {last}" in said
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder)
     assert [line["epoch"] for line in lines if "test_loss" in line] == [1.0, 2.0, 3.0]
     # It goes on from what was learned: no worse than before by much, where the start was at 2.3.
     before, after = (line["mean_model_train_loss"] for line in lines[-2:])

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+from runs import assert_same_state, read_metrics, reproducible
 
 import launch.train
 import launch.training
@@ -69,32 +69,6 @@ def whole(
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return cwd / "run", done
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def reproducible(folder: Path) -> list[dict[str, Any]]:
-    """Returns the metrics without the one that the clock decides."""
-    lines = read_metrics(folder)
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
-
-
-def assert_same_state(left: Path, right: Path, step: int) -> None:
-    """Compares checkpoints bit for bit, by however many processes they were saved."""
-
-    def read(folder: Path) -> Any:
-        path = folder / "checkpoints" / str(step) / "state"
-        checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        leaves = checkpointer.metadata(path).item_metadata.tree
-        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), leaves)
-        return checkpointer.restore(path, args=ocp.args.StandardRestore(like))
-
-    left_state, right_state = read(left), read(right)
-    assert jax.tree.structure(left_state) == jax.tree.structure(right_state)
-    for a, b in zip(jax.tree.leaves(left_state), jax.tree.leaves(right_state), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
