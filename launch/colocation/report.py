@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import os
 import platform
 import shlex
@@ -28,9 +29,11 @@ class Interval(NamedTuple):
     half_width: float
 
     def __str__(self) -> str:
-        if np.isnan(self.half_width):
+        if not self.half_width > 0:
             return f"{self.mean:.4g}"
-        return f"{self.mean:.4g} ± {self.half_width:.2g}"
+        # Two digits of the half-width, and the mean to the same place.
+        places = max(0, 1 - math.floor(math.log10(self.half_width)))
+        return f"{self.mean:.{places}f} ± {self.half_width:.{places}f}"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -66,11 +66,11 @@ def _details(result: Result, settings: Settings) -> dict[str, Any]:
 def _print_table(settings: Settings, result: Result) -> None:
     found = result.summary() | _details(result, settings)
     parameters = ", ".join(f"{key} {value:g}" for key, value in settings.parameters.items())
-    print(f"{'discipline':<20}{settings.discipline}{f' ({parameters})' if parameters else ''}")
+    print(f"{'discipline':<23}{settings.discipline}{f' ({parameters})' if parameters else ''}")
 
     def row(name: str, text: str, *values: Any) -> None:
         missing = any(value is None for value in values)
-        print(f"{name:<20}{'-' if missing else text.format(*values)}")
+        print(f"{name:<23}{'-' if missing else text.format(*values)}")
 
     row("mean completion", "{:.4g} ms", found["mean_completion_ms"])
     row("99th percentile", "{:.4g} ms", found["p99_completion_ms"])
