@@ -30,6 +30,9 @@ _STOP_SECONDS = 120.0
 _NOISE = re.compile(r"(\[Gloo\] Rank .*|\*\*\* Check failure stack trace.*|\s+@ +0x.*)?")
 """Lines that are kept in the log, and not shown: greetings and stack traces of compiled code."""
 
+_SILENT = re.compile(r"unhealthy \(stopped sending heartbeats\):\s*(\d+)")
+"""What JAX says in a process that it ends for the sake of another."""
+
 Show = Callable[[str], None]
 
 
@@ -161,6 +164,9 @@ class _Process:
     def failed(self, how: str, status: int) -> JobFailed:
         """Returns the failure of the job because of this process."""
         self.kill()
+        lost = _SILENT.search("\n".join(self.last_lines))
+        if lost:
+            how += f", because process {lost[1]} had gone silent,"
         after = f"after {time.monotonic() - self.began:.0f} s"
         said = "".join(f"\n  {line}" for line in self.last_lines)
         return JobFailed(

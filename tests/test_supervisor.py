@@ -111,6 +111,13 @@ def test_who_was_left_alone_is_named_where_nobody_else_has_failed(run: Run) -> N
     assert str(failure).endswith("why")
 
 
+def test_who_has_gone_silent_by_what_jax_says_is_named(run: Run) -> None:
+    says = "The following tasks are unhealthy (stopped sending heartbeats):\\n2\\nThe tasks"
+    failure = run.failure(script(f"print('{says}', flush=True); os.abort()"), script(FOREVER))
+    expected = "process 0 was killed by SIGABRT, because process 2 had gone silent, after"
+    assert str(failure).startswith(expected)
+
+
 def test_a_process_that_hangs_is_found_by_its_silence(run: Run) -> None:
     stop = "time.sleep(1); os.kill(os.getpid(), signal.SIGSTOP)"
     failure = run.failure(script(FOREVER), script(stop), silence=3.0)
