@@ -81,8 +81,14 @@ def test_what_the_processes_say_is_shown_with_their_numbers_and_kept(run: Run) -
 
 
 def test_the_first_that_fails_ends_the_others_and_its_last_lines_are_the_error(run: Run) -> None:
-    body = "[print('line', i) for i in range(20)]; sys.exit(7)"
-    waiting = script(f"print(os.getpid(), flush=True); {FOREVER}")
+    there = run.logs / "there"
+    body = f"""
+while not os.path.exists({str(there)!r}):
+    time.sleep(0.02)
+[print('line', i) for i in range(20)]
+sys.exit(7)
+"""
+    waiting = script(f"print(os.getpid(), flush=True); open({str(there)!r}, 'w'); {FOREVER}")
     failure = run.failure(waiting, script(body, place="b"))
     assert failure.exit_status == 7
     first, *lines = failure.report().splitlines()
