@@ -85,6 +85,8 @@ class Checkpoints:
                 unfinished = manifest.with_suffix(".tmp")
                 unfinished.write_text(json.dumps(_digests(path), indent=1))
                 os.replace(unfinished, manifest)
+        except jax.errors.JaxRuntimeError:
+            raise  # Another process has gone; nothing is wrong with the disk.
         # What a disk that is full or gone raises depends on which library has met it.
         except Exception as error:
             raise CheckpointError(

@@ -227,10 +227,13 @@ def _watch(processes: Sequence[_Process], signals: _StopSignals, silence: float)
             if None not in statuses or len(signals.received) > 1:
                 return 128 + number
         else:
-            for process, status in zip(processes, statuses, strict=True):
-                if status and not _is_left_alone(status):
+            ended = [(status, i) for i, status in enumerate(statuses) if status]
+            # Of those that have failed at once, one that was killed is rather the cause.
+            for status, i in sorted(ended):
+                process = processes[i]
+                if not _is_left_alone(status):
                     raise process.failed(_how_it_ended(status), _exit_status(status))
-                if status and left_alone is None:
+                if left_alone is None:
                     left_alone = now, process, status
             if left_alone is not None and now - left_alone[0] > _BLAME_SECONDS:
                 _, process, status = left_alone

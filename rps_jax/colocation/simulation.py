@@ -61,7 +61,7 @@ class Result:
     def summary(self) -> dict[str, float | int | None]:
         """Returns the numbers that matter, by name; None where there is nothing to measure."""
         taken = self.completion_ms[~np.isnan(self.completion_ms)]
-        loss = self.learning_lost / self.learning_sent if self.learning_sent else None
+        loss = self.learning_lost / self.learning_sent if self.learning_sent else 0.0
         return {
             "mean_completion_ms": float(taken.mean()) if len(taken) else None,
             "p99_completion_ms": float(np.quantile(taken, 0.99)) if len(taken) else None,
