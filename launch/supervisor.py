@@ -25,6 +25,8 @@ _LAST_LINES = 8
 _POLL_SECONDS = 0.05
 _BLAME_SECONDS = 2.0
 """After a process was left alone, how long to look for the one that left it."""
+_START_SECONDS = 60.0
+"""How long a process may take to its first sign of life: Python starts slowly on a busy host."""
 _STOP_SECONDS = 120.0
 """How long a job may take to save a checkpoint when it is asked to stop."""
 _NOISE = re.compile(r"(\[Gloo\] Rank .*|\*\*\* Check failure stack trace.*|\s+@ +0x.*)?")
@@ -73,7 +75,8 @@ def supervise(commands: Sequence[Command], logs: Path, silence: float, show: Sho
     Args:
         commands: One for each process.
         logs: Folder for what the processes say: each adds to its `process-I.log`.
-        silence: Seconds without a sign of life after which a process is taken to hang.
+        silence: Seconds without a sign of life after which a process is taken to hang; until the
+            first, it has a minute.
         show: Given each line, with the number of its process before it.
 
     Returns:
@@ -101,7 +104,8 @@ class _Process:
     def __init__(self, number: int, command: Command, log: Path, show: Show) -> None:
         """Starts the process."""
         self.name = f"process {number}" + (f" on {command.place}" if command.place else "")
-        self.began = self.last_beat = time.monotonic()
+        self.began = time.monotonic()
+        self.last_beat: float | None = None
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         try:
             self._popen = subprocess.Popen(
@@ -143,6 +147,10 @@ class _Process:
     def status(self) -> int | None:
         """Returns its exit status, negative if a signal killed it; None while it runs."""
         return self._popen.poll()
+
+    def silent(self, now: float) -> float:
+        """Returns the seconds since its last sign of life, or its start."""
+        return now - (self.last_beat or self.began)
 
     def signal(self, number: int) -> None:
         """Has the process, wherever it is, give a signal to itself."""
@@ -244,9 +252,11 @@ def _watch(processes: Sequence[_Process], signals: _StopSignals, silence: float)
                 continue
 
         for process, status in zip(processes, statuses, strict=True):
-            if status is None and now - process.last_beat > silence:
+            silent = process.silent(now)
+            allowed = silence if process.last_beat else max(silence, _START_SECONDS)
+            if status is None and silent > allowed:
                 raise process.failed(
-                    f"has given no sign of life for {silence:.0f} s (it is stopped, or its host "
+                    f"has given no sign of life for {silent:.0f} s (it is stopped, or its host "
                     "or the network is gone), and was ended",
                     1,
                 )

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 # Twenty-two steps an epoch.
 SMALL = ("--num-workers", "2", "--batch-size", "32", "--epochs", "5", "--checkpoint-every", "1")
 LAST_STEP = 110
-LOCAL = ("--processes", "2", "--heartbeat-timeout", "8")
+LOCAL = ("--processes", "2", "--heartbeat-timeout", "15")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_deaths_and_a_hang_are_named_and_restarts_lose_nothing(
         "restart 1 of 3, from the newest checkpoint",
         "error: process 0 was killed by SIGKILL after",
         "restart 2 of 3, from the newest checkpoint",
-        "error: process 1 has given no sign of life for 8 s",
+        "error: process 1 has given no sign of life for 15 s",
         "restart 3 of 3, from the newest checkpoint",
     ):
         assert said.find(expected) > place, said
