@@ -8,6 +8,7 @@ import dataclasses
 import json
 import platform
 import socket
+import time
 import zlib
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,9 @@ from launch.config import TrainConfig
 
 _ROWS = 5_000
 """How many examples of a split the digest of the data covers at most; every process reads them."""
+
+_LATEST_SECONDS = 60.0
+"""How late a network file system may show a new file."""
 
 # What may differ between hosts, or is for the process alone.
 _EACH_ITS_OWN = (
@@ -86,6 +90,28 @@ def agree(config: TrainConfig, data: str, output_dir: Path) -> Path:
                 f"on {first['host']} has it; expected the same"
             )
     return Path(first["output_dir"])
+
+
+def check_shared(file: Path) -> None:
+    """Checks, on every process, that process 0's folder is everybody's.
+
+    Args:
+        file: That process 0 has just written.
+
+    Raises:
+        UsageError: This process does not see it: its part of each checkpoint would be lost.
+    """
+    if jax.process_count() == 1:
+        return
+    multihost_utils.sync_global_devices("folder")
+    deadline = time.monotonic() + _LATEST_SECONDS
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"--output-dir {file.parent}: expected a folder that all hosts share, found "
+                f"nothing of process 0 on {socket.gethostname()}"
+            )
+        time.sleep(0.2)
 
 
 def _what_must_be_the_same(config: TrainConfig, data: str) -> dict[str, str]:

@@ -69,6 +69,12 @@ def read_command(
         raise UsageError(_one_line(messages.getvalue())) from None
 
 
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments of a command, and those of launch.train that follow `--`."""
+    place = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:place]), list(argv[place + 1 :])
+
+
 def optional(metavar: str, if_none: str) -> Any:
     """Returns how `--help` shows a flag that may be None, and what that means."""
 

@@ -15,7 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.command_line import UsageError, exit_status, expect, read_command, refuse
+from launch.command_line import (
+    UsageError,
+    exit_status,
+    expect,
+    read_command,
+    refuse,
+    split_arguments,
+)
 from launch.config import (
     CONFIG_FILE,
     LOSSY,
@@ -54,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    split = argv.index("--") if "--" in argv else len(argv)
-    config = read_command(CompareConfig, "launch.compare", argv[:split], CompareConfig())
-    base = parse(argv[split + 1 :])
+    own, of_training = split_arguments(argv)
+    config = read_command(CompareConfig, "launch.compare", own, CompareConfig())
+    base = parse(of_training)
     runs = _plan(config, base)
     source = find_source(base)
 

@@ -18,8 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from launch.command_line import UsageError, exit_status, expect, optional, read_command
-from launch.job import Job, check_supervision, process_flags, split_arguments
+from launch.command_line import (
+    UsageError,
+    exit_status,
+    expect,
+    optional,
+    read_command,
+    split_arguments,
+)
+from launch.job import Job, check_supervision, process_flags
 from launch.lifeline import ENVIRONMENT
 from launch.supervisor import Command, JobFailed
 

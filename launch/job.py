@@ -11,16 +11,7 @@ from launch.supervisor import Command, JobFailed, supervise
 LOGS = "logs"
 """Folder of what the processes say, in that of the run."""
 
-SEPARATOR = "--"
-"""Stands before the flags of launch.train."""
-
 _CANNOT_END_OTHERWISE = (USAGE, DIVERGED)
-
-
-def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the arguments of the launcher, and those of launch.train after `--`."""
-    place = argv.index(SEPARATOR) if SEPARATOR in argv else len(argv)
-    return list(argv[:place]), list(argv[place + 1 :])
 
 
 def check_supervision(max_restarts: int, heartbeat_timeout: float) -> None:
@@ -90,7 +81,8 @@ class Job:
             try:
                 return supervise(commands, self.folder.path / LOGS, silence, show)
             except JobFailed as error:
-                if restarts == max_restarts or error.exit_status in _CANNOT_END_OTHERWISE:
+                again = error.may_restart and error.exit_status not in _CANNOT_END_OTHERWISE
+                if restarts == max_restarts or not again:
                     raise
                 show(error.report())
                 show(f"restart {restarts + 1} of {max_restarts}, from the newest checkpoint")

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from launch.command_line import exit_status, expect, optional, read_command
+from launch.command_line import exit_status, expect, optional, read_command, split_arguments
 from launch.gpus import visible_gpus
-from launch.job import Job, check_supervision, process_flags, split_arguments
+from launch.job import Job, check_supervision, process_flags
 from launch.source import find_source
 from launch.supervisor import Command
 

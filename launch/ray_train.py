@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.command_line import UsageError, exit_status, expect, read_command
+from launch.command_line import UsageError, exit_status, expect, read_command, split_arguments
 from launch.config import CONFIG_FILE
-from launch.job import Job, process_flags, split_arguments
+from launch.job import Job, process_flags
 from launch.lifeline import BEAT, ENVIRONMENT
 from launch.local import free_port
 from launch.supervisor import JobFailed

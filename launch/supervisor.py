@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO, NamedTuple
 
 from launch.command_line import PEER_LOST, CommandError
+from launch.interrupts import Interrupts
 from launch.lifeline import BEAT, ENVIRONMENT
 
 _LAST_LINES = 8
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_SECONDS = 0.05
 _BLAME_SECONDS = 2.0
 """After a process was left alone, how long to look for the one that left it."""
@@ -43,12 +44,14 @@ class JobFailed(CommandError):
 
     Attributes:
         exit_status: That of the process, or 128 and the signal that killed it.
+        may_restart: Whether the job is still wanted: nobody has asked it to stop.
     """
 
     def __init__(self, message: str, exit_status: int) -> None:
         """Takes a message of one line or many."""
         super().__init__(message)
         self.exit_status = exit_status
+        self.may_restart = True
 
     def report(self) -> str:
         """Returns the message with its lines."""
@@ -87,12 +90,15 @@ def supervise(commands: Sequence[Command], logs: Path, silence: float, show: Sho
     """
     logs.mkdir(parents=True, exist_ok=True)
     processes: list[_Process] = []
-    with _StopSignals() as signals:
+    with Interrupts(_STOP_SIGNALS, second_ends=False) as signals:
         try:
             for number, command in enumerate(commands):
                 log = logs / f"process-{number}.log"
                 processes.append(_Process(number, command, log, show))
             return _watch(processes, signals, silence)
+        except JobFailed as error:
+            error.may_restart = not signals.received
+            raise
         finally:
             for process in processes:
                 process.kill()
@@ -142,7 +148,8 @@ class _Process:
         line = raw.decode(errors="replace").rstrip()
         if not _NOISE.fullmatch(line):
             self.last_lines.append(line)
-            show(f"[{number}] {line}")
+            with contextlib.suppress(BrokenPipeError):  # Nobody reads it any more; the log goes on.
+                show(f"[{number}] {line}")
 
     def status(self) -> int | None:
         """Returns its exit status, negative if a signal killed it; None while it runs."""
@@ -184,34 +191,7 @@ class _Process:
         )
 
 
-class _StopSignals:
-    """Remembers Ctrl-C and SIGTERM.
-
-    Attributes:
-        received: Numbers of those that have come.
-    """
-
-    def __init__(self) -> None:
-        """Has received none."""
-        self.received: list[int] = []
-
-    def __enter__(self) -> "_StopSignals":
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.received.append(number)
-
-
-def _watch(processes: Sequence[_Process], signals: _StopSignals, silence: float) -> int:
+def _watch(processes: Sequence[_Process], signals: Interrupts, silence: float) -> int:
     """Waits for the end of the job: of all its processes, or of the first that fails."""
     passed_on = left_alone = None
     while True:
@@ -220,7 +200,7 @@ def _watch(processes: Sequence[_Process], signals: _StopSignals, silence: float)
         statuses = [process.status() for process in processes]
 
         if signals.received:
-            number = signals.received[0]
+            number = signals.first
             if passed_on is None:
                 passed_on = now
                 for process in processes:

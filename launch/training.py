@@ -17,11 +17,11 @@ import numpy as np
 
 import rps_jax as rps
 from data import DataError, Source, partition
-from launch.agreement import agree, digest_of
+from launch.agreement import agree, check_shared, digest_of
 from launch.channels import make_channel
 from launch.checkpoints import Checkpoints, Saved
 from launch.command_line import DIVERGED, CommandError, UsageError
-from launch.config import LOSSY, TrainConfig
+from launch.config import CONFIG_FILE, LOSSY, TrainConfig
 from launch.curves import draw_curves
 from launch.interrupts import Interrupts
 from launch.programs import Programs, make_optimizer, named_key
@@ -180,6 +180,7 @@ class Training:
         """Makes the folder of a new run."""
         if self._first_process:
             self._folder.create(self._config)
+        check_shared(self._folder.path / CONFIG_FILE)
 
     def resume(self) -> None:
         """Goes back to the newest checkpoint, or to the start if there is none."""
@@ -246,7 +247,7 @@ class Training:
                     self._state,
                     self._train_shards.arrays,
                     order,
-                    signals.of(interrupts.received),
+                    signals.of(interrupts.first),
                 )
                 pending = metrics, signal_of_any
                 self._step, step_of_epoch = self._step + 1, step_of_epoch + 1

@@ -176,6 +176,8 @@ def test_plan_answers(target_ms, status, answer, capsys, tmp_path):
     out = capsys.readouterr().out
     assert answer in out
     assert all(len(line) <= 80 for line in out.splitlines())
+    (alone,) = [line for line in out.splitlines() if line.startswith("web alone")]
+    assert alone.split()[-3:-1] == ["-", "-"]  # There is no learning to lose.
 
 
 @pytest.mark.parametrize(

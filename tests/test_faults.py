@@ -21,7 +21,7 @@ from runs import assert_same_state, read_metrics, reproducible
 
 import launch.agreement
 import launch.train
-from launch.agreement import agree
+from launch.agreement import agree, check_shared
 from launch.command_line import UsageError
 from launch.config import TrainConfig
 from launch.local import free_port
@@ -258,6 +258,18 @@ def test_what_differs_is_named(
 class Device:
     def __init__(self, process_index: int) -> None:
         self.process_index = process_index
+
+
+def test_a_folder_that_is_not_shared_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(launch.agreement.multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(launch.agreement, "_LATEST_SECONDS", 0.3)
+    (tmp_path / "seen").write_text("")
+    check_shared(tmp_path / "seen")
+    with pytest.raises(UsageError, match=f"^--output-dir {tmp_path}: expected a folder that all"):
+        check_shared(tmp_path / "unseen")
 
 
 def test_all_take_the_folder_of_process_0(monkeypatch: pytest.MonkeyPatch) -> None:

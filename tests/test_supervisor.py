@@ -158,6 +158,7 @@ def test_a_failure_while_stopping_is_a_failure(run: Run) -> None:
     fails = STOPPABLE.replace("sys.exit(128 + number)", "sys.exit('no space')")
     failure = run.failure(script(STOPPABLE), script(fails))
     assert str(failure).startswith("process 1 ended with status 1")
+    assert not failure.may_restart
 
 
 def test_a_second_signal_ends_what_does_not_stop(run: Run) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
-from launch.colocation.options import check_many, refusals
-from launch.colocation.report import write_csv, write_run
+from launch.colocation.options import check_sweep, refusals
+from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, default_processes, measure_all, summary
-from launch.command_line import expect, read_command
-from launch.run_folder import check_can_write
+from launch.command_line import read_command
 from rps_jax.colocation import Settings
 
 LEARNING: tuple[Literal["bursty", "poisson"], ...] = ("bursty", "poisson")
@@ -51,20 +50,13 @@ def make(config: Fig6Config) -> None:
     Raises:
         UsageError: It cannot be made with these options.
     """
-    for name, least in (("web_rates", 1), ("thresholds_kb", 0), ("seeds", 0)):
-        check_many(name, getattr(config, name), least)
-    expect("iterations", config.iterations, 2 <= config.iterations <= 1000, "in [2, 1000]")
-    expect("processes", config.processes, config.processes >= 1, "at least 1")
-    check_can_write("output_dir", config.output_dir)
+    check_sweep(config, {"web_rates": 1, "thresholds_kb": 0})
     jobs = [Job(settings) for settings in _plan(config)]
     values = measure_all(summary, jobs, config.output_dir / "points.jsonl", config.processes)
     rows = _rows(jobs, values)
-    write_csv(config.output_dir / "fig6.csv", rows)
-    table = _table(config, rows)
-    (config.output_dir / "table.md").write_text(table)
-    write_run(config.output_dir, "fig6", config, jobs[0].settings.as_json())
     _draw(config, rows, config.output_dir / "fig6.png")
-    print(f"{table}\nresults in {config.output_dir}/")
+    table = _table(config, rows)
+    write_results("fig6", config, jobs[0].settings.as_json(), rows, table)
 
 
 def _plan(config: Fig6Config) -> list[Settings]:

@@ -10,11 +10,10 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
-from launch.colocation.options import check_many
-from launch.colocation.report import write_csv, write_run
+from launch.colocation.options import check_sweep
+from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, Values, default_processes, measure_all, summary
-from launch.command_line import expect, read_command
-from launch.run_folder import check_can_write
+from launch.command_line import read_command
 from rps_jax.colocation import Settings
 
 LEAST, MOST = 100.0, 0.97
@@ -58,11 +57,7 @@ def make(config: Fig7Config) -> None:
     Raises:
         UsageError: It cannot be made with these options.
     """
-    for name, least in (("targets_ms", 0.001), ("thresholds_kb", 0), ("seeds", 0)):
-        check_many(name, getattr(config, name), least)
-    expect("iterations", config.iterations, 2 <= config.iterations <= 1000, "in [2, 1000]")
-    expect("processes", config.processes, config.processes >= 1, "at least 1")
-    check_can_write("output_dir", config.output_dir)
+    check_sweep(config, {"targets_ms": 0.001, "thresholds_kb": 0})
     period = Settings().period
     jobs = []
     for target_ms in config.targets_ms:
@@ -73,12 +68,9 @@ def make(config: Fig7Config) -> None:
             jobs += [Job(point, target_ms) for point in variants(fifo, config.thresholds_kb)]
     values = measure_all(web_rate_at, jobs, config.output_dir / "points.jsonl", config.processes)
     rows = _rows(jobs, values)
-    write_csv(config.output_dir / "fig7.csv", rows)
-    table = _table(config, rows)
-    (config.output_dir / "table.md").write_text(table)
-    write_run(config.output_dir, "fig7", config, jobs[0].settings.as_json())
     _draw(config, rows, config.output_dir / "fig7.png")
-    print(f"{table}\nresults in {config.output_dir}/")
+    table = _table(config, rows)
+    write_results("fig7", config, jobs[0].settings.as_json(), rows, table)
 
 
 def web_rate_at(job: Job) -> Values:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launch.command_line import expect, refuse
+from launch.run_folder import check_can_write
 from rps_jax.colocation import SettingError, Settings
 
 
@@ -33,6 +34,20 @@ def check_many(name: str, values: Sequence[float], least: float) -> None:
     expect(name, tuple(values), len(set(values)) == len(values), "each value once")
     lowest = min(values)
     expect(name, lowest, least <= lowest < math.inf, f"finite numbers of at least {least:g}")
+
+
+def check_sweep(config: Any, least: dict[str, float]) -> None:
+    """Raises `UsageError` for a figure that cannot be made.
+
+    Args:
+        config: Its options: `iterations`, `processes`, `output_dir`, `seeds`, and lists of numbers.
+        least: What no number of a list may be below.
+    """
+    for name, lowest in {**least, "seeds": 0}.items():
+        check_many(name, getattr(config, name), lowest)
+    expect("iterations", config.iterations, 2 <= config.iterations <= 1000, "in [2, 1000]")
+    expect("processes", config.processes, config.processes >= 1, "at least 1")
+    check_can_write("output_dir", config.output_dir)
 
 
 @contextlib.contextmanager

@@ -105,8 +105,9 @@ def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings]
         if found[of] == math.inf:
             print(f"{name:<26}more than the links carry")
             return False
-        loss = "-" if math.isnan(found["loss"]) else f"{found['loss']:.2%}"
-        wait = "-" if math.isnan(found["loss"]) else f"{found['learning_wait_ms']:.3g}"
+        none = math.isnan(found["learning_wait_ms"])  # There is no learning, or none gets through.
+        loss = "-" if none else f"{found['loss']:.2%}"
+        wait = "-" if none else f"{found['learning_wait_ms']:.3g}"
         print(
             f"{name:<26}{found['mean']:>9.3g}{found['p99']:>9.3g}{loss:>15}{wait:>10}"
             f"  {'ok' if fast else 'slow'}",

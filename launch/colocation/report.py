@@ -53,22 +53,39 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_run(
+def write_results(
+    command: str,
+    config: Any,
+    simulated: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    table: str,
+    flags: Sequence[str] = (),
+) -> None:
+    """Writes a figure's numbers, its table, and how it was made; prints the table.
+
+    Args:
+        command: Of launch.colocate; names the file of numbers.
+        config: Its options.
+        simulated: Settings of the simulation.
+        rows: The numbers, of one shape.
+        table: In Markdown.
+        flags: Of launch.train, that came after "--".
+    """
+    folder = config.output_dir
+    write_csv(folder / f"{command}.csv", rows)
+    (folder / "table.md").write_text(table)
+    _write_run(folder, command, config, simulated, flags)
+    print(f"{table}\nresults in {folder}/")
+
+
+def _write_run(
     folder: Path,
     command: str,
     config: Any,
     simulated: dict[str, Any],
-    flags: Sequence[str] = (),
+    flags: Sequence[str],
 ) -> None:
-    """Writes `run.json`: the command with all its options, the settings, versions, and machine.
-
-    Args:
-        folder: Where to.
-        command: Of launch.colocate.
-        config: Its options.
-        simulated: Settings of the simulation.
-        flags: Of launch.train, that came after "--".
-    """
+    """Writes `run.json`: the command with all its options, the settings, versions, and machine."""
     options = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

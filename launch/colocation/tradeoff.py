@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from launch.colocation.options import check_many, refusals
-from launch.colocation.report import interval, write_csv, write_run
-from launch.command_line import expect, read_command, refuse
+from launch.colocation.report import interval, write_results
+from launch.command_line import expect, read_command, refuse, split_arguments
 from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
 from launch.many_runs import train_all
 from launch.run_folder import check_can_write
@@ -81,11 +81,8 @@ class Point:
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    split = argv.index("--") if "--" in argv else len(argv)
-    config = read_command(
-        TradeoffConfig, "launch.colocate tradeoff", argv[:split], TradeoffConfig()
-    )
-    flags = list(argv[split + 1 :])
+    own, flags = split_arguments(argv)
+    config = read_command(TradeoffConfig, "launch.colocate tradeoff", own, TradeoffConfig())
     base = parse(flags)
     ours = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
     for name in (*ours, "output_dir", "resume", *PROCESS_FLAGS):
@@ -123,12 +120,9 @@ def run(argv: Sequence[str]) -> int:
         )
     ]
     score = next(key for key in SCORES if key in rows[0])
-    write_csv(config.output_dir / "tradeoff.csv", rows)
-    table = _table(config, curves, points, rows, score)
-    (config.output_dir / "table.md").write_text(table)
-    write_run(config.output_dir, "tradeoff", config, fifo.as_json(), flags)
     _draw(curves, points, rows, score, config.output_dir / "tradeoff.png")
-    print(f"\n{table}\nresults in {config.output_dir}/")
+    table = _table(config, curves, points, rows, score)
+    write_results("tradeoff", config, fifo.as_json(), rows, table, flags)
     return 0
 
 
