@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from launch.command_line import (
-    UsageError,
     exit_status,
     expect,
     read_command,
@@ -24,14 +23,12 @@ from launch.command_line import (
     split_arguments,
 )
 from launch.config import (
-    CONFIG_FILE,
     LOSSY,
     PRESETS,
     PROCESS_FLAGS,
     TrainConfig,
     check,
     parse,
-    to_json,
 )
 from launch.many_runs import folder_of, train_all
 from launch.source import find_source
@@ -104,19 +101,7 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
                 )
     for run in runs:
         check(run)
-        _check_same(run)
     return runs
-
-
-def _check_same(run: TrainConfig) -> None:
-    """Raises if a run of this name was made with other flags."""
-    path = folder_of(run).path / CONFIG_FILE
-    if path.exists():
-        stored, asked = json.loads(path.read_text()), to_json(run)
-        for key in asked.keys() - {"output_dir"}:
-            if stored.get(key) != asked[key]:
-                flag = "--" + key.replace("_", "-")
-                raise UsageError(f"{flag} {asked[key]}: expected {stored.get(key)}, as in {path}")
 
 
 def _label(run: TrainConfig) -> str:

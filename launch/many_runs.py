@@ -1,11 +1,13 @@
 """Several trainings one after the other, of which none that is done is repeated."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from data import Source
-from launch.config import CONFIG_FILE, TrainConfig
+from launch.command_line import UsageError
+from launch.config import CONFIG_FILE, TrainConfig, to_json
 from launch.devices import start_devices
 from launch.run_folder import RunFolder
 
@@ -19,7 +21,12 @@ def train_all(runs: Sequence[TrainConfig], source: Source) -> list[list[dict[str
 
     Returns:
         The lines of metrics of each.
+
+    Raises:
+        UsageError: A run of the same folder was made with other flags.
     """
+    for run in runs:
+        _check_same(run)
     start_devices(runs[0].num_workers, runs[0].workers_per_device)
     # Imported late: it takes seconds, and a mistake in the flags has been found by now.
     from launch.training import train
@@ -37,3 +44,14 @@ def folder_of(run: TrainConfig) -> RunFolder:
     """Returns the folder of a run."""
     assert run.output_dir is not None
     return RunFolder(run.output_dir)
+
+
+def _check_same(run: TrainConfig) -> None:
+    """Raises if a run of this name was made with other flags."""
+    path = folder_of(run).path / CONFIG_FILE
+    if path.exists():
+        stored, asked = json.loads(path.read_text()), to_json(run)
+        for key in asked.keys() - {"output_dir"}:
+            if stored.get(key) != asked[key]:
+                flag = "--" + key.replace("_", "-")
+                raise UsageError(f"{flag} {asked[key]}: expected {stored.get(key)}, as in {path}")

@@ -53,6 +53,9 @@ def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
     # Nothing is done twice.
     assert launch.colocate.main(argv) == 0
     assert "epoch" not in capsys.readouterr().out
+    # Nor are results of other flags passed off as these.
+    assert launch.colocate.main([*argv, "--clip-norm", "5"]) == 2
+    assert "error: --clip-norm 5.0: expected None, as in out/runs/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
