@@ -6,6 +6,7 @@ comes twice, or cannot be reached by the others is named in one line.
 """
 
 import contextlib
+import errno
 import ipaddress
 import json
 import os
@@ -121,7 +122,8 @@ def _call(
                 break
             said = _receive(caller, min(deadline, time.monotonic() + _PATIENCE))
             if said is None:
-                continue  # A port scan, or a process that has died since.
+                caller.close()  # A port scan, or a process that has died or has to call again.
+                continue
             callers.append(caller)
             with contextlib.suppress(OSError):
                 _send(caller, {"hello": _HELLO})
@@ -152,8 +154,12 @@ def _answer(
     while True:
         try:
             with socket.create_connection((host, port), timeout=2.0) as connection:
+                # A free port of the same host can be the caller's own: TCP connects it to itself.
+                if connection.getsockname() == connection.getpeername():
+                    raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
                 _send(connection, me)
-                if _receive(connection, time.monotonic() + _PATIENCE) is None:
+                # Whoever gave up here and called again could be taken for two.
+                if _receive(connection, deadline) is None:
                     reason = "what answers is no process of this job"
                 else:
                     # Process 0 may have begun to wait just now.

@@ -1,6 +1,6 @@
 import socket
 import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -102,34 +102,37 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 def test_a_stranger_at_the_port_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    listening = threading.Event()
+    listen = module._listen
+
+    def listen_and_tell(port: int) -> socket.socket:
+        listener = listen(port)
+        listening.set()
+        return listener
+
+    monkeypatch.setattr(module, "_listen", listen_and_tell)
     port = free_port()
-    told: list[str] = []
-    thread = threading.Thread(
-        target=lambda: told.append(_reason(lambda: _call(port, 0))), daemon=True
-    )
-    thread.start()
-    while True:
-        try:
-            stranger = socket.create_connection(("127.0.0.1", port))
-            break
-        except OSError:
-            continue
-    with stranger:
-        _call(port, 1)
-        thread.join()
-    assert told == [""]
+    with ThreadPoolExecutor() as pool:
+        answered = pool.submit(_call, port, 0)
+        assert listening.wait(20.0)
+        with socket.create_connection(("127.0.0.1", port)):
+            _call(port, 1)
+            answered.result()
 
 
 def _call(port: int, process_id: int) -> None:
     roll_call(f"127.0.0.1:{port}", 2, process_id, 20.0, gloo=True)
 
 
-def _reason(call: Callable[[], None]) -> str:
-    try:
-        call()
-    except RollCallError as error:
-        return str(error)
-    return ""
+def test_a_call_that_reaches_the_caller_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP connects a socket to itself where the port that it was given is the one it calls."""
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        port = own.getsockname()[1]
+        own.connect(("127.0.0.1", port))
+        monkeypatch.setattr(socket, "create_connection", lambda *_, **__: own)
+        with pytest.raises(RollCallError, match=r"found none in 0\.1 s"):
+            roll_call(f"127.0.0.1:{port}", 2, 1, 0.1, gloo=True)
 
 
 @pytest.mark.parametrize(

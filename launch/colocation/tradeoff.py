@@ -5,7 +5,6 @@ recorded, and beside it under independent losses of the same rate.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from launch.colocation.options import check_many, refusals
 from launch.colocation.report import interval, write_results
+from launch.colocation.sweep import Job, measure_all, summary
 from launch.command_line import expect, read_command, refuse, split_arguments
 from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
 from launch.many_runs import train_all
@@ -140,23 +140,20 @@ def _fifo(config: TradeoffConfig, num_hosts: int) -> Settings:
 def _simulate(config: TradeoffConfig, fifo: Settings) -> list[Point]:
     """Returns the points; what has been simulated before is read."""
     print("simulating the queue", flush=True)
-    base = None
+    (base,) = measure_all(summary, [Job(fifo)], config.output_dir / "points.jsonl", processes=1)
+    between = ~np.eye(fifo.num_hosts, dtype=bool)
     points = []
     for kb in sorted(config.thresholds_kb, reverse=True):
         settings = with_discipline(fifo, "threshold", threshold_bytes=1000 * kb)
-        digest = hashlib.sha256(json.dumps(settings.as_json(), sort_keys=True).encode())
-        path = config.output_dir / f"losses-{kb:g}kB-{digest.hexdigest()[:8]}.npz"
+        path = config.output_dir / f"losses-{kb:g}kB-{Job(settings).key(summary)[:8]}.npz"
         if not path.exists():
             save_record(path, settings, simulate(settings, record=True))
         with np.load(path) as file:
-            summary = json.loads(str(file["description"]))["summary"]
+            found = json.loads(str(file["description"]))["summary"]
             packets = int(file["packets"])
             arrived = np.unpackbits(file["arrived"], axis=-1, count=packets)
-        if base is None:
-            base = simulate(fifo).summary()["mean_completion_ms"]
-        between = ~np.eye(fifo.num_hosts, dtype=bool)
+        speedup = base["mean_completion_ms"] / found["mean_completion_ms"]
         lost = [float(1 - arrived[:, phase][:, between].mean()) for phase in (0, 1)]
-        speedup = base / summary["mean_completion_ms"]
         points.append(Point(kb, speedup, lost[0], lost[1], packets, path))
     return points
 
