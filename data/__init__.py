@@ -17,3 +17,4 @@ from data.dataset import Dataset as Dataset
 from data.dataset import Source as Source
 from data.errors import DataError as DataError
 from data.partition import partition as partition
+from data.subset import subset as subset

@@ -9,7 +9,6 @@ repeated, so that a comparison can be stopped and started again.
 
 import csv
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,7 @@ def _run(argv: Sequence[str]) -> int:
     source = find_source(base)
 
     results = list(zip(runs, train_all(runs, source), strict=True))
-    score = json.loads(folder_of(runs[0]).summary.read_text())["score"]
+    score = folder_of(runs[0]).read_summary()["score"]
     table = _table(results, score)
     print(f"\n{table}\nresults in {config.output_dir}/")
     (config.output_dir / "table.md").write_text(table)

@@ -1,8 +1,73 @@
-"""SIGTERM and Ctrl-C as something to look at between steps."""
+"""SIGTERM, Ctrl-C and a time limit as something to look at between steps."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from launch.command_line import CommandError
+
+TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+"""What asks a training to save a checkpoint and to stop; SIGALRM is that of a time limit."""
+
+
+class Stopped(CommandError):
+    """A signal asked a run to stop, and nothing that it has done is lost.
+
+    Attributes:
+        signal_number: Of the signal.
+        where: Where the run was.
+    """
+
+    def __init__(self, signal_number: int, where: str, go_on: str, *, said: bool = True) -> None:
+        """Takes the exit status that shells expect after a signal.
+
+        Args:
+            signal_number: Of the signal.
+            where: Where the run was.
+            go_on: The command that goes on with it.
+            said: Whether to say anything; one process of a job does.
+        """
+        super().__init__(where)
+        self.signal_number, self.where = signal_number, where
+        self._go_on, self._said = go_on, said
+        self.exit_status = 128 + signal_number
+
+    def report(self) -> str:
+        """Returns no error, and in its last line a command."""
+        if not self._said:
+            return ""
+        number = self.signal_number
+        by = "the time limit" if number == signal.SIGALRM else signal.Signals(number).name
+        return f"stopped by {by} {self.where}; go on with\n{self._go_on}"
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Stops what runs inside after some time: a training with a checkpoint, all else at once.
+
+    Args:
+        seconds: Until then; None for no limit.
+
+    Raises:
+        Stopped: The time is up.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise Stopped(number, "between two runs", "the same command")
+
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Interrupts:

@@ -58,6 +58,11 @@ class RunFolder:
                     break
         return lines
 
+    def read_summary(self) -> dict[str, Any]:
+        """Returns the summary of a run that is done."""
+        values: dict[str, Any] = json.loads(self.summary.read_text())
+        return values
+
     def rewind(self, epoch: float) -> None:
         """Drops the metrics of what comes after `epoch` and is about to be trained again."""
         epoch = round(epoch, EPOCH_DIGITS)

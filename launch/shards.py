@@ -9,7 +9,7 @@ import numpy as np
 from data import stack_shards
 from rps_jax import WorkerMesh
 
-_EVALUATION_BATCH = 256
+_EVALUATION_BATCH = 64
 """Most examples that a worker evaluates at once."""
 
 

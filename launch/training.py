@@ -7,7 +7,6 @@ pictures, and speaks.
 import math
 import platform
 import shlex
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from launch.checkpoints import Checkpoints, Saved
 from launch.command_line import DIVERGED, CommandError, UsageError
 from launch.config import CONFIG_FILE, LOSSY, TrainConfig
 from launch.curves import draw_curves
-from launch.interrupts import Interrupts
+from launch.interrupts import TO_STOP, Interrupts, Stopped
 from launch.programs import Programs, make_optimizer, named_key
 from launch.progress import Progress
 from launch.resize import resized
@@ -37,19 +36,6 @@ class Diverged(CommandError):
     """The training has left the finite numbers; the message says when, and what is kept."""
 
     exit_status = DIVERGED
-
-
-class Stopped(CommandError):
-    """A signal asked the run to stop, and it has saved a checkpoint."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        """Takes the exit status that shells expect after a signal."""
-        super().__init__(message)
-        self.exit_status = 128 + signal_number
-
-    def report(self) -> str:
-        """Returns the message as it is: this is no error, and its last line is a command."""
-        return str(self)
 
 
 class Window:
@@ -101,7 +87,7 @@ def train(config: TrainConfig, source: Source, output_dir: Path) -> dict[str, An
             run to resume, or the processes were not given the same.
         CheckpointError: A checkpoint cannot be written, or cannot be used.
         Diverged: The loss or a model is not finite.
-        Stopped: SIGTERM or Ctrl-C; a checkpoint was saved.
+        Stopped: SIGTERM, Ctrl-C or a time limit; a checkpoint was saved.
     """
     run = Training(config, source, output_dir)
     if config.resume:
@@ -232,7 +218,7 @@ class Training:
         first_step, order = self._step, None
         pending: tuple[rps.StepMetrics, jax.Array] | None = None
         with (
-            Interrupts() as interrupts,
+            Interrupts(TO_STOP) as interrupts,
             Progress(
                 config.epochs, self._steps_per_epoch, first_step, shown=self._first_process
             ) as progress,
@@ -270,10 +256,10 @@ class Training:
                     progress.record(line)
                     self._window = Window([])
                 last = self._step == self._total_steps
-                if epoch_ends and ((epoch + 1) % config.checkpoint_every == 0 or last):
-                    self._save()
-                elif signal_number:
+                if signal_number and not last:
                     self._stop(signal_number)
+                elif last or (epoch_ends and (epoch + 1) % config.checkpoint_every == 0):
+                    self._save()
 
     def finish(self) -> dict[str, Any] | None:
         """Writes the summary and the picture on process 0, and returns the summary there."""
@@ -356,13 +342,11 @@ class Training:
         distance = float(self._programs.consensus_distance(self._state))
         self._check_finite("the consensus distance", distance)
         self._save()
-        if not self._first_process:
-            raise Stopped("", signal_number)
         raise Stopped(
-            f"stopped by {signal.Signals(signal_number).name} at step {self._step:,} of "
-            f"{self._total_steps:,}, with a checkpoint; go on with\n"
-            f"python -m launch.train --resume --output-dir {shlex.quote(str(self._folder.path))}",
             signal_number,
+            f"at step {self._step:,} of {self._total_steps:,}, with a checkpoint",
+            f"python -m launch.train --resume --output-dir {shlex.quote(str(self._folder.path))}",
+            said=self._first_process,
         )
 
     def _say(self, text: str) -> None:

@@ -89,7 +89,7 @@ def test_something_else_at_the_coordinators_address_is_named() -> None:
         thread.start()
         with pytest.raises(RollCallError, match="what answers is no process of this job"):
             roll_call(address, 2, 1, 1.0, gloo=True)
-        other.close()
+        other.shutdown(socket.SHUT_RDWR)  # Wakes the thread, as close does not.
         thread.join()
 
 

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from launch.colocation.options import check_many, refusals
-from launch.colocation.report import interval, write_results
+from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, measure_all, summary
 from launch.command_line import expect, read_command, refuse, split_arguments
 from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
 from launch.many_runs import train_all
+from launch.report import interval
 from launch.run_folder import check_can_write
 from launch.source import find_source
 from rps_jax.colocation import Settings, save_record, simulate, with_discipline

@@ -1,0 +1,84 @@
+"""What the paper trains and says of it, and what it leaves open and is chosen here."""
+
+import dataclasses
+from typing import Literal
+
+from launch.config import PRESETS, TrainConfig
+
+Model = Literal["resnet20", "resnet110", "lstm"]
+ScaleName = Literal["paper", "reduced"]
+
+FIGURES: dict[str, Model] = {
+    "fig4a": "resnet20",
+    "fig4b": "resnet110",
+    "fig4c": "lstm",
+    "fig5a": "resnet20",
+    "fig5b": "resnet110",
+    "fig5c": "lstm",
+}
+"""The model of each figure; figure 4 shares models, figure 5 gradients too."""
+
+TRAINING_LOSS: dict[Model, dict[float, float]] = {
+    "resnet20": {100: 0.09, 99: 0.09, 95: 0.11, 90: 0.11},
+    "resnet110": {100: 0.02, 99: 0.02, 95: 0.02, 90: 0.03},
+    "lstm": {100: 0.01, 99: 0.02, 95: 0.02, 90: 0.02},
+}
+"""The paper's final training loss of RPS, by probability of arrival in percent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large a training is.
+
+    Attributes:
+        config: All that the runs of a model have in common.
+        num_train: How many of the training examples are used; None for all.
+        num_test: The same of the test examples.
+        reduced: What is less than in the paper, for people; "" if nothing is.
+    """
+
+    config: TrainConfig
+    num_train: int | None = None
+    num_test: int | None = None
+    reduced: str = ""
+
+
+def _plain(preset: str, learning_rate: float, **changes: object) -> TrainConfig:
+    """Returns a preset without momentum and regularisation, as the paper has it in figure 5.
+
+    Figure 4 is trained likewise, so that its runs are those that figure 5 compares with.
+    """
+    return dataclasses.replace(
+        PRESETS[preset],
+        learning_rate=learning_rate,
+        momentum=0.0,
+        weight_decay=0.0,
+        checkpoint_every=1,
+        log_every=2**30,  # Only at an epoch's end, so that its training loss is that of the epoch.
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+# The learning rates are those that `launch.reproduce search` found best without loss.
+_RESNET20 = _plain("cifar10-resnet20", learning_rate=0.5)
+_RESNET110 = _plain("cifar10-resnet110", learning_rate=0.5)
+_LSTM = _plain("atis-lstm", learning_rate=32.0)
+
+SCALES: dict[tuple[Model, ScaleName], Scale] = {
+    ("resnet20", "paper"): Scale(_RESNET20),
+    ("resnet110", "paper"): Scale(_RESNET110),
+    ("lstm", "paper"): Scale(_LSTM),
+    ("resnet20", "reduced"): Scale(
+        dataclasses.replace(_RESNET20, epochs=10),
+        num_train=4096,
+        num_test=1024,
+        reduced="4,096 of 50,000 training images, 1,024 of 10,000 test images, 10 of 160 epochs",
+    ),
+    ("resnet110", "reduced"): Scale(
+        dataclasses.replace(_RESNET110, epochs=5),
+        num_train=1024,
+        num_test=256,
+        reduced="1,024 of 50,000 training images, 256 of 10,000 test images, 5 of 160 epochs",
+    ),
+    ("lstm", "reduced"): Scale(dataclasses.replace(_LSTM, epochs=5), reduced="5 of 20 epochs"),
+}
