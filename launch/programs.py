@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,14 @@ from rps_jax import PER_WORKER, SHARED, WorkerMesh
 class Programs:
     """What a run does over and over, compiled at first use.
 
+    Several runs that differ in their channel only are one program: each worker has the models of
+    all, with an axis of runs that is mapped by `jax.vmap`. A run alone has no such axis.
+
     Attributes:
         start_epoch: `(arrays, epoch) -> order`, the order of each worker's examples.
         train_step: `(state, arrays, order, signals) -> (state, metrics, signal)`; takes the buffers
             of the state. Of each worker's `signals`, all get to know the greatest.
-        consensus_distance: `state -> scalar`.
+        consensus_distance: `state -> scalar`, or one for each run.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class Programs:
         mesh: WorkerMesh,
         task: Task,
         optimizer: optax.GradientTransformation,
-        channel: rps.Channel,
+        channels: Sequence[rps.Channel],
         steps_per_epoch: int,
     ) -> None:
         """Describes the programs; nothing is compiled yet.
@@ -45,10 +48,11 @@ class Programs:
             mesh: Where the workers are.
             task: Data and model.
             optimizer: Of the local step.
-            channel: Where loss comes from.
+            channels: Where loss comes from, in each run.
             steps_per_epoch: Batches that every worker takes of its examples.
         """
         axis = mesh.axis_name
+        self._num_runs = len(channels)
         data_key = named_key(config.seed, "data")
 
         def start_epoch(arrays: Any, epoch: jax.Array) -> jax.Array:
@@ -89,11 +93,12 @@ class Programs:
             return jax.lax.psum(sums, axis), result.predictions
 
         self.start_epoch = mesh.spmd(start_epoch, (PER_WORKER, SHARED), PER_WORKER)
-        # The channel is an argument: a trace is too large for a constant of the program.
+        # The channels are an argument: a trace is too large for a constant of the program.
+        channel = channels[0] if len(channels) == 1 else jax.tree.map(_stack, *channels)
         self.train_step = functools.partial(
             _begun_together(
                 mesh.spmd(
-                    train_step,
+                    self._of_runs(train_step, (0, 0, None, None, None), (0, 0, None)),
                     (SHARED, *(PER_WORKER,) * 4),
                     (PER_WORKER, SHARED, SHARED),
                     donate_argnums=(1,),
@@ -101,13 +106,33 @@ class Programs:
             ),
             jax.tree.map(functools.partial(_shared, mesh), channel),
         )
-        self.consensus_distance = mesh.spmd(consensus_distance, (PER_WORKER,), SHARED)
-        self._mean_model = mesh.spmd(mean_model, (PER_WORKER,), SHARED)
-        self._evaluate = mesh.spmd(evaluate, (SHARED, PER_WORKER), (SHARED, PER_WORKER))
+        self.consensus_distance = mesh.spmd(
+            self._of_runs(consensus_distance, (0,)), (PER_WORKER,), SHARED
+        )
+        self._mean_model = mesh.spmd(self._of_runs(mean_model, (0,)), (PER_WORKER,), SHARED)
+        self._evaluate = mesh.spmd(
+            self._of_runs(evaluate, (0, None)), (SHARED, PER_WORKER), (SHARED, PER_WORKER)
+        )
         self._test_metrics = task.test_metrics
 
-    def evaluate(self, state: rps.TrainState, train: Shards, test: Shards) -> dict[str, float]:
-        """Evaluates the mean model on all training and all test examples.
+    def of_all_runs(self, state: Any) -> Any:
+        """Returns the state of one worker in which all runs start, from that of one."""
+        if self._num_runs == 1:
+            return state
+        return jax.tree.map(lambda leaf: jnp.stack([leaf] * self._num_runs), state)
+
+    def _of_runs(
+        self, function: Callable[..., Any], in_axes: tuple[int | None, ...], out_axes: Any = 0
+    ) -> Callable[..., Any]:
+        """Returns a function of one run as one of all."""
+        if self._num_runs == 1:
+            return function
+        return jax.vmap(function, in_axes=in_axes, out_axes=out_axes)
+
+    def evaluate(
+        self, state: rps.TrainState, train: Shards, test: Shards
+    ) -> list[dict[str, float]]:
+        """Evaluates the mean model of each run on all training and all test examples.
 
         Args:
             state: Of all workers.
@@ -115,28 +140,45 @@ class Programs:
             test: All test examples, dealt in their order.
 
         Returns:
-            The entries of the metrics that an epoch ends with.
+            The entries of the metrics that an epoch ends with, of each run.
         """
         model = self._mean_model(state)
-        train_loss, _, _ = self._evaluate_split(model, train)
-        test_loss, test_accuracy, predictions = self._evaluate_split(model, test)
-        metrics = {
-            "mean_model_train_loss": train_loss,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        }
+        train_sums, _ = self._evaluate_split(model, train)
+        test_sums, predictions = self._evaluate_split(model, test)
+        metrics = [
+            {
+                "mean_model_train_loss": float(train_loss / train_weight),
+                "test_loss": float(loss / weight),
+                "test_accuracy": float(correct / weight),
+            }
+            for (train_loss, _, train_weight), (loss, correct, weight) in zip(
+                train_sums, test_sums, strict=True
+            )
+        ]
         if self._test_metrics is not None:
-            metrics |= self._test_metrics(_in_order(predictions, test.sizes))
+            for found, said in zip(metrics, self._in_order(predictions, test.sizes), strict=True):
+                found |= self._test_metrics(said)
         return metrics
 
-    def _evaluate_split(self, model: Any, shards: Shards) -> tuple[float, float, list[jax.Array]]:
-        """Returns loss, accuracy, and the predictions for each batch of rows."""
+    def _evaluate_split(self, model: Any, shards: Shards) -> tuple[np.ndarray, list[jax.Array]]:
+        """Returns the sums over a split, `[num_runs, 3]`, and the predictions of each batch."""
         results = []
         for start in range(0, shards.arrays["weight"].shape[1], shards.batch):
             rows = {k: a[:, start : start + shards.batch] for k, a in shards.arrays.items()}
             results.append(self._evaluate(model, rows))
-        loss, correct, weight = np.sum([np.asarray(sums) for sums, _ in results], axis=0)
-        return float(loss / weight), float(correct / weight), [said for _, said in results]
+        sums = np.sum([np.asarray(of_batch) for of_batch, _ in results], axis=0)
+        return sums.reshape(self._num_runs, 3), [said for _, said in results]
+
+    def _in_order(self, batches: list[jax.Array], sizes: list[int]) -> list[np.ndarray]:
+        """Returns the predictions of each run, on all hosts, in the order of the parts."""
+        everywhere = [multihost_utils.process_allgather(said, tiled=True) for said in batches]
+        if self._num_runs == 1:
+            everywhere = [said[:, None] for said in everywhere]
+        of_workers = np.concatenate(everywhere, axis=2)
+        return [
+            np.concatenate([said[:size] for said, size in zip(of_run, sizes, strict=True)])
+            for of_run in of_workers.swapaxes(0, 1)
+        ]
 
 
 def _shared(mesh: WorkerMesh, value: Any) -> jax.Array:
@@ -162,11 +204,8 @@ def _begun_together(program: Any) -> Callable[..., Any]:
     return run
 
 
-def _in_order(batches: list[jax.Array], sizes: list[int]) -> np.ndarray:
-    """Returns the predictions of all workers, on all hosts, in the order of the parts."""
-    everywhere = [multihost_utils.process_allgather(said, tiled=True) for said in batches]
-    by_worker = np.concatenate(everywhere, axis=1)
-    return np.concatenate([said[:size] for said, size in zip(by_worker, sizes, strict=True)])
+def _stack(*leaves: Any) -> np.ndarray:
+    return np.stack([np.asarray(jnp.asarray(leaf)) for leaf in leaves])
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -5,9 +5,9 @@ pictures, and speaks.
 """
 
 import math
-import platform
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,16 @@ from launch.agreement import agree, check_shared, digest_of
 from launch.channels import make_channel
 from launch.checkpoints import Checkpoints, Saved
 from launch.command_line import DIVERGED, CommandError, UsageError
-from launch.config import CONFIG_FILE, LOSSY, TrainConfig
-from launch.curves import draw_curves
+from launch.config import CONFIG_FILE, TrainConfig
 from launch.interrupts import TO_STOP, Interrupts, Stopped
 from launch.programs import Programs, make_optimizer, named_key
 from launch.progress import Progress
+from launch.record import Record, Summary, Window, setting
 from launch.resize import resized
-from launch.run_folder import EPOCH_DIGITS, RunFolder, write_json
+from launch.run_folder import RunFolder
 from launch.shards import deal
 from launch.source import of_flag
-from launch.tasks import Task, make_task
+from launch.tasks import make_task
 
 
 class Diverged(CommandError):
@@ -38,39 +38,7 @@ class Diverged(CommandError):
     exit_status = DIVERGED
 
 
-class Window:
-    """What happened in the steps since the last line of metrics.
-
-    Attributes:
-        steps: `[loss, delivered fraction]` of each; a checkpoint holds them too.
-    """
-
-    def __init__(self, steps: list[list[float]]) -> None:
-        """Goes on from the steps of an earlier part of the run."""
-        self.steps = steps
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leaves out of the throughput whatever happened before now."""
-        self._timed_from, self._began = len(self.steps), time.perf_counter()
-
-    def add(self, metrics: rps.StepMetrics) -> None:
-        """Waits for the metrics of a step, and adds them."""
-        loss, delivered = jax.device_get((metrics.loss, metrics.delivered))
-        self.steps.append([float(loss), float(np.mean(delivered))])
-
-    def averages(self, examples_per_step: int) -> dict[str, float]:
-        """Returns the means over the steps, and the throughput."""
-        examples = (len(self.steps) - self._timed_from) * examples_per_step
-        loss, delivered = np.mean(self.steps, axis=0)
-        return {
-            "train_loss": float(loss),
-            "delivered_fraction": float(delivered),
-            "examples_per_second": round(examples / (time.perf_counter() - self._began), 1),
-        }
-
-
-def train(config: TrainConfig, source: Source, output_dir: Path) -> dict[str, Any] | None:
+def train(config: TrainConfig, source: Source, output_dir: Path) -> Summary | None:
     """Runs a training from its start, or from the newest checkpoint, to its end.
 
     Args:
@@ -89,8 +57,32 @@ def train(config: TrainConfig, source: Source, output_dir: Path) -> dict[str, An
         Diverged: The loss or a model is not finite.
         Stopped: SIGTERM, Ctrl-C or a time limit; a checkpoint was saved.
     """
-    run = Training(config, source, output_dir)
-    if config.resume:
+    summaries = train_together([config], source, [output_dir])
+    return summaries[0] if summaries else None
+
+
+def train_together(
+    configs: Sequence[TrainConfig],
+    source: Source,
+    output_dirs: Sequence[Path],
+    checkpoints: Path | None = None,
+) -> list[Summary]:
+    """Runs trainings that differ in their drop rates only, as one program; otherwise as `train`.
+
+    Each worker has a model of each run, and takes all their steps at once, on the same examples: a
+    device that one run leaves idle does more.
+
+    Args:
+        configs: Checked configurations.
+        source: The data of them all.
+        output_dirs: Where the results of each go.
+        checkpoints: Where the checkpoints of them all go; by default to the first.
+
+    Returns:
+        The summaries on process 0; none on all others.
+    """
+    run = Training(configs, source, output_dirs, checkpoints)
+    if configs[0].resume:
         run.resume()
     else:
         run.begin()
@@ -99,12 +91,19 @@ def train(config: TrainConfig, source: Source, output_dir: Path) -> dict[str, An
 
 
 class Training:
-    """A training run, and where it is."""
+    """Runs that are trained together, one as a rule, and where they are."""
 
-    def __init__(self, config: TrainConfig, source: Source, output_dir: Path) -> None:
-        """Sets up all that does not depend on where the run is; writes nothing."""
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        source: Source,
+        output_dirs: Sequence[Path],
+        checkpoints: Path | None,
+    ) -> None:
+        """Sets up all that does not depend on where the runs are; writes nothing."""
         self._began = time.perf_counter()
-        self._config = config
+        # What they have in common; whatever reads a drop rate asks the records.
+        self._config = config = configs[0]
         self._first_process = jax.process_index() == 0
         self._description = source.description
 
@@ -113,15 +112,18 @@ class Training:
             self._mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
         except ValueError as error:
             raise UsageError(f"the devices cannot hold the workers: {error}") from None
-        channel = make_channel(config)
+        channels = [make_channel(config) for config in configs]
         try:
             dataset = source.load()
         except DataError as error:
             raise of_flag(config, error) from error
         self._data_digest = digest_of(dataset)
-        output_dir = agree(config, f"{source.description} {self._data_digest}", output_dir)
-        self._folder = RunFolder(output_dir)
-        self._checkpoints = Checkpoints(self._folder.checkpoints)
+        data = f"{source.description} {self._data_digest}"
+        self._records = [
+            Record(config, RunFolder(agree(config, data, output_dir)))
+            for config, output_dir in zip(configs, output_dirs, strict=True)
+        ]
+        self._checkpoints = Checkpoints(checkpoints or self._records[0].folder.checkpoints)
         self._task = make_task(config, dataset)
         labels = dataset.train[dataset.label_key]
         parts = partition(
@@ -134,58 +136,59 @@ class Training:
         )
         self._steps_per_epoch = min(self._train_shards.sizes) // config.batch_size
         self._total_steps = self._steps_per_epoch * config.epochs
-        self._say(_headline(config, self._mesh, self._task, source))
+        self._say(
+            f"{self._task.model_name} on {source.description}, {source.num_train:,} training "
+            f"examples\n{'; '.join(map(setting, configs))}, on {_devices(self._mesh)}"
+        )
 
         # What they do.
         optimizer = make_optimizer(config, self._steps_per_epoch)
         self._programs = Programs(
-            config, self._mesh, self._task, optimizer, channel, self._steps_per_epoch
+            config, self._mesh, self._task, optimizer, channels, self._steps_per_epoch
         )
         # Run once: compiling it well would take longer than running it.
         init = jax.jit(self._task.init, compiler_options={"xla_backend_optimization_level": 0})
         params, model_state = init(named_key(config.seed, "model"))
         block = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_workers
-        if channel.packets is not None and channel.packets > block:
-            flag = (
-                f"--packets {channel.packets}"
-                if config.trace is None
-                else f"--trace {config.trace}"
-            )
+        packets = channels[0].packets
+        if packets is not None and packets > block:
+            flag = f"--packets {packets}" if config.trace is None else f"--trace {config.trace}"
             raise UsageError(f"{flag}: expected at most {block} packets, a block's elements")
 
         # Where the run is.
         self._step = 0
-        self._window = Window([])
-        self._state = self._mesh.replicate(
-            rps.init_train_state(
-                params, model_state, optimizer, channel, config.num_workers, config.seed
-            )
+        state = rps.init_train_state(
+            params, model_state, optimizer, channels[0], config.num_workers, config.seed
         )
+        self._state = self._mesh.replicate(self._programs.of_all_runs(state))
 
     def begin(self) -> None:
-        """Makes the folder of a new run."""
-        if self._first_process:
-            self._folder.create(self._config)
-        check_shared(self._folder.path / CONFIG_FILE)
+        """Makes the folders of new runs."""
+        for record in self._records:
+            if self._first_process:
+                record.folder.create(record.config)
+                record.folder.rewind(0)  # Of a beginning of which no checkpoint is left.
+            check_shared(record.folder.path / CONFIG_FILE)
 
     def resume(self) -> None:
         """Goes back to the newest checkpoint, or to the start if there is none."""
         saved = self._checkpoints.newest(report=self._say)
         if saved is not None:
             if saved.progress["data_digest"] != self._data_digest:
-                raise UsageError(
-                    f"--data-path: expected the data that {self._folder.path} began with"
-                )
+                began = self._records[0].folder.path
+                raise UsageError(f"--data-path: expected the data that {began} began with")
             self._began -= saved.progress["wall_seconds"]
             if saved.progress["num_workers"] == self._config.num_workers:
                 self._step = saved.step
                 self._state = self._checkpoints.restore(saved.step, self._state)
-                self._window = Window(saved.progress["window"])
+                for record, steps in zip(self._records, saved.progress["windows"], strict=True):
+                    record.window = Window(steps)
             else:
                 self._resume_resized(saved)
         self._say(f"resuming at step {self._step:,} of {self._total_steps:,}")
         if self._first_process:
-            self._folder.rewind(self._step / self._steps_per_epoch)
+            for record in self._records:
+                record.folder.rewind(self._step / self._steps_per_epoch)
 
     def _resume_resized(self, saved: Saved) -> None:
         """Goes back to the beginning of the epoch of a checkpoint of another number of workers."""
@@ -206,7 +209,7 @@ class Training:
         self._say(f"{now} workers go on with what {before} have learned in {epochs} epochs")
         self._checkpoints.save_alone(self._step, self._state, self._progress())
         if self._first_process:
-            self._folder.create(self._config)
+            self._records[0].folder.create(self._config)
 
     def loop(self) -> None:
         """Trains to the end.
@@ -246,74 +249,65 @@ class Training:
                     signal_number = max(signal_number, self._take(pending))
                     pending = None
                 elif self._step == first_step + 2:
-                    self._window.restart_clock()  # The first step was compiled.
+                    self._restart_clocks()  # The first step was compiled.
                 progress.step(self._step)
 
                 if logs:
-                    line = self._measure(epoch_ends)
-                    if self._first_process:
-                        self._folder.append(line)
-                    progress.record(line)
-                    self._window = Window([])
+                    self._measure(epoch_ends, progress)
                 last = self._step == self._total_steps
                 if signal_number and not last:
                     self._stop(signal_number)
                 elif last or (epoch_ends and (epoch + 1) % config.checkpoint_every == 0):
                     self._save()
 
-    def finish(self) -> dict[str, Any] | None:
-        """Writes the summary and the picture on process 0, and returns the summary there."""
+    def finish(self) -> list[Summary]:
+        """Writes the summaries and the pictures on process 0, and returns the summaries there."""
         if not self._first_process:
-            return None
-        lines = self._folder.read_metrics()
-        if not lines or lines[-1]["step"] != self._total_steps:
-            raise UsageError(
-                f"{self._folder.metrics}: expected the metrics of step {self._total_steps:,} in it"
-            )
-        config, task = self._config, self._task
-        summary = {
-            **lines[-1],
-            "score": task.score,
-            "algorithm": config.algorithm,
-            "drop_rate": config.drop_rate if config.algorithm in LOSSY else None,
-            "num_workers": config.num_workers,
-            "model_state": config.model_state,
-            "data": self._description,
-            "wall_seconds": round(time.perf_counter() - self._began, 2),
-            "devices": _devices(self._mesh),
-            "versions": {
-                "python": platform.python_version(),
-                "jax": jax.__version__,
-                "rps_jax": rps.__version__,
-            },
-        }
-        write_json(self._folder.summary, summary)
-        title = f"{task.model_name} on {self._description}: {_setting(config)}"
-        draw_curves(lines, task.score, title, self._folder.curves)
-        return summary
+            return []
+        # Each has its share of the time that they took together.
+        seconds = (time.perf_counter() - self._began) / len(self._records)
+        devices = _devices(self._mesh)
+        return [
+            record.finish(self._total_steps, self._task, self._description, devices, seconds)
+            for record in self._records
+        ]
 
     def _take(self, pending: tuple[rps.StepMetrics, jax.Array]) -> int:
         """Waits for a step; returns the number of the signal that any process had, or 0."""
-        metrics, signal_of_any = pending
-        self._window.add(metrics)
-        self._check_finite("the training loss", self._window.steps[-1][0])
+        metrics, signal_of_any = jax.device_get(pending)
+        losses = np.ravel(metrics.loss)
+        delivered = np.mean([np.ravel(phase) for phase in metrics.delivered], axis=0)
+        for record, *step in zip(self._records, losses, delivered, strict=True):
+            record.window.add(*map(float, step))
+            self._check_finite("the training loss", record.window.steps[-1][0])
         return int(signal_of_any)
 
-    def _measure(self, epoch_ends: bool) -> dict[str, Any]:
-        """Returns a line of metrics."""
-        config = self._config
-        line = {
-            "step": self._step,
-            "epoch": round(self._step / self._steps_per_epoch, EPOCH_DIGITS),
-            **self._window.averages(config.num_workers * config.batch_size),
-            "consensus_distance": float(self._programs.consensus_distance(self._state)),
-        }
-        self._check_finite("the consensus distance", line["consensus_distance"])
+    def _measure(self, epoch_ends: bool, progress: Progress) -> None:
+        """Writes a line of metrics for each run, and shows them."""
+        measured = [{"consensus_distance": distance} for distance in self._distances()]
         if epoch_ends:
-            line |= self._programs.evaluate(self._state, self._train_shards, self._test_shards)
-            self._check_finite("the mean model's loss", line["mean_model_train_loss"])
-            self._check_finite("the mean model's test loss", line["test_loss"])
-        return line
+            found = self._programs.evaluate(self._state, self._train_shards, self._test_shards)
+            measured = [a | b for a, b in zip(measured, found, strict=True)]
+            for values in found:
+                self._check_finite("the mean model's loss", values["mean_model_train_loss"])
+                self._check_finite("the mean model's test loss", values["test_loss"])
+        epoch = self._step / self._steps_per_epoch
+        for record, values in zip(self._records, measured, strict=True):
+            line = record.line(self._step, epoch, values)
+            if self._first_process:
+                record.folder.append(line)
+            progress.record(line)
+
+    def _distances(self) -> list[float]:
+        """Returns the consensus distance of each run."""
+        distances = np.ravel(self._programs.consensus_distance(self._state)).tolist()
+        for distance in distances:
+            self._check_finite("the consensus distance", distance)
+        return distances
+
+    def _restart_clocks(self) -> None:
+        for record in self._records:
+            record.window.restart_clock()
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -326,26 +320,26 @@ class Training:
 
     def _save(self) -> None:
         self._checkpoints.save(self._step, self._state, self._progress())
-        self._window.restart_clock()
+        self._restart_clocks()
 
     def _progress(self) -> dict[str, Any]:
         return {
             "num_workers": self._config.num_workers,
             "steps_per_epoch": self._steps_per_epoch,
-            "window": self._window.steps,
+            "windows": [record.window.steps for record in self._records],
             "wall_seconds": time.perf_counter() - self._began,
             "data_digest": self._data_digest,
         }
 
     def _stop(self, signal_number: int) -> None:
         """Saves a checkpoint, and ends the run; every process does so at the same step."""
-        distance = float(self._programs.consensus_distance(self._state))
-        self._check_finite("the consensus distance", distance)
+        self._distances()  # A model that is not finite is no checkpoint.
         self._save()
+        folder = self._records[0].folder
         raise Stopped(
             signal_number,
             f"at step {self._step:,} of {self._total_steps:,}, with a checkpoint",
-            f"python -m launch.train --resume --output-dir {shlex.quote(str(self._folder.path))}",
+            f"python -m launch.train --resume --output-dir {shlex.quote(str(folder.path))}",
             said=self._first_process,
         )
 
@@ -369,27 +363,7 @@ class _Signals:
         return self._on_devices[number]
 
 
-def _headline(config: TrainConfig, mesh: rps.WorkerMesh, task: Task, source: Source) -> str:
-    return (
-        f"{task.model_name} on {source.description}, {source.num_train:,} training examples\n"
-        f"{_setting(config)}, on {_devices(mesh)}"
-    )
-
-
 def _devices(mesh: rps.WorkerMesh) -> str:
     devices = f"{mesh.mesh.size} x {mesh.mesh.devices.flat[0].device_kind}"
     processes = jax.process_count()
     return devices if processes == 1 else f"{devices} in {processes} processes"
-
-
-def _setting(config: TrainConfig) -> str:
-    workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
-    if config.algorithm not in LOSSY:
-        return f"{workers}, {config.algorithm}"
-    if config.trace is not None:
-        return f"{workers}, {config.algorithm}, losses as in {config.trace.name}"
-    assert config.drop_rate is not None  # as the command line was checked for
-    lost = f"{100 * config.drop_rate:.3g}%"
-    if config.all_gather_drop_rate is not None:
-        lost += f" and {100 * config.all_gather_drop_rate:.3g}%"
-    return f"{workers}, {config.algorithm}, {lost} of messages lost"

@@ -18,11 +18,15 @@ from jax.experimental.compilation_cache import compilation_cache
 import launch.many_runs
 import launch.reproduce
 from data import DataError, Dataset, Source, subset
+from launch.config import PRESETS
 from launch.interrupts import Stopped, time_limit
+from launch.many_runs import train_all
 from launch.reproduction import paper
 from launch.reproduction.runs import Curve, Shared
 from launch.reproduction.tables import claims, table
 from launch.run_folder import RunFolder
+from launch.source import find_source
+from runs import read_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +102,7 @@ def test_a_figure_and_the_one_that_shares_its_runs(
     made = json.loads((folder / "run.json").read_text())
     assert made["command"] == (
         "python -m launch.reproduce fig4c --scale reduced --seeds 3 4 --arrivals 100 90 "
-        "--on-miss own --dtype float32"
+        "--on-miss own --dtype float32 --together 1"
     )
     assert made["data"] == "32 of 64 examples of ATIS"
     assert made["settings"]["momentum"] == made["settings"]["weight_decay"] == 0
@@ -146,25 +150,30 @@ def test_the_search_takes_the_best_and_outlives_what_diverges(
     assert "[1/3]" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("together", ["1", "2"])
 def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
-    atis: str, small: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    together: str,
+    atis: str,
+    small: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "90"]
-    argv += ["--time-limit", "1000"]
+    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "90", "50"]
+    argv += ["--time-limit", "1000", "--together", together]
     assert launch.reproduce.main([*argv, "--runs-dir", "whole", "--output-dir", "whole"]) == 0
 
     append = RunFolder.append
 
     def append_and_time_out(folder: RunFolder, line: dict[str, Any]) -> None:
         append(folder, line)
-        if line["epoch"] == 1:
+        if line["epoch"] == 1 and folder.path.name == "rps-90-0":
             os.kill(os.getpid(), signal.SIGALRM)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "append", append_and_time_out)
         assert launch.reproduce.main(argv) == 128 + signal.SIGALRM
     assert capsys.readouterr().err == (
-        "stopped by the time limit at step 4 of 6, with a checkpoint, in run 1 of 1; go on with\n"
+        "stopped by the time limit at step 4 of 6, with a checkpoint, in run 1/2; go on with\n"
         "the same command\n"
     )
     assert not Path("results").exists()
@@ -175,6 +184,53 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     assert [(Path("results/fig4c-reduced") / name).read_text() for name in names] == [
         (Path("whole") / name).read_text() for name in names
     ]
+
+
+def test_runs_that_are_trained_together_are_those_that_are_trained_alone(
+    atis: str, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["fig5c", "--data-path", atis, "--scale", "reduced", "--arrivals", "100", "70", "40"]
+    for name in ("1", "2"):
+        places = ["--runs-dir", name, "--output-dir", name]
+        assert launch.reproduce.main([*argv, *places, "--together", name]) == 0
+    printed = capsys.readouterr().out
+    for names in ("rps-100-0, rps-70-0", "rps-40-0", "gradient-averaging-40-0"):
+        assert f"{names}, about" in printed or f"{names}\n" in printed
+    for folder in Path("1/lstm-reduced").glob("*-0"):
+        alone, together = read_metrics(folder), read_metrics(Path("2/lstm-reduced") / folder.name)
+        assert len(alone) == len(together) == 3
+        for one, other in zip(alone, together, strict=True):
+            assert one["delivered_fraction"] == other["delivered_fraction"]
+            for key in one.keys() - {"examples_per_second"}:
+                assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("workers_per_device", [1, 2])
+def test_batch_norm_and_shared_devices_go_together_too(
+    workers_per_device: int, tmp_path: Path
+) -> None:
+    base = dataclasses.replace(
+        PRESETS["digits"],
+        num_workers=4,
+        batch_size=64,
+        epochs=1,
+        workers_per_device=workers_per_device,
+    )
+    found = [
+        train_all(
+            [
+                dataclasses.replace(base, drop_rate=rate, output_dir=tmp_path / f"{most}-{rate}")
+                for rate in (0.0, 0.3)
+            ],
+            find_source(base),
+            together=most,
+        )
+        for most in (1, 2)
+    ]
+    for (alone,), (together,) in zip(*found, strict=True):
+        assert alone["delivered_fraction"] == together["delivered_fraction"]
+        for key in ("train_loss", "mean_model_train_loss", "consensus_distance", "test_loss"):
+            assert alone[key] == pytest.approx(together[key], rel=0.02, abs=1e-5), key
 
 
 def test_a_time_limit_between_runs() -> None:
@@ -199,6 +255,7 @@ def test_a_time_limit_between_runs() -> None:
         ("fig4a --seeds 1 1", "--seeds (1, 1): expected each value once"),
         ("fig4a --seeds -1 --data-path .", "--seed -1: expected an integer"),
         ("fig4a --scale big", "--scale big: expected"),
+        ("fig4a --together 0", "--together 0: expected at least 1"),
         ("fig4a --time-limit 0", "--time-limit 0.0: expected a positive number of seconds"),
         ("fig5a --output-dir /dev/null/x", "--output-dir /dev/null/x: expected a folder that"),
         ("search --learning-rates 0", "--learning-rate 0.0: expected a positive number"),

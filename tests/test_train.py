@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
-from runs import assert_same_state, read_metrics, reproducible
 
 import launch.train
 import launch.training
 from launch.checkpoints import Checkpoints
 from launch.progress import Progress
-from launch.training import Window
+from launch.record import Window
+from runs import assert_same_state, read_metrics, reproducible
 
 ROOT = Path(__file__).parents[1]
 
@@ -252,8 +252,8 @@ def test_a_training_that_diverges_keeps_its_last_good_checkpoint(
     add = Window.add
     count = iter(range(1, 100))
 
-    def with_nan(self: Window, metrics: Any) -> None:
-        add(self, metrics)
+    def with_nan(self: Window, *step: float) -> None:
+        add(self, *step)
         if next(count) == 15:
             self.steps[-1][0] = float("nan")
 

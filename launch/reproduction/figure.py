@@ -40,6 +40,8 @@ class FigureConfig:
     """Figure 5: what is applied where no average arrives: the own gradient, or none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the model's computation; parameters and averages are always float32."""
+    together: int = 1
+    """How many probabilities of arrival to train as one program, where a GPU has room."""
     time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
     """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
     runs_dir: Path = Path("runs/reproduce")
@@ -62,7 +64,7 @@ def run(figure: str, argv: Sequence[str]) -> int:
     trainings = [training.config for training in runs]
     keep_programs(config.runs_dir / "compiled")
     with time_limit(config.time_limit):
-        metrics = train_all(trainings, source, keep_checkpoints=False)
+        metrics = train_all(trainings, source, together=config.together, keep_checkpoints=False)
     summaries = [folder_of(training).read_summary() for training in trainings]
     score = summaries[0]["score"]
     curves = curves_of(runs, metrics, score)
@@ -85,6 +87,7 @@ def _completed(config: FigureConfig, figure: str) -> FigureConfig:
     assert config.arrivals is not None
     for arrival in config.arrivals:
         expect("arrivals", f"{arrival:g}", 0 <= arrival <= 100, "percentages, in [0, 100]")
+    expect("together", config.together, config.together >= 1, "at least 1")
     check_slot(config)
     return config
 
