@@ -1,15 +1,11 @@
 """SIGTERM, Ctrl-C and a time limit as something to look at between steps."""
 
-import contextlib
 import signal
-from collections.abc import Iterator
+import time
 from types import FrameType
 from typing import Any
 
 from launch.command_line import CommandError
-
-TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
-"""What asks a training to save a checkpoint and to stop; SIGALRM is that of a time limit."""
 
 
 class Stopped(CommandError):
@@ -43,31 +39,22 @@ class Stopped(CommandError):
         return f"stopped by {by} {self.where}; go on with\n{self._go_on}"
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Stops what runs inside after some time: a training with a checkpoint, all else at once.
+class Deadline:
+    """A moment at which training is to stop, as if SIGALRM had come."""
 
-    Args:
-        seconds: Until then; None for no limit.
+    def __init__(self, seconds: float | None) -> None:
+        """Starts the clock.
 
-    Raises:
-        Stopped: The time is up.
-    """
+        Args:
+            seconds: Until then; None for never.
+        """
+        self._moment = None if seconds is None else time.monotonic() + seconds
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        raise Stopped(number, "between two runs", "the same command")
-
-    if seconds is None:
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    @property
+    def signal_number(self) -> int:
+        """SIGALRM once the moment has come, 0 before."""
+        passed = self._moment is not None and time.monotonic() >= self._moment
+        return signal.SIGALRM if passed else 0
 
 
 class Interrupts:

@@ -12,8 +12,12 @@ from data import Source
 from launch.command_line import UsageError
 from launch.config import CONFIG_FILE, MAY_CHANGE_ON_RESUME, TrainConfig, to_json
 from launch.devices import start_devices
-from launch.interrupts import Stopped
+from launch.interrupts import Deadline, Stopped
 from launch.run_folder import CHECKPOINTS, RunFolder
+
+_MEMBERS = "runs.txt"
+"""Names of the runs whose checkpoints a folder has."""
+_SAME_COMMAND = "the same command"
 
 
 def train_all(
@@ -21,6 +25,7 @@ def train_all(
     source: Source,
     *,
     together: int = 1,
+    deadline: Deadline | None = None,
     keep_checkpoints: bool = True,
     may_diverge: bool = False,
 ) -> list[list[dict[str, Any]]]:
@@ -30,42 +35,52 @@ def train_all(
         runs: Configurations with an `output_dir` each, of the same number of workers.
         source: The data of them all.
         together: How many runs that differ in their drop rates only to train as one program.
-        keep_checkpoints: Whether a run that is done keeps its checkpoints.
-        may_diverge: Whether to go on with the next where one diverges, which has no summary then.
+        deadline: When to stop with a checkpoint; by default never.
+        keep_checkpoints: Whether a run that is done keeps its checkpoints; if not, one that is
+            under way has only its newest.
+        may_diverge: Whether to go on with the next where one diverges; it has no summary then, and
+            is trained again by the next call.
 
     Returns:
         The lines of metrics of each.
 
     Raises:
-        UsageError: A run of the same folder was made with other flags.
+        UsageError: A run of the same folder was made with other flags, or other data.
         Diverged: A run has left the finite numbers.
-        Stopped: By a signal, or a time limit; the next call goes on.
+        Stopped: By a signal, or the deadline; the next call goes on.
     """
+    deadline = deadline or Deadline(None)
+    folders = [folder_of(run) for run in runs]
     for run in runs:
-        _check_same(run)
+        _check_same(run, source)
     start_devices(runs[0].num_workers, runs[0].workers_per_device)
     # Imported late: it takes seconds, and a mistake in the flags has been found by now.
+    from launch.checkpoints import Checkpoints
     from launch.training import Diverged, train_together
 
-    folders = [folder_of(run) for run in runs]
     for group in _groups([run for run in runs if not folder_of(run).summary.exists()], together):
-        names = ", ".join(folder_of(run).path.name for run in group)
+        names = [folder_of(run).path.name for run in group]
         place = f"{runs.index(group[0]) + 1}/{len(runs)}"
-        print(f"\n[{place}] {names}{_to_go(folders)}", flush=True)
-        begun = all((folder_of(run).path / CONFIG_FILE).exists() for run in group)
+        if number := deadline.signal_number:
+            raise Stopped(number, f"before run {place}", _SAME_COMMAND)
+        print(f"\n[{place}] {', '.join(names)}{_to_go(folders)}", flush=True)
+        checkpoints_dir = _claim_checkpoints(group)
+        checkpoints = Checkpoints(checkpoints_dir, keep=3 if keep_checkpoints else 1)
+        begun = bool(checkpoints.steps())
         configs = [dataclasses.replace(run, resume=begun) for run in group]
-        checkpoints = _checkpoints(group)
+        output_dirs = [folder_of(run).path for run in group]
         try:
-            train_together(configs, source, [folder_of(run).path for run in group], checkpoints)
+            train_together(configs, source, output_dirs, checkpoints, deadline)
         except Stopped as stopped:
             where = f"{stopped.where}, in run {place}"
-            raise Stopped(stopped.signal_number, where, "the same command") from None
+            raise Stopped(stopped.signal_number, where, _SAME_COMMAND) from None
         except Diverged as diverged:
+            said = f"{', '.join(names)}: {diverged}"
             if not may_diverge:
-                raise
-            print(diverged)
+                raise Diverged(said) from None
+            print(said)
         if not keep_checkpoints:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            shutil.rmtree(checkpoints_dir, ignore_errors=True)
     return [folder.read_metrics() for folder in folders]
 
 
@@ -82,13 +97,25 @@ def _groups(runs: Sequence[TrainConfig], most: int) -> list[list[TrainConfig]]:
     return sorted(found, key=lambda group: runs.index(group[0]))
 
 
-def _checkpoints(group: Sequence[TrainConfig]) -> Path:
-    """Returns the folder of the checkpoints of runs that are trained together."""
-    first = folder_of(group[0])
-    if len(group) == 1:
-        return first.checkpoints
-    names = " ".join(folder_of(run).path.name for run in group)
-    return first.path.parent / f"{CHECKPOINTS}-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+def _claim_checkpoints(group: Sequence[TrainConfig]) -> Path:
+    """Returns the folder of the checkpoints of runs that are trained together.
+
+    Checkpoints of the same runs in other company are deleted: the metrics of a run follow one of
+    them only.
+    """
+    own = [folder_of(run).checkpoints for run in group]
+    names = [folder_of(run).path.name for run in group]
+    parent = folder_of(group[0]).path.parent
+    digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
+    mine = own[0] if len(group) == 1 else parent / f"{CHECKPOINTS}-{digest}"
+    shared = [path.parent for path in parent.glob(f"{CHECKPOINTS}-*/{_MEMBERS}")]
+    others = [path for path in shared if set(names) & set((path / _MEMBERS).read_text().split())]
+    for path in {*own, *others} - {mine}:
+        shutil.rmtree(path, ignore_errors=True)
+    if len(group) > 1:
+        mine.mkdir(parents=True, exist_ok=True)
+        (mine / _MEMBERS).write_text("\n".join(names))
+    return mine
 
 
 def folder_of(run: TrainConfig) -> RunFolder:
@@ -106,12 +133,15 @@ def _to_go(folders: Sequence[RunFolder]) -> str:
     return f", about {seconds / 60:.0f} min to go"
 
 
-def _check_same(run: TrainConfig) -> None:
-    """Raises if a run of this name was made with flags that give another result."""
-    path = folder_of(run).path / CONFIG_FILE
+def _check_same(run: TrainConfig, source: Source) -> None:
+    """Raises if a run of this name was made with flags that give another result, or other data."""
+    folder = folder_of(run)
+    path = folder.path / CONFIG_FILE
     if path.exists():
         stored, asked = json.loads(path.read_text()), to_json(run)
         for key in asked.keys() - set(MAY_CHANGE_ON_RESUME):
             if stored.get(key) != asked[key]:
                 flag = "--" + key.replace("_", "-")
                 raise UsageError(f"{flag} {asked[key]}: expected {stored.get(key)}, as in {path}")
+    if folder.summary.exists() and (data := folder.read_summary()["data"]) != source.description:
+        raise UsageError(f"--data-path: expected {data}, as in {path}, found {source.description}")

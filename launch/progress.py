@@ -52,8 +52,13 @@ class Progress:
             )
             self._bar.update(steps - self._bar.n)
 
-    def record(self, line: dict[str, Any]) -> None:
-        """Shows a line of metrics."""
+    def record(self, line: dict[str, Any], run: str = "") -> None:
+        """Shows a line of metrics.
+
+        Args:
+            line: Of the metrics.
+            run: Name of the run, where there are several.
+        """
         # Short: a terminal of 80 columns holds it, with room for the bar.
         self._measured = (
             f" loss {line['train_loss']:.4f} distance {line['consensus_distance']:.2g}"
@@ -64,4 +69,5 @@ class Progress:
             return
         score = line.get("test_slot_f1", line.get("test_accuracy"))
         test = "" if score is None else f" test {score:.4f}"
-        print(f"epoch {line['epoch']:.4g}/{self._epochs}{self._measured}{test}", flush=True)
+        of = f"{run} " if run else ""
+        print(f"{of}epoch {line['epoch']:.4g}/{self._epochs}{self._measured}{test}", flush=True)

@@ -75,8 +75,8 @@ class Record:
         self.window = Window([])
         return {"step": step, "epoch": round(epoch, EPOCH_DIGITS), **averages, **measured}
 
-    def finish(self, step: int, task: Task, data: str, devices: str, seconds: float) -> Summary:
-        """Writes the summary and the picture.
+    def summarise(self, step: int, task: Task, data: str, devices: str, seconds: float) -> Summary:
+        """Writes the summary: the run is done.
 
         Args:
             step: The last.
@@ -109,9 +109,12 @@ class Record:
             },
         }
         write_json(self.folder.summary, summary)
-        title = f"{task.model_name} on {data}: {setting(config)}"
-        draw_curves(lines, task.score, title, self.folder.curves)
         return summary
+
+    def draw(self, task: Task, data: str) -> None:
+        """Draws the picture."""
+        title = f"{task.model_name} on {data}: {setting(self.config)}"
+        draw_curves(self.folder.read_metrics(), task.score, title, self.folder.curves)
 
 
 def setting(config: TrainConfig) -> str:

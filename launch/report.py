@@ -77,5 +77,6 @@ def command_line(module: str, config: Any, leave_out: Sequence[str]) -> str:
         value = getattr(config, field.name)
         if field.name not in leave_out and value is not None:
             values = value if isinstance(value, tuple) else (value,)
-            options += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+            shown = (str(x).removesuffix(".0") for x in values)
+            options += [f"--{field.name.replace('_', '-')}", *shown]
     return shlex.join(["python", "-m", *module.split(), *options])

@@ -15,7 +15,12 @@ def find_source(config: TrainConfig) -> Source:
         source = _find(config)
     except DataError as error:
         raise of_flag(config, error) from error
-    num_train = source.num_train
+    check_fits(config, source.num_train)
+    return source
+
+
+def check_fits(config: TrainConfig, num_train: int) -> None:
+    """Raises `UsageError` if there are too few training examples for a run, or too many."""
     if config.num_workers > num_train:
         raise UsageError(
             f"--num-workers {config.num_workers}: expected at most {num_train}, the number of "
@@ -30,7 +35,6 @@ def find_source(config: TrainConfig) -> Source:
     most = 2**31 // num_train  # Steps are counted in 32 bits.
     if config.epochs > most:
         raise UsageError(f"--epochs {config.epochs}: expected at most {most}")
-    return source
 
 
 def of_flag(config: TrainConfig, error: DataError) -> UsageError:

@@ -21,7 +21,7 @@ from launch.channels import make_channel
 from launch.checkpoints import Checkpoints, Saved
 from launch.command_line import DIVERGED, CommandError, UsageError
 from launch.config import CONFIG_FILE, TrainConfig
-from launch.interrupts import TO_STOP, Interrupts, Stopped
+from launch.interrupts import Deadline, Interrupts, Stopped
 from launch.programs import Programs, make_optimizer, named_key
 from launch.progress import Progress
 from launch.record import Record, Summary, Window, setting
@@ -65,7 +65,8 @@ def train_together(
     configs: Sequence[TrainConfig],
     source: Source,
     output_dirs: Sequence[Path],
-    checkpoints: Path | None = None,
+    checkpoints: Checkpoints | None = None,
+    deadline: Deadline | None = None,
 ) -> list[Summary]:
     """Runs trainings that differ in their drop rates only, as one program; otherwise as `train`.
 
@@ -76,12 +77,13 @@ def train_together(
         configs: Checked configurations.
         source: The data of them all.
         output_dirs: Where the results of each go.
-        checkpoints: Where the checkpoints of them all go; by default to the first.
+        checkpoints: Those of them all together; by default in the first folder.
+        deadline: When to stop with a checkpoint; by default never.
 
     Returns:
         The summaries on process 0; none on all others.
     """
-    run = Training(configs, source, output_dirs, checkpoints)
+    run = Training(configs, source, output_dirs, checkpoints, deadline or Deadline(None))
     if configs[0].resume:
         run.resume()
     else:
@@ -98,10 +100,12 @@ class Training:
         configs: Sequence[TrainConfig],
         source: Source,
         output_dirs: Sequence[Path],
-        checkpoints: Path | None,
+        checkpoints: Checkpoints | None,
+        deadline: Deadline,
     ) -> None:
         """Sets up all that does not depend on where the runs are; writes nothing."""
         self._began = time.perf_counter()
+        self._deadline = deadline
         # What they have in common; whatever reads a drop rate asks the records.
         self._config = config = configs[0]
         self._first_process = jax.process_index() == 0
@@ -123,7 +127,7 @@ class Training:
             Record(config, RunFolder(agree(config, data, output_dir)))
             for config, output_dir in zip(configs, output_dirs, strict=True)
         ]
-        self._checkpoints = Checkpoints(checkpoints or self._records[0].folder.checkpoints)
+        self._checkpoints = checkpoints or Checkpoints(self._records[0].folder.checkpoints)
         self._task = make_task(config, dataset)
         labels = dataset.train[dataset.label_key]
         parts = partition(
@@ -221,7 +225,7 @@ class Training:
         first_step, order = self._step, None
         pending: tuple[rps.StepMetrics, jax.Array] | None = None
         with (
-            Interrupts(TO_STOP) as interrupts,
+            Interrupts() as interrupts,
             Progress(
                 config.epochs, self._steps_per_epoch, first_step, shown=self._first_process
             ) as progress,
@@ -236,7 +240,7 @@ class Training:
                     self._state,
                     self._train_shards.arrays,
                     order,
-                    signals.of(interrupts.first),
+                    signals.of(interrupts.first or self._deadline.signal_number),
                 )
                 pending = metrics, signal_of_any
                 self._step, step_of_epoch = self._step + 1, step_of_epoch + 1
@@ -267,10 +271,13 @@ class Training:
         # Each has its share of the time that they took together.
         seconds = (time.perf_counter() - self._began) / len(self._records)
         devices = _devices(self._mesh)
-        return [
-            record.finish(self._total_steps, self._task, self._description, devices, seconds)
+        summaries = [
+            record.summarise(self._total_steps, self._task, self._description, devices, seconds)
             for record in self._records
         ]
+        for record in self._records:
+            record.draw(self._task, self._description)
+        return summaries
 
     def _take(self, pending: tuple[rps.StepMetrics, jax.Array]) -> int:
         """Waits for a step; returns the number of the signal that any process had, or 0."""
@@ -296,7 +303,7 @@ class Training:
             line = record.line(self._step, epoch, values)
             if self._first_process:
                 record.folder.append(line)
-            progress.record(line)
+            progress.record(line, record.folder.path.name if len(measured) > 1 else "")
 
     def _distances(self) -> list[float]:
         """Returns the consensus distance of each run."""

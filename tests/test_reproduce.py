@@ -3,9 +3,7 @@
 import csv
 import dataclasses
 import json
-import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import launch.many_runs
 import launch.reproduce
 from data import DataError, Dataset, Source, subset
 from launch.config import PRESETS
-from launch.interrupts import Stopped, time_limit
+from launch.interrupts import Deadline
 from launch.many_runs import train_all
 from launch.reproduction import paper
 from launch.reproduction.runs import Curve, Shared
@@ -92,11 +90,11 @@ def test_a_figure_and_the_one_that_shares_its_runs(
         (arrival, seed, epoch)
         for arrival in ("100", "90")
         for seed in ("3", "4")
-        for epoch in ("1.0", "2.0", "3.0")
+        for epoch in ("1", "2", "3")
     ]
     text = (folder / "table.md").read_text()
     assert "reduced: 32 sentences, 3 epochs" in text
-    assert "| models (RPS) | 90% | 0.02 |" in text
+    assert "| models (RPS) | 90% |  |" in text
     assert "| models at 90% are within 0.01 to 0.02 of 100% |" in text
     assert text in printed
     made = json.loads((folder / "run.json").read_text())
@@ -150,6 +148,19 @@ def test_the_search_takes_the_best_and_outlives_what_diverges(
     assert "[1/3]" not in capsys.readouterr().out
 
 
+def stop_after_an_epoch(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a command whose time limit comes when a first line of metrics is written."""
+    append = RunFolder.append
+
+    def append_and_time_out(folder: RunFolder, line: dict[str, Any]) -> None:
+        append(folder, line)
+        patch.setattr(Deadline, "signal_number", signal.SIGALRM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", append_and_time_out)
+        assert launch.reproduce.main(argv) == 128 + signal.SIGALRM
+
+
 @pytest.mark.parametrize("together", ["1", "2"])
 def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     together: str,
@@ -162,16 +173,7 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     argv += ["--time-limit", "1000", "--together", together]
     assert launch.reproduce.main([*argv, "--runs-dir", "whole", "--output-dir", "whole"]) == 0
 
-    append = RunFolder.append
-
-    def append_and_time_out(folder: RunFolder, line: dict[str, Any]) -> None:
-        append(folder, line)
-        if line["epoch"] == 1 and folder.path.name == "rps-90-0":
-            os.kill(os.getpid(), signal.SIGALRM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append", append_and_time_out)
-        assert launch.reproduce.main(argv) == 128 + signal.SIGALRM
+    stop_after_an_epoch(argv, monkeypatch)
     assert capsys.readouterr().err == (
         "stopped by the time limit at step 4 of 6, with a checkpoint, in run 1/2; go on with\n"
         "the same command\n"
@@ -186,16 +188,29 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     ]
 
 
+def test_what_goes_on_in_other_company_begins_anew(
+    atis: str, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "90", "50"]
+    stop_after_an_epoch(argv, monkeypatch)
+    stop_after_an_epoch([*argv, "--together", "2"], monkeypatch)
+    assert len(list(Path("runs").rglob("checkpoints*"))) == 1
+    assert launch.reproduce.main(argv) == 0
+    assert not list(Path("runs").rglob("checkpoints*"))
+    for folder in Path("runs/reproduce/lstm-reduced").iterdir():
+        assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]
+
+
 def test_runs_that_are_trained_together_are_those_that_are_trained_alone(
     atis: str, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["fig5c", "--data-path", atis, "--scale", "reduced", "--arrivals", "100", "70", "40"]
+    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "100", "70", "40"]
     for name in ("1", "2"):
         places = ["--runs-dir", name, "--output-dir", name]
         assert launch.reproduce.main([*argv, *places, "--together", name]) == 0
     printed = capsys.readouterr().out
-    for names in ("rps-100-0, rps-70-0", "rps-40-0", "gradient-averaging-40-0"):
-        assert f"{names}, about" in printed or f"{names}\n" in printed
+    for line in ("[1/3] rps-100-0, rps-70-0\n", "[3/3] rps-40-0, about "):
+        assert line in printed
     for folder in Path("1/lstm-reduced").glob("*-0"):
         alone, together = read_metrics(folder), read_metrics(Path("2/lstm-reduced") / folder.name)
         assert len(alone) == len(together) == 3
@@ -205,16 +220,9 @@ def test_runs_that_are_trained_together_are_those_that_are_trained_alone(
                 assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
 
 
-@pytest.mark.parametrize("workers_per_device", [1, 2])
-def test_batch_norm_and_shared_devices_go_together_too(
-    workers_per_device: int, tmp_path: Path
-) -> None:
+def test_batch_norm_and_shared_devices_go_together_too(tmp_path: Path) -> None:
     base = dataclasses.replace(
-        PRESETS["digits"],
-        num_workers=4,
-        batch_size=64,
-        epochs=1,
-        workers_per_device=workers_per_device,
+        PRESETS["digits"], num_workers=4, batch_size=64, epochs=1, workers_per_device=2
     )
     found = [
         train_all(
@@ -233,14 +241,14 @@ def test_batch_norm_and_shared_devices_go_together_too(
             assert alone[key] == pytest.approx(together[key], rel=0.02, abs=1e-5), key
 
 
-def test_a_time_limit_between_runs() -> None:
-    before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(Stopped, match="between two runs"), time_limit(0.01):
-        time.sleep(10)
-    with time_limit(1000):
-        pass
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-    assert signal.getsignal(signal.SIGALRM) is before
+def test_a_time_limit_stops_the_run_that_it_meets(
+    atis: str, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "100"]
+    assert launch.reproduce.main([*argv, "--time-limit", "1e-9"]) == 128 + signal.SIGALRM
+    said = "stopped by the time limit before run 1/1; go on with\nthe same command\n"
+    assert capsys.readouterr().err == said
+    assert launch.reproduce.main([*argv, "--time-limit", "inf"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -255,6 +263,7 @@ def test_a_time_limit_between_runs() -> None:
         ("fig4a --seeds 1 1", "--seeds (1, 1): expected each value once"),
         ("fig4a --seeds -1 --data-path .", "--seed -1: expected an integer"),
         ("fig4a --scale big", "--scale big: expected"),
+        ("fig4a --on-miss zero", "--on-miss zero: expected none in figure 4, where models are"),
         ("fig4a --together 0", "--together 0: expected at least 1"),
         ("fig4a --time-limit 0", "--time-limit 0.0: expected a positive number of seconds"),
         ("fig5a --output-dir /dev/null/x", "--output-dir /dev/null/x: expected a folder that"),
@@ -279,6 +288,16 @@ def test_the_figures_of_the_simulation_are_those_of_colocate(
 ) -> None:
     assert launch.reproduce.main([name, "--seeds", "1", "1"]) == 2
     assert capsys.readouterr().err == "error: --seeds (1, 1): expected each value once\n"
+
+
+def test_a_batch_that_the_data_is_too_small_for_is_refused(
+    atis: str, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["search", "--data-path", atis, "--scale", "reduced", "--batch-sizes", "4", "9"]
+    assert launch.reproduce.main(argv) == 2
+    said = "error: --batch-size 9: expected at most 8, the training examples of each of 4 workers"
+    assert capsys.readouterr().err.startswith(said)
+    assert not Path("runs").exists()
 
 
 def test_every_figure_trains_without_momentum_and_regularisation() -> None:
@@ -323,7 +342,9 @@ def test_one_seed_gives_a_verdict_that_says_so() -> None:
 
 
 def test_the_table_says_which_loss_the_paper_is_nearer_to() -> None:
-    text = table([curve("rps", 100, 0.02), curve("rps", 99, 0.03)], "lstm", "slot F1", (0,))
+    text = table(
+        [curve("rps", 100, 0.02), curve("rps", 99, 0.03)], paper.TRAINING_LOSS["lstm"], "F1", (0,)
+    )
     assert "nearer to the loss of the mean model (0.01 away in the mean)" in text
 
 

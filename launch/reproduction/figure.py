@@ -5,14 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from launch.command_line import expect, optional, read_command
+from launch.command_line import expect, optional, read_command, refuse
 from launch.config import check
 from launch.devices import keep_programs
-from launch.interrupts import time_limit
+from launch.interrupts import Deadline
 from launch.many_runs import folder_of, train_all
 from launch.report import write_csv
 from launch.reproduction.options import check_lists, check_slot, given_or
-from launch.reproduction.paper import FIGURES, SCALES, Model, Scale, ScaleName
+from launch.reproduction.paper import (
+    FIGURES,
+    SCALES,
+    TRAINING_LOSS,
+    Model,
+    Scale,
+    ScaleName,
+    with_epochs,
+)
 from launch.reproduction.results import write_run
 from launch.reproduction.runs import Curve, Run, Shared, curves_of, find_data, plan
 from launch.reproduction.tables import table
@@ -38,6 +46,8 @@ class FigureConfig:
     """Probabilities that a message arrives."""
     on_miss: tuple[Literal["own", "zero"], ...] = ("own",)
     """Figure 5: what is applied where no average arrives: the own gradient, or none."""
+    epochs: Annotated[int | None, optional("INT", "those of the scale")] = None
+    """Train for longer or shorter; in folders of its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the model's computation; parameters and averages are always float32."""
     together: int = 1
@@ -55,16 +65,22 @@ class FigureConfig:
 def run(figure: str, argv: Sequence[str]) -> int:
     """Runs the command of a figure; returns its exit status."""
     config = read_command(FigureConfig, f"launch.reproduce {figure}", argv, FigureConfig())
+    deadline = Deadline(config.time_limit)
     model = FIGURES[figure]
-    scale = SCALES[model, config.scale]
+    scale = with_epochs(SCALES[model, config.scale], config.epochs)
     config = _completed(config, figure)
     runs = _runs(figure, model, scale, config)
-    source = find_data(scale, runs[0].config)
-
     trainings = [training.config for training in runs]
+    source = find_data(scale, trainings)
+
     keep_programs(config.runs_dir / "compiled")
-    with time_limit(config.time_limit):
-        metrics = train_all(trainings, source, together=config.together, keep_checkpoints=False)
+    metrics = train_all(
+        trainings,
+        source,
+        together=config.together,
+        deadline=deadline,
+        keep_checkpoints=False,
+    )
     summaries = [folder_of(training).read_summary() for training in trainings]
     score = summaries[0]["score"]
     curves = curves_of(runs, metrics, score)
@@ -75,13 +91,16 @@ def run(figure: str, argv: Sequence[str]) -> int:
 def _completed(config: FigureConfig, figure: str) -> FigureConfig:
     """Returns the options with their defaults, checked."""
     reduced = config.scale == "reduced"
+    if config.on_miss != ("own",) and not figure.startswith("fig5"):
+        refuse("on_miss", " ".join(config.on_miss), "none in figure 4, where models are shared")
+    name = figure + "-reduced" * reduced + _suffix(config)
     config = dataclasses.replace(
         config,
         seeds=given_or(config.seeds, (0,) if reduced else (0, 1, 2)),
         arrivals=given_or(
             config.arrivals, (100, 99, 95, 90, 80) if figure.startswith("fig4") else (100, 99)
         ),
-        output_dir=config.output_dir or Path("results", figure + "-reduced" * reduced),
+        output_dir=config.output_dir or Path("results", name),
     )
     check_lists(config, "seeds", "arrivals", "on_miss")
     assert config.arrivals is not None
@@ -92,22 +111,30 @@ def _completed(config: FigureConfig, figure: str) -> FigureConfig:
     return config
 
 
+def _suffix(config: FigureConfig) -> str:
+    """Returns what the names of folders end with."""
+    return "" if config.epochs is None else f"-epochs-{config.epochs}"
+
+
 def _runs(figure: str, model: Model, scale: Scale, config: FigureConfig) -> list[Run]:
     assert config.arrivals is not None
     assert config.seeds is not None
     pairs: list[tuple[Shared, float]] = [("rps", arrival) for arrival in config.arrivals]
     if figure.startswith("fig5"):
-        pairs += [
-            ("gradient-averaging" if on_miss == "own" else "gradient-averaging-zero", arrival)
+        # Where nothing is missed, it does not matter what is applied instead.
+        gradients: list[tuple[Shared, float]] = [
+            ("gradient-averaging-zero", arrival)
+            if on_miss == "zero" and arrival < 100
+            else ("gradient-averaging", arrival)
             for on_miss in config.on_miss
             for arrival in config.arrivals
-            if on_miss == config.on_miss[0] or arrival != 100  # Where nothing is missed.
         ]
+        pairs += dict.fromkeys(gradients)
     base = dataclasses.replace(
         scale.config,
         data_path=config.data_path,
         dtype=config.dtype,
-        output_dir=config.runs_dir / f"{model}-{config.scale}",
+        output_dir=config.runs_dir / f"{model}-{config.scale}{_suffix(config)}",
     )
     runs = plan(base, pairs, config.seeds)
     for training in runs:
@@ -131,13 +158,18 @@ def _write(
     assert config.output_dir is not None
     assert config.seeds is not None
     folder, score = config.output_dir, summaries[0]["score"]
-    title = f"{figure}: {summaries[0]['data']}, {scale.config.num_workers} workers"
+    paper = {} if scale.reduced else TRAINING_LOSS[model]
+    title = (
+        f"{figure}: {summaries[0]['data']}, {scale.config.num_workers} workers, "
+        f"{scale.config.epochs} epochs"
+    )
     if scale.reduced:
-        title += f"; reduced: {scale.reduced}"
+        title += f"\nreduced: {scale.reduced}"
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "curves.csv", _rows(curves, config.seeds))
-    draw(curves, model, score, title, folder / "curves.png")
-    text = f"{title}.\n{table(curves, model, score.replace('_', ' '), config.seeds)}"
+    draw(curves, paper, score, title, folder / "curves.png")
+    said = title.replace("\n", "; ")
+    text = f"{said}.\n{table(curves, paper, score.replace('_', ' '), config.seeds)}"
     (folder / "table.md").write_text(text)
     write_run(folder, figure, config, scale, runs[0].config, summaries)
     print(f"\n{text}\nresults in {folder}/")
@@ -148,9 +180,9 @@ def _rows(curves: Sequence[Curve], seeds: Sequence[int]) -> list[dict[str, Any]]
     return [
         {
             "algorithm": curve.shared,
-            "arrival": curve.arrival,
+            "arrival": f"{curve.arrival:g}",
             "seed": seed,
-            "epoch": epoch,
+            "epoch": f"{epoch:g}",
             "mean_model_train_loss": curve.mean_model_train_loss[row, column],
             "train_loss": curve.train_loss[row, column],
             "test_metric": curve.test_metric[row, column],

@@ -9,19 +9,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from launch.curves import LABELS, STYLE
-from launch.reproduction.paper import TRAINING_LOSS, Model
 from launch.reproduction.runs import Curve
 from launch.reproduction.tables import NAMES
 
 _COLORS = {"rps": "Blues", "gradient-averaging": "Oranges", "gradient-averaging-zero": "Greens"}
 
 
-def draw(curves: Sequence[Curve], model: Model, score: str, title: str, path: Path) -> None:
+def draw(
+    curves: Sequence[Curve], paper: dict[float, float], score: str, title: str, path: Path
+) -> None:
     """Draws the curves of a figure: means over the seeds, and bands from the least to the greatest.
 
     Args:
         curves: Of the figure.
-        model: What was trained.
+        paper: The paper's final training loss of RPS, by probability of arrival.
         score: The test metric, as metrics name it.
         title: Above the picture.
         path: Of the PNG.
@@ -34,16 +35,16 @@ def draw(curves: Sequence[Curve], model: Model, score: str, title: str, path: Pa
             label = f"{NAMES[curve.shared]}, {curve.arrival:g}%"
             _band(loss, curve.epochs, curve.mean_model_train_loss, label=label, **style)
             _band(test, curve.epochs, curve.test_metric, **style)
-            paper = TRAINING_LOSS[model].get(curve.arrival) if curve.shared == "rps" else None
-            if paper is not None:
-                place = 1.02 * curve.epochs[-1]
-                loss.plot(place, paper, marker=0, color=style["color"], clip_on=False)
+            if curve.shared == "rps" and curve.arrival in paper:
+                place = 1.02 * curve.epochs[-1], paper[curve.arrival]
+                loss.plot(*place, marker=0, color=style["color"], clip_on=False)
         loss.set(ylabel="training loss of the mean model", yscale="log")
         test.set(ylabel=LABELS[score])
         for axes in (loss, test):
             axes.set(xlabel="epoch")
             axes.set_xlim(left=0)
-        loss.plot([], [], linestyle="", marker=0, color="0.4", label="paper, at the end")
+        if paper:
+            loss.plot([], [], linestyle="", marker=0, color="0.4", label="paper, at the end")
         figure.legend(loc="outside right center", title="shared, arrival")
         figure.suptitle(title, fontsize=10)
         figure.savefig(path, dpi=160)

@@ -9,7 +9,7 @@ import numpy as np
 from data import DataError, Source, subset
 from launch.config import TrainConfig
 from launch.reproduction.paper import Scale
-from launch.source import find_source, of_flag
+from launch.source import check_fits, find_source, of_flag
 
 Shared = Literal["rps", "gradient-averaging", "gradient-averaging-zero"]
 """What is shared: models, or gradients, with `on_miss` "own" or "zero"."""
@@ -77,15 +77,17 @@ def plan(
     return runs
 
 
-def find_data(scale: Scale, config: TrainConfig) -> Source:
-    """Returns the data of a scale, as `find_source` does those of a run."""
-    source = find_source(config)
-    if scale.num_train is None:
-        return source
-    try:
-        return subset(source, scale.num_train, scale.num_test)
-    except DataError as error:
-        raise of_flag(config, error) from error
+def find_data(scale: Scale, configs: Sequence[TrainConfig]) -> Source:
+    """Returns the data of trainings at a scale, as `find_source` does those of one."""
+    source = find_source(configs[0])
+    if scale.num_train is not None:
+        try:
+            source = subset(source, scale.num_train, scale.num_test)
+        except DataError as error:
+            raise of_flag(configs[0], error) from error
+    for config in configs:
+        check_fits(config, source.num_train)
+    return source
 
 
 def curves_of(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from launch.command_line import UsageError, optional, read_command
 from launch.config import TrainConfig, check
 from launch.devices import keep_programs
-from launch.interrupts import time_limit
+from launch.interrupts import Deadline
 from launch.many_runs import folder_of, train_all
 from launch.reproduction.options import check_lists, check_slot, given_or
 from launch.reproduction.paper import SCALES, Model, Scale, ScaleName
@@ -61,14 +61,14 @@ class SearchConfig:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     config = read_command(SearchConfig, "launch.reproduce search", argv, SearchConfig())
+    deadline = Deadline(config.time_limit)
     scale = SCALES[config.model, config.scale]
     config = _completed(config, scale.config)
     runs = _runs(config, scale.config)
-    source = find_data(scale, runs[0])
+    source = find_data(scale, runs)
 
     keep_programs(config.runs_dir / "compiled")
-    with time_limit(config.time_limit):
-        train_all(runs, source, keep_checkpoints=False, may_diverge=True)
+    train_all(runs, source, deadline=deadline, keep_checkpoints=False, may_diverge=True)
     _write(config, scale, scale.config, runs)
     return 0
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from launch.report import Interval, interval
-from launch.reproduction.paper import TRAINING_LOSS, Model
 from launch.reproduction.runs import Curve, Shared
 
 NAMES: dict[Shared, str] = {
@@ -27,8 +26,8 @@ class Claim(NamedTuple):
         text: What is claimed.
         quantity: What is compared.
         difference: Over the seeds, which both curves have in common.
-        lowest: The claim is that the difference is not below this,
-        highest: and not above this.
+        lowest: The claim is that the difference is above this,
+        highest: and below this.
     """
 
     text: str
@@ -41,21 +40,21 @@ class Claim(NamedTuple):
     def bounds(self) -> str:
         """The difference that is claimed."""
         if self.lowest == -math.inf:
-            return f"at most {self.highest:g}"
+            return f"below {self.highest:g}"
         if self.highest == math.inf:
             return f"above {self.lowest:g}"
-        return f"{self.lowest:g} to {self.highest:g}"
+        return f"between {self.lowest:g} and {self.highest:g}"
 
     @property
     def verdict(self) -> str:
         """Whether the claim holds, as far as the seeds can tell."""
         mean, half = self.difference
         if math.isnan(half):
-            holds = self.lowest <= mean <= self.highest
+            holds = self.lowest < mean < self.highest
             return ("holds" if holds else "does not hold") + ", in one seed"
-        if self.lowest <= mean - half and mean + half <= self.highest:
+        if self.lowest < mean - half and mean + half < self.highest:
             return "holds"
-        if mean + half < self.lowest or self.highest < mean - half:
+        if mean + half <= self.lowest or self.highest <= mean - half:
             return "does not hold"
         return "open: the seeds differ by more"
 
@@ -95,36 +94,38 @@ def claims(curves: Sequence[Curve], score: str) -> list[Claim]:
     return found
 
 
-def table(curves: Sequence[Curve], model: Model, score: str, seeds: Sequence[int]) -> str:
+def table(
+    curves: Sequence[Curve], paper: dict[float, float], score: str, seeds: Sequence[int]
+) -> str:
     """Returns the final values, beside the paper's, and the claims; in Markdown.
 
     Args:
         curves: Of a figure.
-        model: What was trained.
+        paper: The paper's training loss of RPS, by probability of arrival.
         score: What the test metric is called.
         seeds: Of each curve.
     """
     lines = [
-        f"At the end of training; seeds {', '.join(map(str, seeds))}; ± is the half-width of a 95% "
-        "confidence interval over them.",
+        f"At the end of training, seeds {', '.join(map(str, seeds))}"
+        + ("; ± is the half-width of a 95% confidence interval." if len(seeds) > 1 else "."),
         "",
         "| shared | arrival | paper: training loss | training loss of the mean model "
         f"| training loss, mini-batches | {score} | consensus distance |",
         "|---" * 7 + "|",
     ]
     for curve in curves:
-        paper = TRAINING_LOSS[model].get(curve.arrival) if curve.shared == "rps" else None
+        known = paper.get(curve.arrival) if curve.shared == "rps" else None
         cells = [
             NAMES[curve.shared],
             f"{curve.arrival:g}%",
-            "" if paper is None else f"{paper:g}",
+            "" if known is None else f"{known:g}",
             interval(curve.mean_model_train_loss[:, -1]),
             interval(curve.train_loss[:, -1]),
             interval(curve.test_metric[:, -1]),
             f"{np.mean(curve.consensus_distance[:, -1]):.2g}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *_nearer(curves, model), ""]
+    lines += ["", *_nearer(curves, paper), ""]
 
     lines += ["| the paper's claim | of | difference, claimed | measured | |", "|---" * 5 + "|"]
     for claim in claims(curves, score):
@@ -133,9 +134,8 @@ def table(curves: Sequence[Curve], model: Model, score: str, seeds: Sequence[int
     return "\n".join(lines) + "\n"
 
 
-def _nearer(curves: Sequence[Curve], model: Model) -> list[str]:
+def _nearer(curves: Sequence[Curve], paper: dict[float, float]) -> list[str]:
     """Returns which of the two training losses the paper's numbers are nearer to."""
-    paper = TRAINING_LOSS[model]
     known = [curve for curve in curves if curve.shared == "rps" and curve.arrival in paper]
     if not known:
         return []
