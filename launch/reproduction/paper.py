@@ -71,8 +71,8 @@ def _plain(preset: str, learning_rate: float) -> TrainConfig:
 
 
 # The learning rates are in the middle of those that `launch.reproduce search` found good.
-_RESNET20 = _plain("cifar10-resnet20", learning_rate=0.25)
-_RESNET110 = _plain("cifar10-resnet110", learning_rate=0.25)
+_RESNET20 = _plain("cifar10-resnet20", learning_rate=0.1)
+_RESNET110 = _plain("cifar10-resnet110", learning_rate=0.1)
 _LSTM = _plain("atis-lstm", learning_rate=32.0)
 
 SCALES: dict[tuple[Model, ScaleName], Scale] = {

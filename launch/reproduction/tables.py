@@ -147,6 +147,8 @@ def _nearer(curves: Sequence[Curve], paper: dict[float, float]) -> list[str]:
         )
     }
     near, far = sorted(away, key=lambda what: away[what])
+    if away[far] < 1.1 * away[near]:
+        return [f"The paper's numbers are as near to {near} as to {far} ({away[near]:.2g} away)."]
     return [
         f"The paper's numbers are nearer to {near} ({away[near]:.2g} away in the mean) than to "
         f"{far} ({away[far]:.2g})."
