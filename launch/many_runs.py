@@ -110,7 +110,10 @@ def _claim_checkpoints(group: Sequence[TrainConfig]) -> Path:
     mine = own[0] if len(group) == 1 else parent / f"{CHECKPOINTS}-{digest}"
     shared = [path.parent for path in parent.glob(f"{CHECKPOINTS}-*/{_MEMBERS}")]
     others = [path for path in shared if set(names) & set((path / _MEMBERS).read_text().split())]
-    for path in {*own, *others} - {mine}:
+    not_ours = {*own, *others} - {mine}
+    if not all((folder_of(run).path / CONFIG_FILE).exists() for run in group):
+        not_ours.add(mine)  # Left from runs whose folders have been deleted.
+    for path in not_ours:
         shutil.rmtree(path, ignore_errors=True)
     if len(group) > 1:
         mine.mkdir(parents=True, exist_ok=True)

@@ -80,10 +80,10 @@ SCALES: dict[tuple[Model, ScaleName], Scale] = {
     ("resnet110", "paper"): Scale(_RESNET110),
     ("lstm", "paper"): Scale(_LSTM),
     ("resnet20", "reduced"): Scale(
-        dataclasses.replace(_RESNET20, epochs=8),
+        dataclasses.replace(_RESNET20, epochs=6),
         num_train=2560,
         num_test=512,
-        reduced="2,560 of 50,000 training images, 512 of 10,000 test images, 8 of 160 epochs",
+        reduced="2,560 of 50,000 training images, 512 of 10,000 test images, 6 of 160 epochs",
     ),
     ("resnet110", "reduced"): Scale(
         dataclasses.replace(_RESNET110, epochs=4),
