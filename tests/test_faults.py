@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import pytest
-from runs import assert_same_state, read_metrics, reproducible
+from run_files import assert_same_state, read_metrics, reproducible
 
 import launch.agreement
 import launch.train

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from runs import assert_same_state, read_metrics, reproducible
+from run_files import assert_same_state, read_metrics, reproducible
 
 from launch.job import process_flags
 

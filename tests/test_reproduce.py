@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from run_files import read_metrics
 
 import launch.many_runs
 import launch.reproduce
@@ -24,7 +25,6 @@ from launch.reproduction.runs import Curve, Shared
 from launch.reproduction.tables import claims, table
 from launch.run_folder import RunFolder
 from launch.source import find_source
-from runs import read_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import read_metrics, saved_state
+from run_files import read_metrics, saved_state
 
 import launch.train
 import rps_jax as rps

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import read_metrics
+from run_files import read_metrics
 
 import launch.hosts
 from launch.checkpoints import Checkpoints

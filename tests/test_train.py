@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+from run_files import assert_same_state, read_metrics, reproducible
 
 import launch.train
 import launch.training
 from launch.checkpoints import Checkpoints
 from launch.progress import Progress
 from launch.record import Window
-from runs import assert_same_state, read_metrics, reproducible
 
 ROOT = Path(__file__).parents[1]
 
