@@ -125,7 +125,7 @@ def table(
             f"{np.mean(curve.consensus_distance[:, -1]):.2g}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *_nearer(curves, paper), ""]
+    lines += ["", *_nearer(curves, paper)]
 
     lines += ["| the paper's claim | of | difference, claimed | measured | |", "|---" * 5 + "|"]
     for claim in claims(curves, score):
@@ -148,8 +148,12 @@ def _nearer(curves: Sequence[Curve], paper: dict[float, float]) -> list[str]:
     }
     near, far = sorted(away, key=lambda what: away[what])
     if away[far] < 1.1 * away[near]:
-        return [f"The paper's numbers are as near to {near} as to {far} ({away[near]:.2g} away)."]
+        return [
+            f"The paper's numbers are as near to {near} as to {far} ({away[near]:.2g} away).",
+            "",
+        ]
     return [
         f"The paper's numbers are nearer to {near} ({away[near]:.2g} away in the mean) than to "
-        f"{far} ({away[far]:.2g})."
+        f"{far} ({away[far]:.2g}).",
+        "",
     ]
