@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from launch.command_line import UsageError, exit_status
+from launch.command_line import exit_status, subcommand
 
 COMMANDS = {
     "simulate": "one setting: completion times of the web, losses of the training",
@@ -30,16 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if argv and argv[0] in ("-h", "--help"):
-        print("usage: python -m launch.colocate COMMAND [OPTIONS]\n")
-        for name, what in COMMANDS.items():
-            print(f"  {name:<10}{what}")
-        print("\npython -m launch.colocate COMMAND --help lists the options of each.")
+    name = subcommand("launch.colocate", COMMANDS, argv)
+    if name is None:
         return 0
-    if not argv or argv[0] not in COMMANDS:
-        found = f" {argv[0]}" if argv else ""
-        raise UsageError(f"launch.colocate{found}: expected one of {', '.join(COMMANDS)}")
-    command = importlib.import_module(f"launch.colocation.{argv[0]}")
+    command = importlib.import_module(f"launch.colocation.{name}")
     status: int = command.run(argv[1:])
     return status
 

@@ -69,6 +69,30 @@ def read_command(
         raise UsageError(_one_line(messages.getvalue())) from None
 
 
+def subcommand(module: str, commands: dict[str, str], argv: Sequence[str]) -> str | None:
+    """Returns which of several commands comes first, None where `--help` asked for their list.
+
+    Args:
+        module: What is run, as in `python -m MODULE`.
+        commands: What each is, for people.
+        argv: The arguments.
+
+    Raises:
+        UsageError: None of them comes first.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: python -m {module} COMMAND [OPTIONS]\n")
+        width = max(map(len, commands))
+        for name, what in commands.items():
+            print(f"  {name:<{width}}  {what}")
+        print(f"\npython -m {module} COMMAND --help lists the options of each.")
+        return None
+    if not argv or argv[0] not in commands:
+        found = f" {argv[0]}" if argv else ""
+        raise UsageError(f"{module}{found}: expected one of {', '.join(commands)}")
+    return argv[0]
+
+
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the arguments of a command, and those of launch.train that follow `--`."""
     place = argv.index("--") if "--" in argv else len(argv)

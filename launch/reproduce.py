@@ -10,7 +10,7 @@
 import sys
 from collections.abc import Sequence
 
-from launch.command_line import UsageError, exit_status
+from launch.command_line import exit_status, subcommand
 
 _COMMANDS = {
     "fig4a": "models shared, at all rates of loss: ResNet-20 on CIFAR-10",
@@ -21,7 +21,7 @@ _COMMANDS = {
     "fig5c": "the same with an LSTM on ATIS",
     "fig6": "loss against the speed-up of the web: launch.colocate fig6",
     "fig7": "loss against the messages served: launch.colocate fig7",
-    "search": "the learning rate, batch size and schedule that figures 4 and 5 are made with",
+    "search": "the learning rate, batch size and schedule of figures 4 and 5",
 }
 
 
@@ -31,16 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if argv and argv[0] in ("-h", "--help"):
-        print("usage: python -m launch.reproduce FIGURE [OPTIONS]\n")
-        for name, what in _COMMANDS.items():
-            print(f"  {name:<8}{what}")
-        print("\npython -m launch.reproduce FIGURE --help lists the options of each.")
+    name = subcommand("launch.reproduce", _COMMANDS, argv)
+    if name is None:
         return 0
-    if not argv or argv[0] not in _COMMANDS:
-        found = f" {argv[0]}" if argv else ""
-        raise UsageError(f"launch.reproduce{found}: expected one of {', '.join(_COMMANDS)}")
-    name, options = argv[0], argv[1:]
+    options = argv[1:]
     # Imported late: each needs what the others do not.
     if name in ("fig6", "fig7"):
         from launch.colocate import main as colocate
