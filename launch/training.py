@@ -171,7 +171,8 @@ class Training:
         for record in self._records:
             if self._first_process:
                 record.folder.create(record.config)
-                record.folder.rewind(0)  # Of a beginning of which no checkpoint is left.
+                # Of a beginning of which no checkpoint is left.
+                record.folder.metrics.unlink(missing_ok=True)
             check_shared(record.folder.path / CONFIG_FILE)
 
     def resume(self) -> None:
