@@ -4,14 +4,11 @@ import csv
 import dataclasses
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from run_files import read_metrics
 
 import launch.many_runs
@@ -25,17 +22,6 @@ from launch.reproduction.runs import Curve, Shared
 from launch.reproduction.tables import claims, table
 from launch.run_folder import RunFolder
 from launch.source import find_source
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps compiled programs, which are what small runs spend their time on."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +52,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(
         scale.config, num_workers=4, batch_size=4, epochs=3, learning_rate=1.0
     )
-    reduced = paper.Scale(config, num_train=32, num_test=8, reduced="32 sentences, 3 epochs")
+    reduced = paper.Scale(config, 20, num_train=32, num_test=8, reduced_data="32 sentences")
     monkeypatch.setitem(paper.SCALES, ("lstm", "reduced"), reduced)
 
 
@@ -93,7 +79,7 @@ def test_a_figure_and_the_one_that_shares_its_runs(
         for epoch in ("1", "2", "3")
     ]
     text = (folder / "table.md").read_text()
-    assert "reduced: 32 sentences, 3 epochs" in text
+    assert "reduced: 32 sentences, 3 of 20 epochs" in text
     assert "| models (RPS) | 90% |  |" in text
     assert "| models at 90% are within 0.01 to 0.02 of 100% |" in text
     assert text in printed

@@ -8,14 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from run_files import assert_same_state, read_metrics, reproducible
 
@@ -33,18 +30,6 @@ SMALL += ("--checkpoint-every", "1")
 LAST_STEP = 44
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps compiled programs, which are what small runs spend their time on."""
-    before = jax.config.jax_compilation_cache_dir
-    folder = tmp_path_factory.mktemp("compiled")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    compilation_cache.reset_cache()
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(autouse=True)
 def this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Lets the command run in a process whose devices conftest has started."""
@@ -52,20 +37,18 @@ def this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def command(compiled: Path, *argv: str) -> list[str]:
-    return [
-        *("env", f"PYTHONPATH={ROOT}", f"JAX_COMPILATION_CACHE_DIR={compiled}"),
-        *("JAX_PLATFORMS=cpu", sys.executable, "-m", "launch.train", *argv),
-    ]
+def command(*argv: str) -> list[str]:
+    environment = ("env", f"PYTHONPATH={ROOT}", "JAX_PLATFORMS=cpu")
+    return [*environment, sys.executable, "-m", "launch.train", *argv]
 
 
 @pytest.fixture(scope="module")
 def whole(
-    compiled_programs: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Runs a small training without interruption; the folder, and what was said."""
     cwd = tmp_path_factory.mktemp("whole")
-    argv = command(compiled_programs, *SMALL, "--output-dir", "run")
+    argv = command(*SMALL, "--output-dir", "run")
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return cwd / "run", done
@@ -136,14 +119,12 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
 
 
 def test_killed_stopped_damaged_and_resumed_it_ends_bit_for_bit_the_same(
-    whole: tuple[Path, Any], compiled_programs: Path, tmp_path: Path
+    whole: tuple[Path, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "a run"
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
-    killed = subprocess.Popen(
-        command(compiled_programs, *SMALL, "--output-dir", str(folder)), **pipes
-    )
+    killed = subprocess.Popen(command(*SMALL, "--output-dir", str(folder)), **pipes)
     wait_for_step(killed, folder, 14)
     killed.kill()
     killed.communicate()
@@ -151,7 +132,7 @@ def test_killed_stopped_damaged_and_resumed_it_ends_bit_for_bit_the_same(
     with (folder / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 9')
 
-    resume = command(compiled_programs, "--resume", "--output-dir", str(folder))
+    resume = command("--resume", "--output-dir", str(folder))
     stopped = subprocess.Popen(resume, **pipes)
     wait_for_step(stopped, folder, 25)
     stopped.terminate()

@@ -19,7 +19,6 @@ from launch.reproduction.paper import (
     Model,
     Scale,
     ScaleName,
-    with_epochs,
 )
 from launch.reproduction.results import write_run
 from launch.reproduction.runs import Curve, Run, Shared, curves_of, find_data, plan
@@ -67,7 +66,7 @@ def run(figure: str, argv: Sequence[str]) -> int:
     config = read_command(FigureConfig, f"launch.reproduce {figure}", argv, FigureConfig())
     deadline = Deadline(config.time_limit)
     model = FIGURES[figure]
-    scale = with_epochs(SCALES[model, config.scale], config.epochs)
+    scale = SCALES[model, config.scale].with_epochs(config.epochs)
     config = _completed(config, figure)
     runs = _runs(figure, model, scale, config)
     trainings = [training.config for training in runs]

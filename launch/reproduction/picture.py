@@ -39,6 +39,10 @@ def draw(
                 place = 1.02 * curve.epochs[-1], paper[curve.arrival]
                 loss.plot(*place, marker=0, color=style["color"], clip_on=False)
         loss.set(ylabel="training loss of the mean model", yscale="log")
+        loss.yaxis.set_major_formatter("{x:g}")
+        lowest, highest = loss.get_ylim()
+        # Within a decade there may be no power of ten to read the scale by.
+        loss.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else "")
         test.set(ylabel=LABELS[score])
         for axes in (loss, test):
             axes.set(xlabel="epoch")

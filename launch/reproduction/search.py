@@ -62,14 +62,14 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     config = read_command(SearchConfig, "launch.reproduce search", argv, SearchConfig())
     deadline = Deadline(config.time_limit)
-    scale = SCALES[config.model, config.scale]
+    scale = SCALES[config.model, config.scale].with_epochs(config.epochs)
     config = _completed(config, scale.config)
     runs = _runs(config, scale.config)
     source = find_data(scale, runs)
 
     keep_programs(config.runs_dir / "compiled")
     train_all(runs, source, deadline=deadline, keep_checkpoints=False, may_diverge=True)
-    _write(config, scale, scale.config, runs)
+    _write(config, scale, runs)
     return 0
 
 
@@ -81,7 +81,6 @@ def _completed(config: SearchConfig, chosen: TrainConfig) -> SearchConfig:
         learning_rates=given_or(config.learning_rates, (rate / 2, rate, 2 * rate)),
         batch_sizes=given_or(config.batch_sizes, (chosen.batch_size,)),
         schedules=given_or(config.schedules, (chosen.schedule,)),
-        epochs=given_or(config.epochs, chosen.epochs),
         output_dir=config.output_dir or Path(f"results/search-{config.model}-{config.scale}"),
     )
     check_lists(config, "learning_rates", "batch_sizes", "schedules")
@@ -94,10 +93,9 @@ def _runs(config: SearchConfig, chosen: TrainConfig) -> list[TrainConfig]:
     assert rates
     assert sizes
     assert schedules
-    assert config.epochs is not None
     runs = []
     for batch_size, schedule, rate in itertools.product(sizes, schedules, rates):
-        name = f"lr-{rate:g}-batch-{batch_size}-{schedule}-epochs-{config.epochs}"
+        name = f"lr-{rate:g}-batch-{batch_size}-{schedule}-epochs-{chosen.epochs}"
         runs.append(
             dataclasses.replace(
                 chosen,
@@ -107,7 +105,6 @@ def _runs(config: SearchConfig, chosen: TrainConfig) -> list[TrainConfig]:
                 learning_rate=rate,
                 batch_size=batch_size,
                 schedule=schedule,
-                epochs=config.epochs,
                 seed=config.seed,
                 output_dir=config.runs_dir / f"search-{config.model}-{config.scale}" / name,
             )
@@ -117,9 +114,7 @@ def _runs(config: SearchConfig, chosen: TrainConfig) -> list[TrainConfig]:
     return runs
 
 
-def _write(
-    config: SearchConfig, scale: Scale, chosen: TrainConfig, runs: Sequence[TrainConfig]
-) -> None:
+def _write(config: SearchConfig, scale: Scale, runs: Sequence[TrainConfig]) -> None:
     """Writes the folder of the search; prints its table."""
     assert config.output_dir is not None
     done = [run for run in runs if folder_of(run).summary.exists()]
@@ -129,7 +124,7 @@ def _write(
     score = summaries[done[0]]["score"]
     best = min(done, key=lambda run: summaries[run]["mean_model_train_loss"])
     lines = [
-        f"{summaries[best]['data']}, {chosen.num_workers} workers, nothing lost; {best.epochs} "
+        f"{summaries[best]['data']}, {best.num_workers} workers, nothing lost; {best.epochs} "
         f"epochs, seed {config.seed}.",
         "",
         f"| learning rate | batch size | schedule | training loss of the mean model "
