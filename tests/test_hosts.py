@@ -22,9 +22,9 @@ PORT = 8476
 ADDRESSES = {host: f"10.0.0.{host + 1}" for host in range(4)}
 
 # Eleven steps an epoch: enough of them for a cable to be cut in between.
-SMALL = ("--num-workers", "4", "--batch-size", "32", "--epochs", "24", "--checkpoint-every", "4")
+SMALL = ("--num-workers", "4", "--batch-size", "32", "--epochs", "10", "--checkpoint-every", "2")
 SMALL += ("--start-timeout", "300")
-LAST_STEP = 264
+LAST_STEP = 110
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ def test_hosts_that_are_told_their_coordinator_train_together(whole: Path) -> No
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["devices"] == "4 x cpu in 4 processes"
     assert summary["step"] == LAST_STEP
-    assert summary["test_accuracy"] > 0.9
+    assert summary["test_accuracy"] > 0.8
 
 
 def test_a_cable_that_is_cut_ends_the_job_which_then_resumes_to_the_same_result(
@@ -174,7 +174,7 @@ def test_a_cable_that_is_cut_ends_the_job_which_then_resumes_to_the_same_result(
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        while not (folder / "checkpoints").exists() or len(read_metrics(folder)) < 6:
+        while not (folder / "checkpoints").exists() or len(read_metrics(folder)) < 3:
             assert job.poll() is None, job.communicate()[0]
             time.sleep(0.05)
         network.set_cable(2, "down")
