@@ -52,7 +52,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(
         scale.config, num_workers=4, batch_size=4, epochs=3, learning_rate=1.0
     )
-    reduced = paper.Scale(config, 20, num_train=32, num_test=8, reduced_data="32 sentences")
+    reduced = paper.Scale(config, num_train=32, num_test=8, reduced_data="32 sentences")
     monkeypatch.setitem(paper.SCALES, ("lstm", "reduced"), reduced)
 
 

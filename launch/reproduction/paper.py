@@ -32,14 +32,12 @@ class Scale:
 
     Attributes:
         config: All that the runs of a model have in common.
-        paper_epochs: How many the paper trains for.
         num_train: How many of the training examples are used; None for all.
         num_test: The same of the test examples.
         reduced_data: How much less that is than in the paper, for people; "" if it is all.
     """
 
     config: TrainConfig
-    paper_epochs: int
     num_train: int | None = None
     num_test: int | None = None
     reduced_data: str = ""
@@ -53,8 +51,9 @@ class Scale:
     @property
     def reduced(self) -> str:
         """What is less than in the paper, for people; "" if nothing is."""
-        epochs = f"{self.config.epochs} of {self.paper_epochs} epochs"
-        fewer = self.config.epochs < self.paper_epochs
+        in_paper = PRESETS[self.config.preset].epochs
+        epochs = f"{self.config.epochs} of {in_paper} epochs"
+        fewer = self.config.epochs < in_paper
         return ", ".join(filter(None, (self.reduced_data, epochs * fewer)))
 
 
@@ -80,22 +79,20 @@ _RESNET110 = _plain("cifar10-resnet110", learning_rate=0.1)
 _LSTM = _plain("atis-lstm", learning_rate=32.0)
 
 SCALES: dict[tuple[Model, ScaleName], Scale] = {
-    ("resnet20", "paper"): Scale(_RESNET20, 160),
-    ("resnet110", "paper"): Scale(_RESNET110, 160),
-    ("lstm", "paper"): Scale(_LSTM, 20),
+    ("resnet20", "paper"): Scale(_RESNET20),
+    ("resnet110", "paper"): Scale(_RESNET110),
+    ("lstm", "paper"): Scale(_LSTM),
     ("resnet20", "reduced"): Scale(
         dataclasses.replace(_RESNET20, epochs=6),
-        160,
         num_train=2560,
         num_test=512,
         reduced_data="2,560 of 50,000 training images, 512 of 10,000 test images",
     ),
     ("resnet110", "reduced"): Scale(
         dataclasses.replace(_RESNET110, epochs=4),
-        160,
         num_train=1024,
         num_test=256,
         reduced_data="1,024 of 50,000 training images, 256 of 10,000 test images",
     ),
-    ("lstm", "reduced"): Scale(dataclasses.replace(_LSTM, epochs=5), 20),
+    ("lstm", "reduced"): Scale(dataclasses.replace(_LSTM, epochs=5)),
 }
