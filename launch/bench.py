@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.command_line import exit_status, expect, read_command
-from launch.devices import start_devices
+from launch.cli.command_line import exit_status, expect, read_command
+from launch.distributed.devices import start_devices
 
 
 @dataclasses.dataclass(frozen=True)

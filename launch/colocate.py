@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from launch.command_line import exit_status, subcommand
+from launch.cli.command_line import exit_status, subcommand
 
 COMMANDS = {
     "simulate": "one setting: completion times of the web, losses of the training",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.command_line import (
+from launch.cli.command_line import (
     exit_status,
     expect,
     read_command,
@@ -29,8 +29,8 @@ from launch.config import (
     check,
     parse,
 )
-from launch.many_runs import folder_of, train_all
-from launch.source import find_source
+from launch.tasks.source import find_source
+from launch.trainer.many_runs import folder_of, train_all
 from rps_jax.train_step import ALGORITHMS, Algorithm
 
 
@@ -152,7 +152,7 @@ def _draw(results: list[Any], path: Path) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from launch.curves import STYLE
+    from launch.reports.curves import STYLE
 
     rates = sorted({run.drop_rate for run, _ in results if run.algorithm in LOSSY})
     maps = dict(zip(ALGORITHMS, ("Blues", "Oranges", "Greys", "Greens"), strict=True))

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from launch.command_line import UsageError, expect, optional, read_command, refuse
-from launch.roll_call import split_address
+from launch.cli.command_line import UsageError, expect, optional, read_command, refuse
+from launch.distributed.rendezvous import split_address
 
 PROG = "launch.train"
 

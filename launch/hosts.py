@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from launch.command_line import (
+from launch.cli.command_line import (
     UsageError,
     exit_status,
     expect,
@@ -26,9 +26,9 @@ from launch.command_line import (
     read_command,
     split_arguments,
 )
-from launch.job import Job, check_supervision, process_flags
-from launch.lifeline import ENVIRONMENT
-from launch.supervisor import Command, JobFailed
+from launch.distributed.heartbeat import ENVIRONMENT
+from launch.distributed.job import Job, check_supervision, process_flags
+from launch.distributed.supervisor import Command, JobFailed
 
 _PASSED_ON = ("JAX_", "XLA_", "NCCL_", "TFDS_", "XDG_CACHE_HOME")
 """How the variables begin that the processes on the hosts get from here."""

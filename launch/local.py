@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from launch.command_line import exit_status, expect, optional, read_command, split_arguments
-from launch.gpus import visible_gpus
-from launch.job import Job, check_supervision, process_flags
-from launch.source import find_source
-from launch.supervisor import Command
+from launch.cli.command_line import exit_status, expect, optional, read_command, split_arguments
+from launch.distributed.gpus import visible_gpus
+from launch.distributed.job import Job, check_supervision, process_flags
+from launch.distributed.supervisor import Command
+from launch.tasks.source import find_source
 
 
 @dataclasses.dataclass(frozen=True)

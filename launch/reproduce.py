@@ -10,7 +10,7 @@
 import sys
 from collections.abc import Sequence
 
-from launch.command_line import exit_status, subcommand
+from launch.cli.command_line import exit_status, subcommand
 
 _COMMANDS = {
     "fig4a": "models shared, at all rates of loss: ResNet-20 on CIFAR-10",
@@ -41,10 +41,10 @@ def _run(argv: Sequence[str]) -> int:
 
         return colocate(argv)
     if name == "search":
-        from launch.reproduction.search import run as search
+        from launch.figures.search import run as search
 
         return search(options)
-    from launch.reproduction.figure import run as figure
+    from launch.figures.figure import run as figure
 
     return figure(name, options)
 

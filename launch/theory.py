@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from launch.command_line import exit_status, expect, read_command
+from launch.cli.command_line import exit_status, expect, read_command
 
 
 @dataclasses.dataclass(frozen=True)

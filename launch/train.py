@@ -14,13 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launch.command_line import exit_status
+from launch.cli.command_line import exit_status
 from launch.config import default_output_dir, parse
-from launch.devices import start_devices
-from launch.lifeline import hold_lifeline
-from launch.processes import count_processes, join, lost_peers_are_said, run_and_leave
-from launch.run_folder import RunFolder
-from launch.source import find_source
+from launch.distributed.devices import start_devices
+from launch.distributed.heartbeat import start_heartbeat
+from launch.distributed.initialize import count_processes, join, lost_peers_are_said, run_and_leave
+from launch.tasks.source import find_source
+from launch.trainer.run_directory import RunDirectory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,17 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     config = parse(sys.argv[1:] if argv is None else argv)
-    hold_lifeline()
+    start_heartbeat()
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     output_dir = config.output_dir or default_output_dir(config, now)
     if not config.resume:
-        RunFolder(output_dir).check_is_free()
+        RunDirectory(output_dir).check_is_free()
     source = find_source(config)
 
     start_devices(config.num_workers // count_processes(config), config.workers_per_device)
     join(config)
     # Imported late: it takes seconds, and what was wrong with the command line is said by now.
-    from launch.training import train
+    from launch.trainer.training import train
 
     with lost_peers_are_said():
         summary = train(config, source, output_dir)

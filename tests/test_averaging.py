@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ways import WAYS, awkward_params, mesh
+from mappings import MAPPINGS, awkward_params, mesh
 
 import rps_jax as rps
 from rps_jax import reference
@@ -45,7 +45,7 @@ def program(way, num_workers, packets=None):
         }
         return results, delivery, shift
 
-    return WAYS[way](one_worker, num_workers)
+    return MAPPINGS[way](one_worker, num_workers)
 
 
 def run(way, num_workers, params, drop_rate, step=0, packets=None):
@@ -169,7 +169,7 @@ def test_a_shift_may_be_any_integer(shift):
     sent = np.random.default_rng(1).random((n, n)) < 0.5
     delivery = rps.Delivery(sent, sent.T, sent.T)
     average = lambda axis, p, d: rps.average_models(p, d, axis, shift)  # noqa: E731
-    result = WAYS["vmap"](average, n)(params, delivery)
+    result = MAPPINGS["vmap"](average, n)(params, delivery)
     assert_close(np.asarray(result), reference.average_models(params, delivery, int(shift)))
 
 
@@ -179,7 +179,7 @@ def test_a_worker_hears_itself_whatever_the_delivery_says():
     delivery = rps.Delivery(nothing, nothing, ~nothing)
     params = np.arange(n * n, dtype=np.float32).reshape(n, n)
     average = lambda axis, p, d: rps.average_models(p, d, axis)  # noqa: E731
-    result = WAYS["vmap"](average, n)(params, delivery)
+    result = MAPPINGS["vmap"](average, n)(params, delivery)
     # Every server has its own block alone to average, and everyone receives that.
     assert_identical(np.asarray(result), np.tile(np.diag(params), (n, 1)))
 
@@ -198,7 +198,7 @@ def test_shift_says_who_serves_which_block():
     params = np.arange(n * n, dtype=np.float32).reshape(n, n)
     for shift in range(n):
         average = lambda axis, p, d, s: rps.average_models(p, d, axis, s)  # noqa: E731
-        result = WAYS["vmap"](average, n)(params, delivery, np.full(n, shift))
+        result = MAPPINGS["vmap"](average, n)(params, delivery, np.full(n, shift))
         missed_block = (2 - shift) % n
         for worker in range(n):
             expected = params.mean(0)

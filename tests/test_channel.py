@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ways import WAYS, mesh
+from mappings import MAPPINGS, mesh
 
 import rps_jax as rps
 from rps_jax.channel import ALL_GATHER, REDUCE_SCATTER
@@ -20,7 +20,7 @@ def views(channel, num_workers, step=0, way="vmap"):
     def one_worker(axis_name, unused):
         return rps.draw_exchange(channel, (), KEY, step, axis_name)[0]
 
-    return jax.device_get(WAYS[way](one_worker, num_workers)(np.zeros(num_workers, np.float32)))
+    return jax.device_get(MAPPINGS[way](one_worker, num_workers)(np.zeros(num_workers, np.float32)))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 33])
@@ -173,7 +173,7 @@ def test_a_fixed_assignment_never_shifts():
         _, shift, _ = rps.draw_exchange(rps.Lossless(), (), KEY, 5, axis_name, "fixed")
         return jnp.asarray(shift)
 
-    assert not WAYS["vmap"](one_worker, 3)(np.zeros(3)).any()
+    assert not MAPPINGS["vmap"](one_worker, 3)(np.zeros(3)).any()
 
 
 def test_the_cost_of_a_worker_is_linear_in_workers():

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import rps_jax as rps
-from launch.checkpoints import CheckpointError, Checkpoints
+from launch.trainer.checkpoints import CheckpointError, Checkpoints
 
 MESH = rps.worker_mesh(4)
 

@@ -19,13 +19,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from launch import processes, ray_train
+from launch.cluster import ray as ray_cluster
 from launch.config import CONFIG_FILE, TrainConfig, parse
+from launch.distributed import initialize
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = ROOT / "launch"
-SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-MANIFEST = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))
+CLUSTER = ROOT / "launch" / "cluster"
+SCRIPTS = sorted(CLUSTER.glob("*.sh"))
+MANIFEST = list(yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text()))
 
 TINY = ("--num-workers", "4", "--batch-size", "64", "--epochs", "1", "--start-timeout", "300")
 
@@ -163,7 +164,7 @@ def test_slurm_starts_a_training_and_goes_on_with_it(commands: Any, tmp_path: Pa
     commands("srun", SRUN)
     folder = tmp_path / "a run"
     job = str(job_of_a_free_port())
-    script = ("bash", LAUNCH / "slurm.sh", folder)
+    script = ("bash", CLUSTER / "slurm.sh", folder)
     for flags, said in ((TINY, "epoch 1/1"), ((), "resuming at step 5 of 5")):
         done = run(*script, *flags, PYTHON=sys.executable, SLURM_JOB_ID=job)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -183,7 +184,7 @@ def test_slurm_queues_again_what_has_run_out_of_time(
     commands("scontrol", 'echo "scontrol $*"')
     python = commands("stand-in", PYTHON)
     done = run(
-        *("bash", LAUNCH / "slurm.sh", tmp_path / "run", *TINY),
+        *("bash", CLUSTER / "slurm.sh", tmp_path / "run", *TINY),
         PYTHON=str(python), STATUS=str(status), SLURM_JOB_ID="7",
     )  # fmt: skip
     assert done.returncode == status
@@ -220,11 +221,11 @@ def test_how_many_tasks_there_are_and_whether_one_has_all_gpus_of_its_host(
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.update(options))
-    monkeypatch.setattr(processes, "visible_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(initialize, "visible_gpus", lambda: ["0", "1", "2"])
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert processes.count_processes(TrainConfig()) == tasks
-    processes.join(TrainConfig())
+    assert initialize.count_processes(TrainConfig()) == tasks
+    initialize.join(TrainConfig())
     gpus = asked["local_device_ids"]
     assert (gpus is not None and list(gpus) == [0, 1, 2]) == all_gpus
 
@@ -234,7 +235,7 @@ def test_open_mpi_tells_each_process_what_it_is(commands: Any, tmp_path: Path) -
     python = commands("stand-in", PYTHON)
     hosts = tmp_path / "hosts"
     hosts.write_text("# ours\n\n  me@first slots=1\nsecond\n")
-    argv = ("bash", LAUNCH / "openmpi.sh", hosts, tmp_path / "run", *TINY)
+    argv = ("bash", CLUSTER / "openmpi.sh", hosts, tmp_path / "run", *TINY)
     for begun in (False, True):
         if begun:
             (tmp_path / "run").mkdir()
@@ -255,7 +256,7 @@ def test_a_training_under_the_real_open_mpi(tmp_path: Path) -> None:
     hosts.write_text("localhost slots=2\n")
     as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     port = str(65536 - 4096 + job_of_a_free_port())
-    argv = ("bash", LAUNCH / "openmpi.sh", hosts, tmp_path / "run", *TINY)
+    argv = ("bash", CLUSTER / "openmpi.sh", hosts, tmp_path / "run", *TINY)
     done = run(*argv, PYTHON=sys.executable, PORT=port, **as_root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert devices_of(tmp_path / "run") == "4 x cpu in 2 processes"
@@ -263,7 +264,7 @@ def test_a_training_under_the_real_open_mpi(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_a_training_under_ray(tmp_path: Path) -> None:
-    launch = (sys.executable, "-m", "launch.ray_train", "--processes", "2")
+    launch = (sys.executable, "-m", "launch.cluster.ray", "--processes", "2")
     done = run(*launch, "--", *TINY, "--output-dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert devices_of(tmp_path / "run") == "4 x cpu in 2 processes"
@@ -287,12 +288,12 @@ def test_what_ray_is_not_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)  # Where it is installed, as if it were not.
-    assert ray_train.main(argv) == 2
+    assert ray_cluster.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {expected}")
 
 
 def test_what_the_files_show_are_flags_of_the_training() -> None:
-    for file in (*SCRIPTS, LAUNCH / "kubernetes.yaml"):
+    for file in (*SCRIPTS, CLUSTER / "kubernetes.yaml"):
         for line in re.findall(r"RUN_FOLDER (--preset .*)", file.read_text()):
             parse(line.split())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.command_line import UsageError
+from launch.cli.command_line import UsageError
 from launch.config import (
     PRESETS,
     TrainConfig,
@@ -15,7 +15,7 @@ from launch.config import (
     parse,
     to_json,
 )
-from launch.run_folder import RunFolder
+from launch.trainer.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 TRACE = ("--channel", "trace", "--trace", str(ROOT / "README.md"))  # Any file: it is not read yet.
@@ -165,7 +165,7 @@ def stored(tmp_path: Path) -> Path:
     config = dataclasses.replace(
         PRESETS["cifar10-resnet20"], num_workers=4, drop_rate=0.3, data_path=Path("old")
     )
-    RunFolder(tmp_path / "run").create(config)
+    RunDirectory(tmp_path / "run").create(config)
     return tmp_path / "run"
 
 

@@ -19,11 +19,11 @@ import jax
 import pytest
 from run_files import assert_same_state, read_metrics, reproducible
 
-import launch.agreement
 import launch.train
-from launch.agreement import agree, check_shared
-from launch.command_line import UsageError
+from launch.cli.command_line import UsageError
 from launch.config import TrainConfig
+from launch.distributed import consistency
+from launch.distributed.consistency import check_consistency, check_shared
 from launch.local import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -243,11 +243,11 @@ def test_what_differs_is_named(
         change(other)
         return [message, other]
 
-    monkeypatch.setattr(launch.agreement, "_gather", gather)
+    monkeypatch.setattr(consistency, "_gather", gather)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(1)])
     with pytest.raises(UsageError, match=f"^process 1 on .* has {named}, as process 0 on"):
-        agree(TrainConfig(), "digits 1", Path("run"))
+        check_consistency(TrainConfig(), "digits 1", Path("run"))
 
 
 class Device:
@@ -259,8 +259,8 @@ def test_a_folder_that_is_not_shared_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(launch.agreement.multihost_utils, "sync_global_devices", lambda name: None)
-    monkeypatch.setattr(launch.agreement, "_LATEST_SECONDS", 0.3)
+    monkeypatch.setattr(consistency.multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(consistency, "_LATEST_SECONDS", 0.3)
     (tmp_path / "seen").write_text("")
     check_shared(tmp_path / "seen")
     with pytest.raises(UsageError, match=f"^--output-dir {tmp_path}: expected a folder that all"):
@@ -271,7 +271,7 @@ def test_all_take_the_folder_of_process_0(monkeypatch: pytest.MonkeyPatch) -> No
     def gather(message: Any) -> list[Any]:
         return [{**message, "output_dir": "/of/process/0"}, message]
 
-    monkeypatch.setattr(launch.agreement, "_gather", gather)
+    monkeypatch.setattr(consistency, "_gather", gather)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(1)])
-    assert agree(TrainConfig(), "digits 1", Path("run")) == Path("/of/process/0")
+    assert check_consistency(TrainConfig(), "digits 1", Path("run")) == Path("/of/process/0")

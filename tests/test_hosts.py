@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from run_files import assert_same_state, read_metrics, reproducible
 
-from launch.job import process_flags
+from launch.distributed.job import process_flags
 
 ROOT = Path(__file__).parents[1]
 PORT = 8476

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import launch.gpus
+import launch.distributed.gpus
 import launch.local
-from launch.command_line import UsageError
-from launch.gpus import visible_gpus
+from launch.cli.command_line import UsageError
+from launch.distributed.gpus import visible_gpus
 from launch.local import share_gpus
 
 
@@ -57,7 +57,7 @@ def test_the_gpus_that_jax_would_use(
     gpus: list[str],
 ) -> None:
     found = [SimpleNamespace(name=name) for name in plugins]
-    monkeypatch.setattr(launch.gpus, "entry_points", lambda group: found)
+    monkeypatch.setattr(launch.distributed.gpus, "entry_points", lambda group: found)
     for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ways import WAYS, awkward_params
+from mappings import MAPPINGS, awkward_params
 
 import rps_jax as rps
 
@@ -14,7 +14,7 @@ PLACES = [("vmap", 1), ("vmap", 5), ("shard_map", 8), ("pmap", 3), ("vmap_in_sha
 @pytest.mark.parametrize(("way", "n"), PLACES)
 def test_consensus_distance_and_mean_model(way, n):
     params = awkward_params(n)
-    measure = WAYS[way](
+    measure = MAPPINGS[way](
         lambda axis, p: (rps.consensus_distance(p, axis), rps.mean_model(p, axis)), n
     )
     distance, mean = jax.device_get(measure(jax.tree.map(jnp.asarray, params)))
@@ -35,7 +35,7 @@ def test_consensus_distance_and_mean_model(way, n):
 
 def test_equal_models_are_at_distance_zero():
     params = {"x": np.ones((8, 5), np.float32), "none": np.zeros((8, 0), np.float32)}
-    distance = WAYS["shard_map"](lambda axis, p: rps.consensus_distance(p, axis), 8)(params)
+    distance = MAPPINGS["shard_map"](lambda axis, p: rps.consensus_distance(p, axis), 8)(params)
     np.testing.assert_array_equal(distance, np.zeros(8))
 
 
@@ -48,7 +48,7 @@ def test_delivered_fraction_counts_links_of_each_phase(way, n, packets):
         delivery, _, _ = rps.draw_exchange(channel, (), jax.random.key(0), 0, axis)
         return rps.delivered_fraction(delivery, axis), delivery
 
-    fraction, delivery = jax.device_get(WAYS[way](one_worker, n)(np.zeros(n, np.float32)))
+    fraction, delivery = jax.device_get(MAPPINGS[way](one_worker, n)(np.zeros(n, np.float32)))
     links = ~np.eye(n, dtype=bool)
     for measured, view in (
         (fraction.reduce_scatter, delivery.sent),

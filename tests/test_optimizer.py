@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ways import WAYS
+from mappings import MAPPINGS
 
 import rps_jax as rps
 from rps_jax.keys import key_data, wrap_key
@@ -32,7 +32,7 @@ def steps(way, make_optimizer, num_steps, params=None, opt_state=None):
     if params is None:
         one = {"x": jnp.zeros(SIZE)}
         params, opt_state = stacked((one, make_optimizer("unbound").init(one)))
-    step = WAYS[way](one_worker, N)
+    step = MAPPINGS[way](one_worker, N)
     for _ in range(num_steps):
         params, opt_state = step(params, opt_state)
     return jax.device_get((params, opt_state))

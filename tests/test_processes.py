@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mappings import MAPPINGS, awkward_params
 from steps_of_all import steps_of_all
-from ways import WAYS, awkward_params
 
 import rps_jax as rps
 
@@ -31,7 +31,7 @@ def run_processes(num_processes, devices, workers_per_device, output):
     processes = []
     for process_id in range(num_processes):
         arguments = [coordinator, num_processes, process_id, devices, workers_per_device, output]
-        command = [sys.executable, str(TESTS / "process_of_many.py"), *map(str, arguments)]
+        command = [sys.executable, str(TESTS / "multiprocess_worker.py"), *map(str, arguments)]
         processes.append(
             subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         )
@@ -112,7 +112,7 @@ def test_the_laws_hold_over_processes(placement, results):
         return delivery, shift
 
     for rate, (averaged, delivery, shift) in zip((0.0, 0.4, 1.0), runs, strict=True):
-        expected, expected_shift = WAYS["vmap"](in_one_process, n)(jnp.full(n, rate))
+        expected, expected_shift = MAPPINGS["vmap"](in_one_process, n)(jnp.full(n, rate))
         jax.tree.map(np.testing.assert_array_equal, delivery, jax.device_get(expected))
         np.testing.assert_array_equal(shift, expected_shift)
         twin = rps.reference.average_models(params, expected, int(expected_shift[0]))

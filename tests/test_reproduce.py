@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 from run_files import read_metrics
 
-import launch.many_runs
 import launch.reproduce
+import launch.trainer.many_runs
 from data import DataError, Dataset, Source, subset
 from launch.config import PRESETS
-from launch.interrupts import Deadline
-from launch.many_runs import train_all
-from launch.reproduction import paper
-from launch.reproduction.runs import Curve, Shared
-from launch.reproduction.tables import claims, table
-from launch.run_folder import RunFolder
-from launch.source import find_source
+from launch.figures import paper
+from launch.figures.runs import Curve, Shared
+from launch.figures.tables import claims, table
+from launch.tasks.source import find_source
+from launch.trainer.many_runs import train_all
+from launch.trainer.preemption import Deadline
+from launch.trainer.run_directory import RunDirectory
 
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch.many_runs, "start_devices", lambda *workers: None)
+    monkeypatch.setattr(launch.trainer.many_runs, "start_devices", lambda *workers: None)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_figure_and_the_one_that_shares_its_runs(
     assert launch.reproduce.main(["fig4c", *argv, "--arrivals", "100", "90"]) == 0
     printed = capsys.readouterr().out
     assert "[4/4] rps-90-4, about" in printed
-    folder = Path("results/fig4c-reduced")
+    folder = Path("docs/results/fig4c-reduced")
     assert printed.endswith(f"results in {folder}/\n")
 
     with open(folder / "curves.csv") as file:
@@ -101,7 +101,7 @@ def test_a_figure_and_the_one_that_shares_its_runs(
     begun = {line.split()[1].rstrip(",") for line in printed.splitlines() if line.startswith("[")}
     assert begun == {f"{name}-{seed}" for name in names for seed in (3, 4)}
     assert not list(Path("runs").rglob("checkpoints"))
-    text = (Path("results/fig5c-reduced") / "table.md").read_text()
+    text = (Path("docs/results/fig5c-reduced") / "table.md").read_text()
     assert "| gradients at 100% are as good as models at 100% | training loss |" in text
 
 
@@ -121,7 +121,7 @@ def test_the_search_takes_the_best_and_outlives_what_diverges(
     argv = ["search", "--data-path", atis, "--scale", "reduced"]
     argv += ["--learning-rates", "0.001", "1e30", "1", "--schedules", "constant"]
     assert launch.reproduce.main(argv) == 0
-    lines = Path("results/search-lstm-reduced/table.md").read_text().splitlines()
+    lines = Path("docs/results/search-lstm-reduced/table.md").read_text().splitlines()
     slow, diverged, best = lines[-3:]
     assert slow.startswith("| 0.001 | 4 | constant | ")
     assert diverged == "| 1e+30 | 4 | constant | diverged |  |  |"
@@ -136,14 +136,14 @@ def test_the_search_takes_the_best_and_outlives_what_diverges(
 
 def stop_after_an_epoch(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a command whose time limit comes when a first line of metrics is written."""
-    append = RunFolder.append
+    append = RunDirectory.append
 
-    def append_and_time_out(folder: RunFolder, line: dict[str, Any]) -> None:
+    def append_and_time_out(folder: RunDirectory, line: dict[str, Any]) -> None:
         append(folder, line)
         patch.setattr(Deadline, "signal_number", signal.SIGALRM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append", append_and_time_out)
+        patch.setattr(RunDirectory, "append", append_and_time_out)
         assert launch.reproduce.main(argv) == 128 + signal.SIGALRM
 
 
@@ -164,12 +164,12 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
         "stopped by the time limit at step 4 of 6, with a checkpoint, in run 1/2; go on with\n"
         "the same command\n"
     )
-    assert not Path("results").exists()
+    assert not Path("docs/results").exists()
 
     assert launch.reproduce.main(argv) == 0
     assert "resuming at step 4 of 6" in capsys.readouterr().out
     names = ("curves.csv", "table.md")
-    assert [(Path("results/fig4c-reduced") / name).read_text() for name in names] == [
+    assert [(Path("docs/results/fig4c-reduced") / name).read_text() for name in names] == [
         (Path("whole") / name).read_text() for name in names
     ]
 

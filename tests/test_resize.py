@@ -14,7 +14,7 @@ from run_files import read_metrics, saved_state
 
 import launch.train
 import rps_jax as rps
-from launch.resize import resized
+from launch.trainer.resize import resized
 
 SMALL = ("--batch-size", "32", "--epochs", "3", "--checkpoint-every", "1")
 

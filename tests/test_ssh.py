@@ -19,10 +19,10 @@ import pytest
 from run_files import read_metrics
 
 import launch.hosts
-from launch.checkpoints import Checkpoints
 from launch.config import parse
-from launch.lifeline import ENVIRONMENT
+from launch.distributed.heartbeat import ENVIRONMENT
 from launch.local import free_port
+from launch.trainer.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")

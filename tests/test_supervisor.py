@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.command_line import PEER_LOST
-from launch.supervisor import Command, JobFailed, supervise
+from launch.cli.command_line import PEER_LOST
+from launch.distributed.supervisor import Command, JobFailed, supervise
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
 import os, signal, sys, time
-from launch.lifeline import hold_lifeline
-hold_lifeline()
+from launch.distributed.heartbeat import start_heartbeat
+start_heartbeat()
 """
 FOREVER = "time.sleep(600)"
 
@@ -178,7 +178,7 @@ def test_nothing_stays_behind_when_the_supervisor_is_killed(tmp_path: Path) -> N
     supervisor = f"""
 import sys
 from pathlib import Path
-from launch.supervisor import Command, supervise
+from launch.distributed.supervisor import Command, supervise
 body = {PREAMBLE!r} + "print(os.getpid(), flush=True); time.sleep(600)"
 supervise([Command([sys.executable, "-c", body], {{}})] * 2, Path({str(tmp_path)!r}), 60.0,
     lambda line: print(line, flush=True))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ways import WAYS, awkward_params, mesh
+from mappings import MAPPINGS, awkward_params, mesh
 
 import rps_jax as rps
 from rps_jax import reference
@@ -59,7 +59,7 @@ def program(way, n):
         fractions = rps.delivered_fraction(delivery, axis)
         return models, grads, fractions, delivery, jnp.asarray(shift), state
 
-    return WAYS[way](one_worker, n)
+    return MAPPINGS[way](one_worker, n)
 
 
 def exchange(way, trace, state, params, step):
@@ -130,7 +130,7 @@ def test_the_optax_form_carries_the_place_in_the_trace():
         updates, state = optimizer.update(jnp.zeros(size), state, params)
         return optax.apply_updates(params, updates), state
 
-    step, expected = WAYS["vmap"](one_worker, n), params
+    step, expected = MAPPINGS["vmap"](one_worker, n), params
     for iteration in range(ITERATIONS + 2):
         params, state = step(params, state)
         expected = reference.average_models(expected, views_of(arrived, iteration))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import launch.colocate
-import launch.many_runs
+import launch.trainer.many_runs
 import rps_jax as rps
 
 FLAGS = (
@@ -28,7 +28,7 @@ TRAINING = ("--num-workers", "4", "--batch-size", "32", "--epochs", "1")
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch.many_runs, "start_devices", lambda *workers: None)
+    monkeypatch.setattr(launch.trainer.many_runs, "start_devices", lambda *workers: None)
 
 
 def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:

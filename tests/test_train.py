@@ -17,10 +17,10 @@ from PIL import Image
 from run_files import assert_same_state, read_metrics, reproducible
 
 import launch.train
-import launch.training
-from launch.checkpoints import Checkpoints
-from launch.progress import Progress
-from launch.record import Window
+import launch.trainer.training
+from launch.reports.progress import Progress
+from launch.trainer.checkpoints import Checkpoints
+from launch.trainer.metrics import Window
 
 ROOT = Path(__file__).parents[1]
 
@@ -433,7 +433,7 @@ def test_ctrl_c_before_the_training_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch.training, "make_task", interrupt)
+    monkeypatch.setattr(launch.trainer.training, "make_task", interrupt)
     assert run(tmp_path / "run", *SHORT) == 128 + signal.SIGINT
     assert capsys.readouterr().err == "error: interrupted\n"
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from launch.command_line import expect, read_command
+from launch.cli.command_line import expect, read_command
 from rps_jax.colocation import Settings, simulate, with_discipline
 
 

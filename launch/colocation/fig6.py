@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.cli.command_line import read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
 from launch.colocation.options import check_sweep, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, default_processes, measure_all, summary
-from launch.command_line import read_command
 from rps_jax.colocation import Settings
 
 LEARNING: tuple[Literal["bursty", "poisson"], ...] = ("bursty", "poisson")
@@ -34,7 +34,7 @@ class Fig6Config:
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""
     processes: int = default_processes()
     """Simulations at once."""
-    output_dir: Path = Path("results/fig6")
+    output_dir: Path = Path("docs/results/fig6")
     """Folder of the picture, the table and the numbers."""
 
 
@@ -139,7 +139,7 @@ def _draw(config: Fig6Config, rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from launch.curves import STYLE
+    from launch.reports.curves import STYLE
 
     curves = Curves(rows, config.seeds)
     with matplotlib.rc_context(STYLE):

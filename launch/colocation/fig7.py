@@ -9,11 +9,11 @@ from pathlib import Path
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
+from launch.cli.command_line import read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
 from launch.colocation.options import check_sweep
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, Values, default_processes, measure_all, summary
-from launch.command_line import read_command
 from rps_jax.colocation import Settings
 
 LEAST, MOST = 100.0, 0.97
@@ -41,7 +41,7 @@ class Fig7Config:
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""
     processes: int = default_processes()
     """Simulations at once."""
-    output_dir: Path = Path("results/fig7")
+    output_dir: Path = Path("docs/results/fig7")
     """Folder of the picture, the table and the numbers."""
 
 
@@ -179,7 +179,7 @@ def _draw(config: Fig7Config, rows: list[Values], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from launch.curves import STYLE
+    from launch.reports.curves import STYLE
 
     curves = Curves(rows, config.seeds)
     with matplotlib.rc_context(STYLE):

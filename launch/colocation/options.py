@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launch.command_line import expect, refuse
-from launch.run_folder import check_can_write
+from launch.cli.command_line import expect, refuse
+from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import SettingError, Settings
 
 

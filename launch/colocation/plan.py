@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from launch.cli.command_line import expect, read_command, refuse
 from launch.colocation.options import check_many, settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
-from launch.command_line import expect, read_command, refuse
-from launch.run_folder import check_can_write
+from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import PARAMETERS, SettingError, Settings, layout, simulate, with_discipline
 
 STEPS = 8
@@ -38,7 +38,7 @@ class PlanConfig(Settings):
     """A simulation of each way for every seed; what is printed is the mean over them."""
     processes: int = default_processes()
     """Simulations at once."""
-    output_dir: Path = Path("results/plan")
+    output_dir: Path = Path("runs/plan")
     """Folder of the points that are done."""
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.report import command_line, machine, versions, write_csv
-from launch.run_folder import write_json
+from launch.reports.report import command_line, machine, versions, write_csv
+from launch.trainer.run_directory import write_json
 
 
 def write_results(

@@ -12,15 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from launch.cli.command_line import expect, read_command, refuse, split_arguments
 from launch.colocation.options import check_many, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, measure_all, summary
-from launch.command_line import expect, read_command, refuse, split_arguments
 from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
-from launch.many_runs import train_all
-from launch.report import interval
-from launch.run_folder import check_can_write
-from launch.source import find_source
+from launch.reports.report import interval
+from launch.tasks.source import find_source
+from launch.trainer.many_runs import train_all
+from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import Settings, save_record, simulate, with_discipline
 
 Algorithm = Literal["rps", "gradient-averaging"]
@@ -50,7 +50,7 @@ class TradeoffConfig:
     """What is averaged: models or gradients."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A training of each for every seed; the simulation is the same."""
-    output_dir: Path = Path("results/tradeoff")
+    output_dir: Path = Path("docs/results/tradeoff")
     """Folder of the picture, the table, the losses and the runs."""
 
 
@@ -213,7 +213,7 @@ def _draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    from launch.curves import LABELS, STYLE
+    from launch.reports.curves import LABELS, STYLE
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.6), layout="constrained")

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from launch.command_line import expect, read_command
+from launch.cli.command_line import expect, read_command
 from rps_jax.colocation import layout, validation
 
 

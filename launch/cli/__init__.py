@@ -1,0 +1,1 @@
+"""Command lines: typed flags in, one line of error out."""

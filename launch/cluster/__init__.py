@@ -1,0 +1,1 @@
+"""Starting a job under a scheduler."""

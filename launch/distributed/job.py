@@ -1,0 +1,105 @@
+"""A training of several processes, from a checked command line to its end, restarts included."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from launch.cli.command_line import DIVERGED, USAGE, expect, refuse
+from launch.config import CONFIG_FILE, PROCESS_FLAGS, TrainConfig, default_output_dir, parse
+from launch.distributed.supervisor import Command, JobFailed, supervise
+from launch.trainer.run_directory import RunDirectory
+
+LOGS = "logs"
+"""Folder of what the processes say, in that of the run."""
+
+_CANNOT_END_OTHERWISE = (USAGE, DIVERGED)
+
+
+def check_supervision(max_restarts: int, heartbeat_timeout: float) -> None:
+    """Raises `UsageError` for flags of a launcher that no job can have."""
+    expect("max_restarts", max_restarts, max_restarts >= 0, "at least 0")
+    expect("heartbeat_timeout", heartbeat_timeout, heartbeat_timeout >= 3, "at least 3 seconds")
+
+
+class Job:
+    """One training, as flags of `launch.train` for each of its processes.
+
+    Attributes:
+        config: The run, checked.
+        folder: Where its results go.
+    """
+
+    def __init__(self, train_argv: Sequence[str]) -> None:
+        """Checks all that can be checked before a process is started.
+
+        Args:
+            train_argv: Flags of launch.train.
+
+        Raises:
+            UsageError: They are no valid run.
+        """
+        self.config: TrainConfig = parse(train_argv)
+        for name in PROCESS_FLAGS:
+            if getattr(self.config, name) != getattr(TrainConfig(), name):
+                refuse(name, getattr(self.config, name), "none after --: the launcher sets it")
+        now = datetime.now().strftime("%Y%m%d-%H%M%S")
+        self.folder = RunDirectory(self.config.output_dir or default_output_dir(self.config, now))
+        if not self.config.resume:
+            self.folder.check_is_free()
+        self._train_argv = list(train_argv)
+
+    def check_processes(self, flag: str, processes: int) -> None:
+        """Raises `UsageError` unless so many processes can share the workers evenly."""
+        workers = self.config.num_workers
+        expect(flag, processes, processes >= 1, "at least 1")
+        expect(flag, processes, workers % processes == 0, f"a divisor of {workers} workers")
+
+    def run(
+        self,
+        start: Callable[[Sequence[str]], list[Command]],
+        max_restarts: int,
+        silence: float,
+    ) -> int:
+        """Runs the job, again and again from its newest checkpoint while it fails.
+
+        Args:
+            start: Given the flags that all processes share; returns how each is started.
+            max_restarts: How often to start again.
+            silence: Seconds without a sign of life after which a process is taken to hang.
+
+        Returns:
+            The exit status.
+
+        Raises:
+            JobFailed: It has failed once too often, or would fail again.
+        """
+
+        def show(line: str) -> None:
+            print(line, flush=True)
+
+        for restarts in range(max_restarts + 1):
+            commands = start(self.flags())
+            try:
+                return supervise(commands, self.folder.path / LOGS, silence, show)
+            except JobFailed as error:
+                again = error.may_restart and error.exit_status not in _CANNOT_END_OTHERWISE
+                if restarts == max_restarts or not again:
+                    raise
+                show(error.report())
+                show(f"restart {restarts + 1} of {max_restarts}, from the newest checkpoint")
+        raise AssertionError("unreachable")
+
+    def flags(self) -> list[str]:
+        """Returns the flags that all processes share, if they are started now."""
+        flags = list(self._train_argv)
+        given = self.config.output_dir
+        if given is None or not given.is_absolute():
+            # The processes may start in another folder; the last flag counts.
+            flags += ["--output-dir", str(self.folder.path.absolute())]
+        begun = (self.folder.path / CONFIG_FILE).exists()
+        return [*flags, "--resume"] if begun and not self.config.resume else flags
+
+
+def process_flags(coordinator: str, num_processes: int, process_id: int) -> list[str]:
+    """Returns the flags by which a process finds its job."""
+    flags = ["--coordinator", coordinator, "--num-processes", str(num_processes)]
+    return [*flags, "--process-id", str(process_id)]

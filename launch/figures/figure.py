@@ -1,0 +1,192 @@
+"""Figures 4 and 5 of the paper, from the data to the picture."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from launch.cli.command_line import expect, optional, read_command, refuse
+from launch.config import check
+from launch.distributed.devices import keep_programs
+from launch.figures.options import check_lists, check_slot, given_or
+from launch.figures.paper import (
+    FIGURES,
+    SCALES,
+    TRAINING_LOSS,
+    Model,
+    Scale,
+    ScaleName,
+)
+from launch.figures.results import write_run
+from launch.figures.runs import Curve, Run, Shared, curves_of, find_data, plan
+from launch.figures.tables import table
+from launch.reports.report import write_csv
+from launch.trainer.many_runs import folder_of, train_all
+from launch.trainer.preemption import Deadline
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureConfig:
+    """Train what a figure of the paper shows, and draw it.
+
+    Runs that are done already are not repeated, and one that was stopped goes on, so that the same
+    command can be given until the figure is there. Figures 4 and 5 of a model share their runs.
+    """
+
+    data_path: Annotated[Path | None, optional("PATH", "tensorflow-datasets' own folder")] = None
+    """File or folder of the data."""
+    scale: ScaleName = "paper"
+    """The paper's experiment, or one that two cores can do in half an hour."""
+    seeds: Annotated[tuple[int, ...] | None, optional("INT [INT ...]", "0 1 2; reduced: 0")] = None
+    """A training of each curve for every seed."""
+    arrivals: Annotated[
+        tuple[float, ...] | None, optional("PERCENT [...]", "figure 4: 100 99 95 90 80; 5: 100 99")
+    ] = None
+    """Probabilities that a message arrives."""
+    on_miss: tuple[Literal["own", "zero"], ...] = ("own",)
+    """Figure 5: what is applied where no average arrives: the own gradient, or none."""
+    epochs: Annotated[int | None, optional("INT", "those of the scale")] = None
+    """Train for longer or shorter; in folders of its own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the model's computation; parameters and averages are always float32."""
+    together: int = 1
+    """How many probabilities of arrival to train as one program, where a GPU has room."""
+    time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
+    """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
+    runs_dir: Path = Path("runs/reproduce")
+    """Folder of the trainings."""
+    output_dir: Annotated[
+        Path | None, optional("PATH", "docs/results/FIGURE, or docs/results/FIGURE-reduced")
+    ] = None
+    """Folder of the picture, the table and the numbers."""
+
+
+def run(figure: str, argv: Sequence[str]) -> int:
+    """Runs the command of a figure; returns its exit status."""
+    config = read_command(FigureConfig, f"launch.reproduce {figure}", argv, FigureConfig())
+    deadline = Deadline(config.time_limit)
+    model = FIGURES[figure]
+    scale = SCALES[model, config.scale].with_epochs(config.epochs)
+    config = _completed(config, figure)
+    runs = _runs(figure, model, scale, config)
+    trainings = [training.config for training in runs]
+    source = find_data(scale, trainings)
+
+    keep_programs(config.runs_dir / "compiled")
+    metrics = train_all(
+        trainings,
+        source,
+        together=config.together,
+        deadline=deadline,
+        keep_checkpoints=False,
+    )
+    summaries = [folder_of(training).read_summary() for training in trainings]
+    score = summaries[0]["score"]
+    curves = curves_of(runs, metrics, score)
+    _write(figure, model, scale, config, runs, curves, summaries)
+    return 0
+
+
+def _completed(config: FigureConfig, figure: str) -> FigureConfig:
+    """Returns the options with their defaults, checked."""
+    reduced = config.scale == "reduced"
+    if config.on_miss != ("own",) and not figure.startswith("fig5"):
+        refuse("on_miss", " ".join(config.on_miss), "none in figure 4, where models are shared")
+    name = figure + "-reduced" * reduced + _suffix(config)
+    config = dataclasses.replace(
+        config,
+        seeds=given_or(config.seeds, (0,) if reduced else (0, 1, 2)),
+        arrivals=given_or(
+            config.arrivals, (100, 99, 95, 90, 80) if figure.startswith("fig4") else (100, 99)
+        ),
+        output_dir=config.output_dir or Path("docs/results", name),
+    )
+    check_lists(config, "seeds", "arrivals", "on_miss")
+    assert config.arrivals is not None
+    for arrival in config.arrivals:
+        expect("arrivals", f"{arrival:g}", 0 <= arrival <= 100, "percentages, in [0, 100]")
+    expect("together", config.together, config.together >= 1, "at least 1")
+    check_slot(config)
+    return config
+
+
+def _suffix(config: FigureConfig) -> str:
+    """Returns what the names of folders end with."""
+    return "" if config.epochs is None else f"-epochs-{config.epochs}"
+
+
+def _runs(figure: str, model: Model, scale: Scale, config: FigureConfig) -> list[Run]:
+    assert config.arrivals is not None
+    assert config.seeds is not None
+    pairs: list[tuple[Shared, float]] = [("rps", arrival) for arrival in config.arrivals]
+    if figure.startswith("fig5"):
+        # Where nothing is missed, it does not matter what is applied instead.
+        gradients: list[tuple[Shared, float]] = [
+            ("gradient-averaging-zero", arrival)
+            if on_miss == "zero" and arrival < 100
+            else ("gradient-averaging", arrival)
+            for on_miss in config.on_miss
+            for arrival in config.arrivals
+        ]
+        pairs += dict.fromkeys(gradients)
+    base = dataclasses.replace(
+        scale.config,
+        data_path=config.data_path,
+        dtype=config.dtype,
+        output_dir=config.runs_dir / f"{model}-{config.scale}{_suffix(config)}",
+    )
+    runs = plan(base, pairs, config.seeds)
+    for training in runs:
+        check(training.config)
+    return runs
+
+
+def _write(
+    figure: str,
+    model: Model,
+    scale: Scale,
+    config: FigureConfig,
+    runs: Sequence[Run],
+    curves: Sequence[Curve],
+    summaries: list[dict[str, Any]],
+) -> None:
+    """Writes the folder of the figure; prints its table."""
+    # Imported late: it takes a second.
+    from launch.figures.picture import draw
+
+    assert config.output_dir is not None
+    assert config.seeds is not None
+    folder, score = config.output_dir, summaries[0]["score"]
+    paper = {} if scale.reduced else TRAINING_LOSS[model]
+    title = (
+        f"{figure}: {summaries[0]['data']}, {scale.config.num_workers} workers, "
+        f"{scale.config.epochs} epochs"
+    )
+    if scale.reduced:
+        title += f"\nreduced: {scale.reduced}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "curves.csv", _rows(curves, config.seeds))
+    draw(curves, paper, score, title, folder / "curves.png")
+    said = title.replace("\n", "; ")
+    text = f"{said}.\n{table(curves, paper, score.replace('_', ' '), config.seeds)}"
+    (folder / "table.md").write_text(text)
+    write_run(folder, figure, config, scale, runs[0].config, summaries)
+    print(f"\n{text}\nresults in {folder}/")
+
+
+def _rows(curves: Sequence[Curve], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns a row for each algorithm, probability, seed and epoch."""
+    return [
+        {
+            "algorithm": curve.shared,
+            "arrival": f"{curve.arrival:g}",
+            "seed": seed,
+            "epoch": f"{epoch:g}",
+            "mean_model_train_loss": curve.mean_model_train_loss[row, column],
+            "train_loss": curve.train_loss[row, column],
+            "test_metric": curve.test_metric[row, column],
+        }
+        for curve in curves
+        for row, seed in enumerate(seeds)
+        for column, epoch in enumerate(curve.epochs)
+    ]

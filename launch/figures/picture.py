@@ -1,0 +1,73 @@
+"""The picture of a figure: training loss and test metric over the epochs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from launch.figures.runs import Curve
+from launch.figures.tables import NAMES
+from launch.reports.curves import LABELS, STYLE
+
+_COLORS = {"rps": "Blues", "gradient-averaging": "Oranges", "gradient-averaging-zero": "Greens"}
+
+
+def draw(
+    curves: Sequence[Curve], paper: dict[float, float], score: str, title: str, path: Path
+) -> None:
+    """Draws the curves of a figure: means over the seeds, and bands from the least to the greatest.
+
+    Args:
+        curves: Of the figure.
+        paper: The paper's final training loss of RPS, by probability of arrival.
+        score: The test metric, as metrics name it.
+        title: Above the picture.
+        path: Of the PNG.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.3), layout="constrained")
+        loss, test = figure.subplots(1, 2)
+        for curve in curves:
+            style = _style(curve, curves)
+            label = f"{NAMES[curve.shared]}, {curve.arrival:g}%"
+            _band(loss, curve.epochs, curve.mean_model_train_loss, label=label, **style)
+            _band(test, curve.epochs, curve.test_metric, **style)
+            if curve.shared == "rps" and curve.arrival in paper:
+                place = 1.02 * curve.epochs[-1], paper[curve.arrival]
+                loss.plot(*place, marker=0, color=style["color"], clip_on=False)
+        loss.set(ylabel="training loss of the mean model", yscale="log")
+        loss.yaxis.set_major_formatter("{x:g}")
+        lowest, highest = loss.get_ylim()
+        # Within a decade there may be no power of ten to read the scale by.
+        loss.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else "")
+        test.set(ylabel=LABELS[score])
+        for axes in (loss, test):
+            axes.set(xlabel="epoch")
+            axes.set_xlim(left=0)
+        if paper:
+            loss.plot([], [], linestyle="", marker=0, color="0.4", label="paper, at the end")
+        figure.legend(loc="outside right center", title="shared, arrival")
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(path, dpi=160)
+
+
+def _style(curve: Curve, curves: Sequence[Curve]) -> dict[str, Any]:
+    """Returns a hue for each algorithm, darker the less arrives; dashed if nothing is lost."""
+    arrivals = sorted((c.arrival for c in curves if c.shared == curve.shared), reverse=True)
+    depth = 0.45 + 0.5 * arrivals.index(curve.arrival) / max(1, len(arrivals) - 1)
+    return {
+        "color": matplotlib.colormaps[_COLORS[curve.shared]](depth),
+        "linestyle": "--" if curve.arrival == 100 else "-",
+    }
+
+
+def _band(axes: Any, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    # A single epoch is a point, which a line would not show.
+    marker = "." if len(epochs) < 3 else None
+    axes.plot(epochs, values.mean(axis=0), marker=marker, **style)
+    if len(values) > 1:
+        lowest, highest = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)

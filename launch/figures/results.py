@@ -1,0 +1,59 @@
+"""How the tables and pictures of a folder were made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.config import TrainConfig
+from launch.figures.paper import Scale
+from launch.reports.report import command_line, machine, versions
+from launch.trainer.run_directory import write_json
+
+_SETTINGS = (
+    "preset",
+    "num_workers",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "momentum",
+    "weight_decay",
+    "clip_norm",
+    "dtype",
+)
+
+
+def write_run(
+    folder: Path,
+    command: str,
+    options: Any,
+    scale: Scale,
+    config: TrainConfig,
+    summaries: Sequence[dict[str, Any]],
+) -> None:
+    """Writes `run.json`: the command, what was trained, on what, and how long it took.
+
+    Args:
+        folder: Where.
+        command: Of launch.reproduce.
+        options: Of the command.
+        scale: Of the trainings.
+        config: What they have in common.
+        summaries: One of each training.
+    """
+    elsewhere = ("data_path", "time_limit", "runs_dir", "output_dir")
+    write_json(
+        folder / "run.json",
+        {
+            "command": command_line(f"launch.reproduce {command}", options, elsewhere),
+            "settings": {name: getattr(config, name) for name in _SETTINGS},
+            "reduced": scale.reduced or None,
+            "data": summaries[0]["data"],
+            "devices": sorted({summary["devices"] for summary in summaries}),
+            "machine": machine(),
+            "versions": versions("jax", "flax", "optax", "numpy"),
+            "trainings": len(summaries),
+            "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries)),
+        },
+    )

@@ -1,0 +1,51 @@
+"""The data of a preset: found and checked against the rest of the configuration, not loaded yet."""
+
+from data import DataError, Source, atis, cifar10, digits
+from launch.cli.command_line import UsageError
+from launch.config import TrainConfig
+
+
+def find_source(config: TrainConfig) -> Source:
+    """Finds the data of a run, in a second or so.
+
+    Raises:
+        UsageError: There is none, it is damaged, or it is too small for the run.
+    """
+    try:
+        source = _find(config)
+    except DataError as error:
+        raise of_flag(config, error) from error
+    check_fits(config, source.num_train)
+    return source
+
+
+def check_fits(config: TrainConfig, num_train: int) -> None:
+    """Raises `UsageError` if there are too few training examples for a run, or too many."""
+    if config.num_workers > num_train:
+        raise UsageError(
+            f"--num-workers {config.num_workers}: expected at most {num_train}, the number of "
+            "training examples"
+        )
+    smallest = num_train // config.num_workers
+    if config.batch_size > smallest:
+        raise UsageError(
+            f"--batch-size {config.batch_size}: expected at most {smallest}, the training examples "
+            f"of each of {config.num_workers} workers"
+        )
+    most = 2**31 // num_train  # Steps are counted in 32 bits.
+    if config.epochs > most:
+        raise UsageError(f"--epochs {config.epochs}: expected at most {most}")
+
+
+def of_flag(config: TrainConfig, error: DataError) -> UsageError:
+    """Returns the error of a data file as one of the flag that names it."""
+    return UsageError(f"--data-path {error}" if config.data_path else str(error))
+
+
+def _find(config: TrainConfig) -> Source:
+    if config.preset == "digits":
+        return digits.find()
+    if config.preset == "atis-lstm":
+        assert config.data_path is not None  # as the command line was checked for
+        return atis.find(config.data_path)
+    return cifar10.find(config.data_path, download=config.download)

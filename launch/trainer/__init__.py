@@ -1,0 +1,1 @@
+"""One training, from its set-up to its last checkpoint."""

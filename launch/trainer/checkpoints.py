@@ -1,0 +1,214 @@
+"""Checkpoints that are whole or not used: orbax writes them, a manifest vouches for them.
+
+Orbax makes a checkpoint appear under its name only when it is complete. What it cannot see is a
+file that was damaged later; so beside each checkpoint lies the SHA-256 of each of its files.
+
+All processes of a job save and restore, each its own workers' part, in a folder that all can see.
+Process 0 alone decides which checkpoint is used, and tidies up.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from launch.cli.command_line import CommandError
+
+_MANIFEST = "manifest.json"
+
+
+class CheckpointError(CommandError):
+    """A checkpoint that cannot be written, or is whole but of another run."""
+
+
+class Saved(NamedTuple):
+    """A checkpoint that is whole.
+
+    Attributes:
+        step: Steps taken when it was saved.
+        progress: The JSON values that were saved beside the state.
+    """
+
+    step: int
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest `keep` of them."""
+
+    def __init__(self, directory: Path, keep: int = 3) -> None:
+        """Opens a folder of checkpoints, which need not exist yet.
+
+        Args:
+            directory: Where they are.
+            keep: How many to keep.
+        """
+        self._directory = directory.absolute()
+        self._keep = keep
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> Path:
+        """Saves a checkpoint, then deletes those that are too old.
+
+        It is whole when any process returns.
+
+        Args:
+            step: Steps taken.
+            state: Any pytree of arrays.
+            progress: JSON values.
+
+        Returns:
+            The folder of the checkpoint.
+
+        Raises:
+            CheckpointError: It cannot be written; the earlier ones are as they were.
+        """
+        path = self._directory / str(step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+        )
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # Tracebacks of threads that failed.
+                self._checkpointer.save(path, items, force=True)
+            if jax.process_index() == 0:
+                manifest = self._manifest_of(step)
+                unfinished = manifest.with_suffix(".tmp")
+                unfinished.write_text(json.dumps(_digests(path), indent=1))
+                os.replace(unfinished, manifest)
+        except jax.errors.JaxRuntimeError:
+            raise  # Another process has gone; nothing is wrong with the disk.
+        # What a disk that is full or gone raises depends on which library has met it.
+        except Exception as error:
+            raise CheckpointError(
+                f"{path}: the checkpoint cannot be written ({_in_short(error)})"
+            ) from error
+        # Whoever left sooner could have process 0 ended before the manifest is there.
+        multihost_utils.sync_global_devices(f"saved {step}")
+        self._delete(self.steps()[: -self._keep])
+        return path
+
+    def save_alone(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Saves a checkpoint that takes the place of all others; otherwise as `save`."""
+        self.save(step, state, progress)
+        self._delete([other for other in self.steps() if other != step])
+
+    def _delete(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                self._manifest_of(step).unlink(missing_ok=True)
+                shutil.rmtree(self._directory / str(step))
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints there are, damaged ones too, oldest first."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(
+            int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit()
+        )
+
+    def newest(self, report: Callable[[str], None]) -> Saved | None:
+        """Returns the newest checkpoint that is whole, None if there is none.
+
+        Args:
+            report: Told, in one line each, of checkpoints that are damaged, which are set aside as
+                `STEP.damaged`, or half-written, which are deleted.
+        """
+        step = self._newest_whole(report) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            told = multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step))
+            step = int(told) if told >= 0 else None
+        if step is None:
+            return None
+        return Saved(step, self._read(step, progress=ocp.args.JsonRestore()))
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state of a checkpoint.
+
+        Args:
+            step: Of the checkpoint, from `newest`.
+            like: A pytree of arrays with the shapes, dtypes and shardings to restore; of NumPy
+                arrays for the whole state, in NumPy arrays on every process.
+
+        Raises:
+            CheckpointError: The checkpoint does not hold a pytree like this one.
+        """
+        abstract = jax.tree.map(
+            lambda leaf: (
+                leaf if isinstance(leaf, np.ndarray) else ocp.utils.to_shape_dtype_struct(leaf)
+            ),
+            like,
+        )
+        try:
+            return self._read(step, state=ocp.args.StandardRestore(abstract))
+        # Orbax tells of other shapes and other trees in several ways.
+        except Exception as error:
+            raise CheckpointError(
+                f"{self._directory / str(step)}: the checkpoint does not fit this run "
+                f"({_in_short(error)})"
+            ) from error
+
+    def _newest_whole(self, report: Callable[[str], None]) -> int | None:
+        if self._directory.is_dir():
+            for entry in sorted(self._directory.iterdir()):
+                if "orbax-checkpoint-tmp" in entry.name:
+                    report(f"{entry.name} was only half written, and is not used")
+                    shutil.rmtree(entry)
+        for step in reversed(self.steps()):
+            damage = self._damage(step)
+            if damage is None:
+                return step
+            report(f"the checkpoint of step {step} is damaged ({damage}), and is not used")
+            aside = self._directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._directory / str(step)).rename(aside)
+            self._manifest_of(step).unlink(missing_ok=True)
+        return None
+
+    def _read(self, step: int, **item: Any) -> Any:
+        (name,) = item
+        path = self._directory / str(step)
+        return self._checkpointer.restore(path, ocp.args.Composite(**item))[name]
+
+    def _manifest_of(self, step: int) -> Path:
+        return self._directory / f"{step}.{_MANIFEST}"
+
+    def _damage(self, step: int) -> str | None:
+        """Returns what is wrong with a checkpoint, None if nothing is."""
+        manifest = self._manifest_of(step)
+        try:
+            expected = json.loads(manifest.read_text())
+        except (OSError, ValueError):
+            return f"{manifest.name} is missing or damaged"
+        found = _digests(self._directory / str(step))
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in found:
+                return f"{name} is missing"
+            if expected.get(name) != found[name]:
+                return f"{name} has changed"
+        return None
+
+
+def _in_short(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below a folder, by relative path."""
+    digests = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            digests[file.relative_to(path).as_posix()] = digest
+    return digests
