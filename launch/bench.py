@@ -59,9 +59,9 @@ def _measure(config: BenchConfig, num_parameters: int) -> None:
     import jax
     import numpy as np
     from jax.flatten_util import ravel_pytree
+    from jax.sharding import PartitionSpec as P
 
     import rps_jax as rps
-    from rps_jax import PER_WORKER, SHARED
 
     mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
     axis, key, channel = mesh.axis_name, jax.random.key(0), rps.Bernoulli(0.1)
@@ -93,7 +93,7 @@ def _measure(config: BenchConfig, num_parameters: int) -> None:
         [rng.normal(size=(len(mesh.local_workers), n)).astype(np.float32) for n in sizes]
     )
     programs = {
-        name: mesh.spmd(function, (PER_WORKER, SHARED), PER_WORKER)
+        name: mesh.spmd(function, (P("workers"), P()), P("workers"))
         for name, function in alternatives.items()
     }
     for program in programs.values():

@@ -18,8 +18,6 @@ from rps_jax.channel import Delivery as Delivery
 from rps_jax.channel import Lossless as Lossless
 from rps_jax.channel import sample_links as sample_links
 from rps_jax.draw import draw_exchange as draw_exchange
-from rps_jax.mesh import PER_WORKER as PER_WORKER
-from rps_jax.mesh import SHARED as SHARED
 from rps_jax.mesh import WorkerMesh as WorkerMesh
 from rps_jax.mesh import worker_mesh as worker_mesh
 from rps_jax.metrics import DeliveredFraction as DeliveredFraction

@@ -3,31 +3,29 @@
 A function of one worker becomes a program over all of them:
 
     mesh = worker_mesh(num_workers=16)
-    step = mesh.spmd(train_step, in_specs=(PER_WORKER, PER_WORKER), out_specs=(PER_WORKER, SHARED))
+    step = mesh.spmd(train_step, (P("workers"), P("workers")), (P("workers"), P()))
     state = mesh.replicate(init_train_state(...))
 
-Per-worker values are arrays `[num_workers, ...]`, sharded over the devices by worker.
+`P` is `jax.sharding.PartitionSpec`: values of `P("workers")` are each worker's own, arrays
+`[num_workers, ...]` outside, sharded over the devices by worker; values of `P()` are the same on
+every worker, with no worker axis.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rps_jax.axis import AxisName
 
-Spec = Literal["per-worker", "shared"]
-PER_WORKER: Spec = "per-worker"
-"""A value of each worker's own, with a leading axis of workers outside `spmd`."""
-SHARED: Spec = "shared"
-"""A value that is the same on every worker, with no axis of workers."""
-
 _DEVICES, _LOCAL = "workers", "local"
+_PER_WORKER, _SHARED = P(_DEVICES), P()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +57,9 @@ class WorkerMesh:
         mine = [i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == process]
         return range(mine[0] * self.workers_per_device, (mine[-1] + 1) * self.workers_per_device)
 
-    def sharding(self, spec: Spec = PER_WORKER) -> NamedSharding:
-        """Returns how values of a kind lie on the devices."""
-        return NamedSharding(self.mesh, _partition(spec))
+    def sharding(self, spec: P = P("workers")) -> NamedSharding:  # noqa: B008
+        """Returns how values of a spec, `P("workers")` or `P()`, lie on the devices."""
+        return NamedSharding(self.mesh, spec)
 
     def put(self, local: Any) -> Any:
         """Puts per-worker values on their devices.
@@ -95,24 +93,34 @@ class WorkerMesh:
     def spmd(
         self,
         function: Callable[..., Any],
-        in_specs: Sequence[Spec],
-        out_specs: Spec | tuple[Spec, ...],
+        in_specs: Sequence[P],
+        out_specs: P | tuple[P, ...],
         donate_argnums: Sequence[int] = (),
     ) -> Callable[..., Any]:
         """Compiles a function of one worker into one of all workers.
 
         Args:
             function: takes and returns one worker's values; may use collectives over `axis_name`.
-            in_specs: of each argument, whether it is `PER_WORKER` or `SHARED`.
-            out_specs: the same of the result, or of each element of a tuple. What is `SHARED` must
-                be equal on every worker, as a pmean's result is.
+            in_specs: of each argument, `P("workers")` if it is each worker's own, `P()` if all have
+                the same.
+            out_specs: the same of the result, or of each element of a tuple. What is `P()` must be
+                equal on every worker, as a pmean's result is.
             donate_argnums: arguments whose buffers the result may take.
 
         Returns:
-            A jitted function of arrays `[num_workers, ...]` and shared values.
+            A jitted function of arrays `[num_workers, ...]` and shared values. Arguments that do
+            not lie on the mesh yet are put there, so that it compiles once for all of them.
+
+        Raises:
+            ValueError: a spec that is neither.
         """
-        one_result = isinstance(out_specs, str)
-        outs: tuple[Spec, ...] = (out_specs,) if isinstance(out_specs, str) else out_specs
+        one_result = isinstance(out_specs, P)
+        outs: tuple[P, ...] = (out_specs,) if isinstance(out_specs, P) else tuple(out_specs)
+        ins = tuple(in_specs)
+        for name, specs in (("in_specs", ins), ("out_specs", outs)):
+            for spec in specs:
+                if spec not in (_PER_WORKER, _SHARED):
+                    raise ValueError(f'{name} has {spec}: expected P("workers") or P()')
 
         def as_tuple(*args: Any) -> tuple[Any, ...]:
             result = function(*args)
@@ -121,12 +129,12 @@ class WorkerMesh:
         if self.workers_per_device == 1:
             # Without a vmap: convolutions stay plain ones, and JAX can check which values vary.
             def on_device(*args: Any) -> tuple[Any, ...]:
-                args = tuple(map(_without_axis, args, in_specs))
+                args = tuple(map(_without_axis, args, ins))
                 return tuple(map(_with_axis, as_tuple(*args), outs))
         else:
             on_device = jax.vmap(
                 as_tuple,
-                in_axes=tuple(map(_vmap_axis, in_specs)),
+                in_axes=tuple(map(_vmap_axis, ins)),
                 out_axes=tuple(map(_vmap_axis, outs)),
                 axis_name=_LOCAL,
                 axis_size=self.workers_per_device,
@@ -135,13 +143,18 @@ class WorkerMesh:
         mapped = jax.shard_map(
             on_device,
             mesh=self.mesh,
-            in_specs=tuple(map(_partition, in_specs)),
-            out_specs=tuple(map(_partition, outs)),
+            in_specs=ins,
+            out_specs=outs,
             # Collectives over a vmapped axis do not pass the check (jax 0.10).
             check_vma=self.workers_per_device == 1,
         )
 
-        @functools.partial(jax.jit, donate_argnums=tuple(donate_argnums))
+        @functools.partial(
+            jax.jit,
+            in_shardings=tuple(map(self.sharding, ins)),
+            out_shardings=self.sharding(outs[0]) if one_result else tuple(map(self.sharding, outs)),
+            donate_argnums=tuple(donate_argnums),
+        )
         def program(*args: Any) -> Any:
             results = mapped(*args)
             return results[0] if one_result else results
@@ -196,17 +209,13 @@ def worker_mesh(
     return WorkerMesh(mesh, workers_per_device)
 
 
-def _partition(spec: Spec) -> PartitionSpec:
-    return PartitionSpec(_DEVICES) if spec == PER_WORKER else PartitionSpec()
+def _vmap_axis(spec: P) -> int | None:
+    return 0 if spec == _PER_WORKER else None
 
 
-def _vmap_axis(spec: Spec) -> int | None:
-    return 0 if spec == PER_WORKER else None
+def _without_axis(tree: Any, spec: P) -> Any:
+    return jax.tree.map(lambda x: x[0], tree) if spec == _PER_WORKER else tree
 
 
-def _without_axis(tree: Any, spec: Spec) -> Any:
-    return jax.tree.map(lambda x: x[0], tree) if spec == PER_WORKER else tree
-
-
-def _with_axis(tree: Any, spec: Spec) -> Any:
-    return jax.tree.map(lambda x: x[None], tree) if spec == PER_WORKER else tree
+def _with_axis(tree: Any, spec: P) -> Any:
+    return jax.tree.map(lambda x: x[None], tree) if spec == _PER_WORKER else tree

@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 from mappings import awkward_params
 from steps_of_all import steps_of_all
 
 import rps_jax as rps
-from rps_jax import PER_WORKER, SHARED
 
 
 def main(coordinator, num_processes, process_id, devices, workers_per_device, output):
@@ -35,7 +35,7 @@ def main(coordinator, num_processes, process_id, devices, workers_per_device, ou
         averaged = rps.average_models(params, delivery, mesh.axis_name, shift)
         return (averaged, delivery, shift + 0 * jax.lax.axis_index(mesh.axis_name))
 
-    program = mesh.spmd(one_worker, (PER_WORKER, SHARED), PER_WORKER)
+    program = mesh.spmd(one_worker, (P("workers"), P()), P("workers"))
     leaves = []
     for drop_rate in (0.0, 0.4, 1.0):
         result = program(mesh.put(local), np.float32(drop_rate))

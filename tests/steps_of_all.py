@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
-from rps_jax import PER_WORKER, SHARED
 from rps_jax.train_step import ALGORITHMS
 
 STEPS = 4
@@ -55,7 +55,7 @@ def steps_of_all(mesh):
         def step_of_worker(state, batches, step=step):
             return step(state, jax.tree.map(lambda rows: rows[state.step], batches))
 
-        program = mesh.spmd(step_of_worker, (PER_WORKER, PER_WORKER), (PER_WORKER, SHARED))
+        program = mesh.spmd(step_of_worker, (P("workers"), P("workers")), (P("workers"), P()))
         initial = rps.init_train_state(
             params, {"mean": np.zeros(6, np.float32)}, optimizer, channel, n, seed=3
         )

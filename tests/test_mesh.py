@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
-from rps_jax import PER_WORKER, SHARED
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_workers_are_spread_as_thin_as_they_fit(num_workers, workers_per_device,
     assert mesh.mesh.size == devices
     assert mesh.num_workers == num_workers
     assert mesh.local_workers == range(num_workers)
-    index = mesh.spmd(lambda: jax.lax.axis_index(mesh.axis_name), (), PER_WORKER)()
+    index = mesh.spmd(lambda: jax.lax.axis_index(mesh.axis_name), (), P("workers"))()
     np.testing.assert_array_equal(index, np.arange(num_workers))
 
 
@@ -30,14 +30,14 @@ def test_spmd_maps_a_function_of_one_worker(workers_per_device):
         total = jax.lax.psum(mine["x"] * ours, mesh.axis_name)
         return {"y": mine["x"] + total}, total
 
-    program = mesh.spmd(one_worker, (PER_WORKER, SHARED), (PER_WORKER, SHARED))
+    program = mesh.spmd(one_worker, (P("workers"), P()), (P("workers"), P()))
     x = np.arange(8.0, dtype=np.float32)
     mine, total = program(mesh.put({"x": x}), jnp.float32(2))
     assert float(total) == 2 * x.sum()
     np.testing.assert_array_equal(mine["y"], x + 2 * x.sum())
     assert mine["y"].sharding.is_equivalent_to(mesh.sharding(), 1)
 
-    single = mesh.spmd(lambda mine: jax.lax.pmean(mine, mesh.axis_name), (PER_WORKER,), SHARED)
+    single = mesh.spmd(lambda mine: jax.lax.pmean(mine, mesh.axis_name), (P("workers"),), P())
     assert float(single(mesh.put(x))) == x.mean()
 
 

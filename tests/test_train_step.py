@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
-from rps_jax import PER_WORKER, SHARED, reference
+from rps_jax import reference
 from rps_jax.keys import wrap_key
 from rps_jax.train_step import ALGORITHMS
 
@@ -41,8 +42,8 @@ def run(num_steps, workers_per_device=1, optimizer=None, channel=CHANNEL, state=
     mesh = rps.worker_mesh(N, workers_per_device)
     step = mesh.spmd(
         rps.make_train_step(loss_fn, optimizer, channel, mesh.axis_name, **options),
-        in_specs=(PER_WORKER, PER_WORKER),
-        out_specs=(PER_WORKER, SHARED),
+        in_specs=(P("workers"), P("workers")),
+        out_specs=(P("workers"), P()),
     )
     state = mesh.replicate(start(optimizer, channel)) if state is None else state
     metrics = None
@@ -171,8 +172,8 @@ def test_a_step_compiles_once():
     optimizer = optax.sgd(RATE)
     step = mesh.spmd(
         rps.make_train_step(counted, optimizer, CHANNEL, mesh.axis_name),
-        in_specs=(PER_WORKER, PER_WORKER),
-        out_specs=(PER_WORKER, SHARED),
+        in_specs=(P("workers"), P("workers")),
+        out_specs=(P("workers"), P()),
     )
     state = mesh.replicate(start(optimizer))
     state, _ = step(state, mesh.put(batches(0)))
@@ -191,7 +192,7 @@ def test_workers_and_steps_have_keys_of_their_own():
     make = rps.make_train_step(
         loss_is_noise, optimizer, CHANNEL, mesh.axis_name, model_state_policy="local"
     )
-    step = mesh.spmd(make, (PER_WORKER, PER_WORKER), (PER_WORKER, SHARED))
+    step = mesh.spmd(make, (P("workers"), P("workers")), (P("workers"), P()))
     one = rps.init_train_state(params(), {"noise": jnp.float32(0)}, optimizer, CHANNEL, N)
     state = mesh.replicate(one)
     seen = []

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
 from data import epoch_order, take
 from launch.config import TrainConfig
 from launch.tasks import Task
 from launch.trainer.shards import Shards
-from rps_jax import PER_WORKER, SHARED, WorkerMesh
+from rps_jax import WorkerMesh
 
 
 class Programs:
@@ -92,26 +93,26 @@ class Programs:
             sums = jnp.stack([result.loss, result.correct, result.weight])
             return jax.lax.psum(sums, axis), result.predictions
 
-        self.start_epoch = mesh.spmd(start_epoch, (PER_WORKER, SHARED), PER_WORKER)
+        self.start_epoch = mesh.spmd(start_epoch, (P("workers"), P()), P("workers"))
         # The channels are an argument: a trace is too large for a constant of the program.
         channel = channels[0] if len(channels) == 1 else jax.tree.map(_stack, *channels)
         self.train_step = functools.partial(
             _begun_together(
                 mesh.spmd(
                     self._of_runs(train_step, (0, 0, None, None, None), (0, 0, None)),
-                    (SHARED, *(PER_WORKER,) * 4),
-                    (PER_WORKER, SHARED, SHARED),
+                    (P(), *(P("workers"),) * 4),
+                    (P("workers"), P(), P()),
                     donate_argnums=(1,),
                 )
             ),
             jax.tree.map(functools.partial(_shared, mesh), channel),
         )
         self.consensus_distance = mesh.spmd(
-            self._of_runs(consensus_distance, (0,)), (PER_WORKER,), SHARED
+            self._of_runs(consensus_distance, (0,)), (P("workers"),), P()
         )
-        self._mean_model = mesh.spmd(self._of_runs(mean_model, (0,)), (PER_WORKER,), SHARED)
+        self._mean_model = mesh.spmd(self._of_runs(mean_model, (0,)), (P("workers"),), P())
         self._evaluate = mesh.spmd(
-            self._of_runs(evaluate, (0, None)), (SHARED, PER_WORKER), (SHARED, PER_WORKER)
+            self._of_runs(evaluate, (0, None)), (P(), P("workers")), (P(), P("workers"))
         )
         self._test_metrics = task.test_metrics
 
@@ -184,7 +185,7 @@ class Programs:
 def _shared(mesh: WorkerMesh, value: Any) -> jax.Array:
     """Puts a value that every process has on all devices."""
     array = np.asarray(jnp.asarray(value))
-    return jax.make_array_from_callback(array.shape, mesh.sharding(SHARED), array.__getitem__)
+    return jax.make_array_from_callback(array.shape, mesh.sharding(P()), array.__getitem__)
 
 
 def _begun_together(program: Any) -> Callable[..., Any]:
