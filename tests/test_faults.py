@@ -26,6 +26,8 @@ from launch.distributed import consistency
 from launch.distributed.consistency import check_consistency, check_shared
 from launch.local import free_port
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 ROOT = Path(__file__).parents[1]
 
 # Twenty-two steps an epoch.

@@ -17,6 +17,8 @@ from run_files import assert_same_state, read_metrics, reproducible
 
 from launch.distributed.job import process_flags
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+
 ROOT = Path(__file__).parents[1]
 PORT = 8476
 ADDRESSES = {host: f"10.0.0.{host + 1}" for host in range(4)}

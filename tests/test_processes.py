@@ -15,6 +15,8 @@ from steps_of_all import steps_of_all
 
 import rps_jax as rps
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 TESTS = Path(__file__).parent
 
 
