@@ -56,6 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(paper.SCALES, ("lstm", "reduced"), reduced)
 
 
+@pytest.mark.long
 def test_a_figure_and_the_one_that_shares_its_runs(
     atis: str, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +148,7 @@ def stop_after_an_epoch(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         assert launch.reproduce.main(argv) == 128 + signal.SIGALRM
 
 
-@pytest.mark.parametrize("together", ["1", "2"])
+@pytest.mark.parametrize("together", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     together: str,
     atis: str,
@@ -174,6 +175,7 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     ]
 
 
+@pytest.mark.long
 def test_what_goes_on_in_other_company_begins_anew(
     atis: str, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def test_what_goes_on_in_other_company_begins_anew(
         assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_runs_that_are_trained_together_are_those_that_are_trained_alone(
     atis: str, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +209,7 @@ def test_runs_that_are_trained_together_are_those_that_are_trained_alone(
                 assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.long
 def test_batch_norm_and_shared_devices_go_together_too(tmp_path: Path) -> None:
     base = dataclasses.replace(
         PRESETS["digits"], num_workers=4, batch_size=64, epochs=1, workers_per_device=2

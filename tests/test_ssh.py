@@ -154,6 +154,8 @@ def wait_until_none_of(folder: Path) -> None:
     raise AssertionError(f"processes {processes_of(folder)} have stayed behind")
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("processes")
 def test_ctrl_c_saves_a_checkpoint(job: Any, tmp_path: Path) -> None:
     assert len(processes_of(tmp_path / "run")) > 2
     job.send_signal(signal.SIGINT)
@@ -165,6 +167,8 @@ def test_ctrl_c_saves_a_checkpoint(job: Any, tmp_path: Path) -> None:
     wait_until_none_of(tmp_path / "run")
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("processes")
 def test_a_killed_launcher_leaves_no_process_behind(job: Any, tmp_path: Path) -> None:
     assert len(processes_of(tmp_path / "run")) > 2
     job.send_signal(signal.SIGKILL)
