@@ -68,8 +68,8 @@ def _measure(config: BenchConfig, num_parameters: int) -> None:
 
     def exchange(rule: Callable[..., Any], assignment: Any = "random") -> Callable[..., Any]:
         def one_worker(params: Any, step: Any) -> Any:
-            delivery, shift, _ = rps.draw_exchange(channel, (), key, step, axis, assignment)
-            return rule(params, delivery, axis, shift=shift)
+            delivery, _ = rps.draw_exchange(channel, (), key, step, axis, assignment)
+            return rule(params, delivery, axis)
 
         return one_worker
 

@@ -31,7 +31,7 @@ from launch.config import (
 )
 from launch.tasks.source import find_source
 from launch.trainer.many_runs import folder_of, train_all
-from rps_jax.train_step import ALGORITHMS, Algorithm
+from rps_jax.rules import RULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CompareConfig:
     Flags of launch.train, for every run, may follow after " -- ".
     """
 
-    algorithms: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
+    algorithms: tuple[str, ...] = ("rps", "gradient-averaging")
     """What to compare; those without loss run once."""
     drop_rates: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Probabilities that a message is lost."""
@@ -92,7 +92,7 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
                 runs.append(
                     dataclasses.replace(
                         base,
-                        algorithm=algorithm,
+                        algorithm=algorithm,  # type: ignore[arg-type]
                         drop_rate=drop_rate,
                         seed=seed,
                         output_dir=config.output_dir / name,
@@ -155,7 +155,7 @@ def _draw(results: list[Any], path: Path) -> None:
     from launch.reports.curves import STYLE
 
     rates = sorted({run.drop_rate for run, _ in results if run.algorithm in LOSSY})
-    maps = dict(zip(ALGORITHMS, ("Blues", "Oranges", "Greys", "Greens"), strict=True))
+    maps = dict(zip(RULES, ("Blues", "Oranges", "Greys", "Greens"), strict=True))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.2), layout="constrained")
         loss, distance = figure.subplots(1, 2)

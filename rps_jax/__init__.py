@@ -1,22 +1,27 @@
-"""Model averaging over networks that lose messages: RPS as SPMD JAX.
+"""Model averaging over networks that drop messages: RPS as SPMD JAX.
 
 Yu et al., "Distributed Learning over Unreliable Networks", ICML 2019, arXiv 1810.07766.
 
-A `Channel` says which messages of one exchange arrive, as a `Delivery`; an averaging rule turns
-what a worker holds, and its delivery, into what it holds next. Everything is written for one
+A `Channel` says which messages of one exchange arrive, as a `Delivery`; a `Rule` says what is
+averaged and what stands in for a miss; a `Carrier` moves the blocks. Everything is written for one
 worker and runs under `jax.shard_map`, `jax.pmap`, `jax.vmap`, or a vmap inside a shard_map.
 """
 
-from rps_jax import reference as reference
+from rps_jax import rules as rules
 from rps_jax import theory as theory
 from rps_jax.averaging import all_reduce as all_reduce
 from rps_jax.averaging import average_gradients as average_gradients
 from rps_jax.averaging import average_models as average_models
-from rps_jax.channel import Bernoulli as Bernoulli
-from rps_jax.channel import Channel as Channel
-from rps_jax.channel import Delivery as Delivery
-from rps_jax.channel import Lossless as Lossless
-from rps_jax.channel import sample_links as sample_links
+from rps_jax.carrier import AllReduce as AllReduce
+from rps_jax.carrier import Carrier as Carrier
+from rps_jax.carrier import MaskedCollectives as MaskedCollectives
+from rps_jax.channels import CHANNELS as CHANNELS
+from rps_jax.channels import Bernoulli as Bernoulli
+from rps_jax.channels import Channel as Channel
+from rps_jax.channels import Reliable as Reliable
+from rps_jax.channels import Trace as Trace
+from rps_jax.channels import sample_links as sample_links
+from rps_jax.delivery import Delivery as Delivery
 from rps_jax.draw import draw_exchange as draw_exchange
 from rps_jax.mesh import WorkerMesh as WorkerMesh
 from rps_jax.mesh import worker_mesh as worker_mesh
@@ -28,10 +33,12 @@ from rps_jax.optimizer import AverageModelsState as AverageModelsState
 from rps_jax.optimizer import ExchangeState as ExchangeState
 from rps_jax.optimizer import optax_average_gradients as optax_average_gradients
 from rps_jax.optimizer import optax_average_models as optax_average_models
-from rps_jax.trace import Trace as Trace
+from rps_jax.rules import RULES as RULES
+from rps_jax.rules import Rule as Rule
 from rps_jax.train_step import StepMetrics as StepMetrics
 from rps_jax.train_step import TrainState as TrainState
 from rps_jax.train_step import init_train_state as init_train_state
+from rps_jax.train_step import make_step as make_step
 from rps_jax.train_step import make_train_step as make_train_step
 
 __version__ = "0.1.0"

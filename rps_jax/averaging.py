@@ -1,4 +1,4 @@
-"""The averaging rules: what a worker holds after one exchange over a network that loses messages.
+"""Averaging over a network that drops messages: what a worker holds after one exchange.
 
 Yu et al., "Distributed Learning over Unreliable Networks", ICML 2019, algorithm RPS. At every step
 
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import to_blocks
-from rps_jax.channel import Delivery, check_delivery
-from rps_jax.exchange import masked_all_gather, masked_reduce_scatter
+from rps_jax.delivery import Delivery, check_delivery
+from rps_jax.exchange import count_arrivals, masked_all_gather, masked_reduce_scatter
 from rps_jax.sums import mean_of_sum, summands
 
 OnMiss = Literal["own", "zero"]
@@ -34,12 +34,15 @@ def average_models(
 
     Args:
         params: this worker's pytree of arrays, floating, complex or integer, of any shapes. On
-            devices, each dtype costs one reduce-scatter and one all-gather.
-        delivery: what arrived, as this worker sees it: fields `[num_workers]` or
+            devices, each dtype costs one reduce-scatter and one all-gather, and all of them
+            together one small all-reduce of counts. A worker that is itself cut over devices gives
+            its local shards, in a shard_map that is manual over those axes too: the shards are
+            exchanged as they lie, and never gathered.
+        delivery: what arrived, as this worker sees it: masks `[num_workers]` or
             `[num_workers, packets]`, bool.
         axis_name: the worker axis, or a tuple of axes, outermost first.
-        shift: int32 scalar, the same on every worker: block j is served by worker
-            (j + shift) mod num_workers. May be traced.
+        shift: int32 scalar, the same on every worker, added to `delivery.shift`: block j is served
+            by worker (j + shift) mod num_workers. May be traced.
 
     Returns:
         The same structure, shapes and dtypes: every coordinate is the average of those that arrived
@@ -50,7 +53,7 @@ def average_models(
         TypeError: a leaf that has no average (a boolean, a PRNG key).
 
     >>> params = {"w": jnp.arange(4.0)}  # one scalar each
-    >>> everything = Delivery(*[jnp.ones((4, 4), bool)] * 3)
+    >>> everything = Delivery(*[jnp.ones((4, 4), bool)] * 3)  # of each worker
     >>> average = lambda p, d: average_models(p, d, "workers")
     >>> jax.vmap(average, axis_name="workers")(params, everything)["w"]
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
@@ -125,7 +128,11 @@ def gradient_on_miss(grads: Any, on_miss: OnMiss) -> Any:
 
 
 def average_or_else(
-    tree: Any, otherwise: Any, delivery: Delivery, axis_name: AxisName, shift: jax.Array | int
+    tree: Any,
+    otherwise: Any,
+    delivery: Delivery,
+    axis_name: AxisName,
+    shift: jax.Array | int = 0,
 ) -> Any:
     """Averages `tree` through one lossy exchange; what is missed comes from `otherwise`.
 
@@ -139,14 +146,17 @@ def average_or_else(
     myself = jnp.arange(num_workers)[:, None] == jax.lax.axis_index(axis_names(axis_name))
     # From the order of servers to that of blocks: block j is served by worker j + shift.
     shift = jnp.asarray(shift, jnp.int32)
+    if delivery.shift is not None:
+        shift = shift + delivery.shift
     sent, gathered = (
         jnp.roll(mask | myself, -shift, axis=0) for mask in (delivery.sent, delivery.gathered)
     )
+    count = count_arrivals(sent, axis_name)
     blocks, from_blocks = to_blocks(tree, num_workers, packets=sent.shape[1])
     otherwise_blocks, _ = to_blocks(otherwise, num_workers, packets=sent.shape[1])
 
     def exchange(mine: jax.Array, fallback: jax.Array) -> jax.Array:
-        average = masked_reduce_scatter(mine, sent, axis_name)
+        average = masked_reduce_scatter(mine, sent, count, axis_name)
         return masked_all_gather(average, fallback, gathered, axis_name)
 
     return from_blocks([exchange(*pair) for pair in zip(blocks, otherwise_blocks, strict=True)])

@@ -3,11 +3,11 @@
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from rps_jax.axis import AxisName, axis_size
-from rps_jax.channel import Channel, Delivery
-from rps_jax.keys import portable
+from rps_jax import keys
+from rps_jax.axis import AxisName, axis_names, axis_size
+from rps_jax.channels import Channel
+from rps_jax.delivery import Delivery
 
 Assignment = Literal["random", "fixed"]
 ASSIGNMENTS: tuple[Assignment, ...] = ("random", "fixed")
@@ -26,13 +26,14 @@ def draw_exchange(
     step: jax.Array | int,
     axis_name: AxisName,
     assignment: Assignment = "random",
-) -> tuple[Delivery, jax.Array | int, Any]:
+) -> tuple[Delivery, Any]:
     """Draws all that is random in the exchange of one step: what arrives, and who serves what.
 
-    A pure function of (channel, state, key, step): the same on any placement of the workers.
+    A pure function of (channel, state, key, step): the same on any placement of the workers, in the
+    train step and in the optax forms, for the key of the same seed.
 
     Args:
-        channel: where loss comes from.
+        channel: where drops come from.
         state: this worker's channel state.
         key: the key of the whole run, the same on every worker.
         step: int32 scalar, the number of this step.
@@ -41,18 +42,19 @@ def draw_exchange(
             worker j serve block j always.
 
     Returns:
-        `(delivery, shift, state)`: the first two are what `average_models` takes, the last is the
-        channel state for the next step.
+        `(delivery, state)`: what `average_models` takes, and the channel state for the next step.
 
     Raises:
         ValueError: an unbound axis, or an unknown assignment.
     """
     check_assignment(assignment)
     num_workers = axis_size(axis_name)
-    channel_key, shift_key = jax.random.split(jax.random.fold_in(portable(key), step))
-    delivery, state = channel.sample(state, channel_key, jax.lax.axis_index(axis_name), num_workers)
+    of_exchanges, _ = keys.split(keys.portable(key))  # The other half is for what is not exchanged.
+    channel_key, shift_key = keys.split(jax.random.fold_in(of_exchanges, step))
+    worker = jax.lax.axis_index(axis_names(axis_name))
+    delivery, state = channel.sample(state, channel_key, worker, num_workers)
     # A uniform cyclic shift makes the server of every single block uniform over the workers, which
     # is all that the analysis of the paper needs: each block is analysed by itself.
-    if assignment == "fixed":
-        return delivery, 0, state
-    return delivery, jax.random.randint(shift_key, (), 0, num_workers, jnp.int32), state
+    if assignment == "random":
+        delivery = delivery._replace(shift=keys.randint(shift_key, num_workers))
+    return delivery, state

@@ -1,7 +1,7 @@
 """The masked reduce-scatter and all-gather over a named axis: one exchange of one worker.
 
 Rows are blocks: row w is summed on worker w's device. That is a matter of placement alone; whose
-losses a block suffers, those of its server, is in the masks.
+drops a block suffers, those of its server, is in the masks.
 Dimensions: W workers, and as many blocks; P packets of a block; E elements of a packet.
 """
 
@@ -12,26 +12,38 @@ from rps_jax.axis import AxisName, axis_names, axis_sizes
 from rps_jax.sums import mean_of_sum, summands
 
 
+def count_arrivals(sent_WxP: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Returns how many workers reach the server of this worker's block, int32 `[P]`.
+
+    Args:
+        sent_WxP: bool; which of this worker's packets reach their servers, a row a block.
+        axis_name: the worker axis, or a tuple of axes, outermost first.
+    """
+    # All rows to everybody: they are small, and all-reduces are exact wherever there are any.
+    counts_WxP = jax.lax.psum(sent_WxP.astype(jnp.int32), axis_names(axis_name))
+    return counts_WxP[jax.lax.axis_index(axis_names(axis_name))]
+
+
 def masked_reduce_scatter(
-    blocks_WxPxE: jax.Array, sent_WxP: jax.Array, axis_name: AxisName
+    blocks_WxPxE: jax.Array, sent_WxP: jax.Array, count_P: jax.Array, axis_name: AxisName
 ) -> jax.Array:
     """Averages what reaches each block's server, dividing by the number that does.
 
     Args:
         blocks_WxPxE: this worker's blocks.
         sent_WxP: bool; which of its packets reach their servers.
+        count_P: how many workers' packets reach the server of this worker's block.
         axis_name: the worker axis, or a tuple of axes, outermost first.
 
     Returns:
         `[P, E]`: the average of the block whose number is this worker's. Floats of 16 bits or fewer
         are summed in float32 and rounded once; integers are rounded to the nearest.
     """
-    # A one travels with every packet, so that the sum arrives with the number of its terms.
-    with_one = jnp.pad(summands(blocks_WxPxE), ((0, 0), (0, 0), (0, 1)), constant_values=1)
     # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
-    arriving = jnp.where(sent_WxP[:, :, None], with_one, 0)
-    total_PxE1 = _sum_scatter(arriving, axis_name)
-    return mean_of_sum(total_PxE1[:, :-1], total_PxE1[:, -1:], blocks_WxPxE.dtype)
+    terms = summands(blocks_WxPxE)
+    arriving = jnp.where(sent_WxP[:, :, None], terms, jnp.zeros((), terms.dtype))
+    total_PxE = _sum_scatter(arriving, axis_name)
+    return mean_of_sum(total_PxE, count_P[:, None], blocks_WxPxE.dtype)
 
 
 def masked_all_gather(
@@ -56,13 +68,30 @@ def _sum_scatter(rows: jax.Array, axis_name: AxisName) -> jax.Array:
     """Sums `[W, ...]` over the workers and leaves each its own row `[...]`.
 
     One axis at a time, innermost first: on a device's own workers the sum is local, so that what
-    travels between devices is summed already, and the whole is one reduce-scatter.
+    travels between devices is summed already, and the whole is one collective.
     """
     names, sizes = axis_names(axis_name), axis_sizes(axis_name)
     scattered = rows.reshape(sizes + rows.shape[1:])
     for dimension, name in reversed(list(enumerate(names))):
-        scattered = jax.lax.psum_scatter(scattered, name, scatter_dimension=dimension, tiled=True)
+        scattered = _sum_scatter_axis(scattered, name, dimension)
     return scattered.reshape(rows.shape[1:])
+
+
+def _sum_scatter_axis(rows: jax.Array, name: str, dimension: int) -> jax.Array:
+    """Sums over one axis, and leaves each of its members one row of a dimension."""
+
+    def reduce_scatter(rows: jax.Array) -> jax.Array:
+        return jax.lax.psum_scatter(rows, name, scatter_dimension=dimension, tiled=True)
+
+    def exchange_and_sum(rows: jax.Array) -> jax.Array:
+        from_all = jax.lax.all_to_all(rows, name, dimension, dimension, tiled=True)
+        return from_all.sum(dimension, keepdims=True)
+
+    if jax.process_count() == 1:
+        return reduce_scatter(rows)
+    # Between processes, CPUs have their collectives from Gloo, whose reduce-scatter returns wrong
+    # sums of large chunks now and then, without a word (jax issue 40830).
+    return jax.lax.platform_dependent(rows, cpu=exchange_and_sum, default=reduce_scatter)
 
 
 def _concatenate(row: jax.Array, axis_name: AxisName) -> jax.Array:

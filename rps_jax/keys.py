@@ -1,17 +1,28 @@
-"""Keys whose draws do not depend on the user's configuration of JAX.
+"""Random numbers that do not depend on the user's configuration of JAX.
 
-Always threefry: the draws of the hardware generators change under vmap, and with them the losses
-would depend on how the workers are placed.
+Both ends of a message draw its fate by themselves, so a draw has to be the same number wherever and
+however it is made. The draws of `jax.random` change with `jax_threefry_partitionable` and
+`jax_default_prng_impl`, and those of the hardware generators under vmap. So everything here is made
+of one operation that depends on none of them: `jax.random.fold_in` of a threefry key, one block of
+the Threefry-2x32 hash (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011). In
+JAX's default configuration the numbers are those of the functions of `jax.random` of the same name.
 """
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 _IMPLEMENTATION = "threefry2x32"
 
 
 def key_data(seed: int | jax.Array) -> jax.Array:
-    """Returns the raw key of a seed, uint32 `[2]`, which any checkpoint format can hold."""
-    return jax.random.key_data(jax.random.key(seed, impl=_IMPLEMENTATION))
+    """Returns the raw key of a seed, uint32 `[2]`, which any checkpoint format can hold.
+
+    Args:
+        seed: an integer; its lowest 32 bits count. May be traced.
+    """
+    low = np.uint32(seed & 0xFFFFFFFF) if isinstance(seed, int) else jnp.uint32(seed)
+    return jnp.stack([jnp.uint32(0), low])
 
 
 def portable(key: jax.Array) -> jax.Array:
@@ -22,3 +33,38 @@ def portable(key: jax.Array) -> jax.Array:
 def wrap_key(data: jax.Array) -> jax.Array:
     """Returns the key of raw key data."""
     return jax.random.wrap_key_data(data, impl=_IMPLEMENTATION)
+
+
+def split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns two keys that are independent of each other."""
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    """Returns float32 numbers, uniform over [0, 1)."""
+    # 23 random bits as the fraction of a float in [1, 2).
+    floats = jax.lax.bitcast_convert_type(
+        (_bits(key, shape) >> 9) | jnp.uint32(0x3F800000), jnp.float32
+    )
+    return floats - jnp.float32(1)
+
+
+def randint(key: jax.Array, bound: int) -> jax.Array:
+    """Returns an int32 scalar, uniform over [0, bound) up to a bias of at most bound / 2^32."""
+    high, low = (_bits(each, ()) for each in split(key))
+    span = jnp.uint32(bound)
+    factor = jnp.uint32(pow(2, 32, bound))  # Of the upper 32 of 64 random bits.
+    return ((high % span * factor + low % span) % span).astype(jnp.int32)
+
+
+def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns random uint32 numbers: of element i, one word of the hash of i."""
+
+    def word(index: jax.Array) -> jax.Array:
+        data = jax.random.key_data(jax.random.fold_in(key, index))
+        return data[0] ^ data[1]
+
+    size = 1
+    for extent in shape:
+        size *= extent
+    return jax.vmap(word)(jnp.arange(size, dtype=jnp.uint32)).reshape(shape)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rps_jax.averaging import all_reduce
 from rps_jax.axis import AxisName, axis_names, axis_size
-from rps_jax.channel import Delivery, check_delivery
+from rps_jax.delivery import Delivery, check_delivery
 
 
 class DeliveredFraction(NamedTuple):
@@ -46,9 +46,10 @@ def consensus_distance(params: Any, axis_name: AxisName) -> jax.Array:
     axis_size(axis_name)
 
     def squared_distance(leaf: Any) -> jax.Array:
-        wide = jnp.asarray(leaf) * jnp.float32(1)
+        leaf = jnp.asarray(leaf)
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         deviation = wide - jax.lax.pmean(wide, axis_names(axis_name))
-        return jnp.sum(jnp.abs(deviation) ** 2)
+        return jnp.sum(jnp.abs(deviation) ** 2).astype(jnp.float32)
 
     total = sum(map(squared_distance, jax.tree.leaves(params)), start=jnp.float32(0))
     return jnp.sqrt(jax.lax.pmean(total, axis_names(axis_name)))
@@ -61,12 +62,37 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
         delivery: this worker's view of the exchange.
         axis_name: the worker axis, or a tuple of axes.
     """
-    num_workers = axis_size(axis_name)
+    arrived, links = count_incoming(delivery, axis_size(axis_name))
+    arrived, workers = jax.lax.psum((arrived, 1), axis_names(axis_name))
+    return fraction_of(arrived, workers, links)
+
+
+def count_incoming(delivery: Delivery, num_workers: int) -> tuple[jax.Array, int]:
+    """Counts what arrived at this worker from the others.
+
+    Counts are integers, so that the order in which those of all workers are summed does not show.
+
+    Args:
+        delivery: this worker's view of the exchange.
+        num_workers: how many workers take part.
+
+    Returns:
+        How many messages (or packets) arrived, int32 `[2]`, by phase; and how many there were.
+    """
     delivery = check_delivery(delivery, num_workers)
-    # Counted in integers, so that the order of summation does not show; one small all-reduce.
     incoming = jnp.stack([delivery.received, delivery.gathered]).reshape(2, -1)
     packets = incoming.shape[1] // num_workers
-    arrived = jax.lax.psum(incoming.sum(1) - packets, axis_names(axis_name))
-    links = num_workers * (num_workers - 1)
-    fraction = arrived / (links * packets) if links else jnp.ones_like(arrived, jnp.float32)
+    return incoming.sum(1, dtype=jnp.int32) - packets, (num_workers - 1) * packets
+
+
+def fraction_of(arrived: jax.Array, workers: int, links: int) -> DeliveredFraction:
+    """Returns the share of messages that arrived.
+
+    Args:
+        arrived: the counts of `count_incoming`, summed over workers.
+        workers: over how many.
+        links: how many messages there were for each of them.
+    """
+    fraction = arrived / (workers * links) if links else jnp.ones(2)
+    fraction = fraction.astype(jnp.float32)
     return DeliveredFraction(reduce_scatter=fraction[0], all_gather=fraction[1])

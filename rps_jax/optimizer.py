@@ -7,7 +7,8 @@ whole of it:
     rps.optax_average_models(optax.sgd(0.1), channel, "workers")
 
 Both keep key and step in their state, so that a checkpoint of the optimizer state resumes the same
-losses. `update` must run where `axis_name` is bound; `init` may run anywhere.
+drops; they are those of `make_train_step` with the same seed. `update` must run where `axis_name`
+is bound; `init` may run anywhere.
 """
 
 from typing import Any, NamedTuple
@@ -16,15 +17,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rps_jax.averaging import OnMiss, average_gradients, average_models, check_on_miss
+from rps_jax.averaging import OnMiss, check_on_miss, gradient_on_miss
 from rps_jax.axis import AxisName
-from rps_jax.channel import Channel
-from rps_jax.draw import Assignment, check_assignment, draw_exchange
+from rps_jax.carrier import Carrier, MaskedCollectives
+from rps_jax.channels import Channel
+from rps_jax.draw import Assignment
 from rps_jax.keys import key_data, wrap_key
 
 
 class ExchangeState(NamedTuple):
-    """What decides every future loss.
+    """What decides every future drop.
 
     Attributes:
         key: uint32 `[2]`, the raw key of the run; raw, so that any checkpoint format can hold it.
@@ -41,7 +43,7 @@ class AverageModelsState(NamedTuple):
     """State of `optax_average_models`.
 
     Attributes:
-        exchange: what decides every future loss.
+        exchange: what decides every future drop.
         inner: the state of the wrapped chain.
     """
 
@@ -61,9 +63,9 @@ def optax_average_gradients(
     """Averages gradients over a lossy network; to be placed first in a chain.
 
     Args:
-        channel: where loss comes from.
+        channel: where drops come from.
         axis_name: the worker axis, or a tuple of axes.
-        seed: decides the losses, together with the step; the same on every worker.
+        seed: decides the drops, together with the step; the same on every worker.
         on_miss: what a worker applies where no average arrived: its "own" gradient or "zero".
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
         num_workers: needed only by a channel with state, which may depend on it.
@@ -75,7 +77,7 @@ def optax_average_gradients(
         ValueError: an unknown `on_miss` or `assignment`.
     """
     check_on_miss(on_miss)
-    check_assignment(assignment)
+    carrier = MaskedCollectives(channel, axis_name, assignment)
 
     def init(params: Any) -> ExchangeState:
         del params
@@ -83,8 +85,7 @@ def optax_average_gradients(
 
     def update(updates: Any, state: ExchangeState, params: Any = None) -> tuple[Any, ExchangeState]:
         del params
-        delivery, shift, state = _next_exchange(channel, state, axis_name, assignment)
-        return average_gradients(updates, delivery, axis_name, on_miss, shift), state
+        return _exchange(carrier, state, updates, gradient_on_miss(updates, on_miss))
 
     return optax.GradientTransformation(init, update)
 
@@ -107,9 +108,9 @@ def optax_average_models(
 
     Args:
         optimizer: the whole chain that makes the local step.
-        channel: where loss comes from.
+        channel: where drops come from.
         axis_name: the worker axis, or a tuple of axes.
-        seed: decides the losses, together with the step; the same on every worker.
+        seed: decides the drops, together with the step; the same on every worker.
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
         num_workers: needed only by a channel with state, which may depend on it.
 
@@ -120,7 +121,7 @@ def optax_average_models(
     Raises:
         ValueError: an unknown `assignment`.
     """
-    check_assignment(assignment)
+    carrier = MaskedCollectives(channel, axis_name, assignment)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> AverageModelsState:
@@ -132,11 +133,10 @@ def optax_average_models(
         if params is None:
             raise ValueError("params=None: expected update(grads, state, params), for RPS averages")
         updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
-        delivery, shift, exchange = _next_exchange(channel, state.exchange, axis_name, assignment)
         # What was missed is told by comparison below: the barrier keeps the compiler from computing
         # this twice, rounded differently.
         local = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
-        averaged = average_models(local, delivery, axis_name, shift)
+        averaged, exchange = _exchange(carrier, state.exchange, local, local)
 
         def step(param: Any, update: Any, mine: Any, average: Any) -> Any:
             return jnp.where(average == mine, update, (average - param).astype(update.dtype))
@@ -158,10 +158,10 @@ def _init_exchange(
     return ExchangeState(key_data(seed), jnp.int32(0), channel.init(num_workers or 1))
 
 
-def _next_exchange(
-    channel: Channel, state: ExchangeState, axis_name: AxisName, assignment: Assignment
-) -> tuple[Any, jax.Array | int, ExchangeState]:
-    delivery, shift, channel_state = draw_exchange(
-        channel, state.channel, wrap_key(state.key), state.step, axis_name, assignment
+def _exchange(
+    carrier: Carrier, state: ExchangeState, tree: Any, otherwise: Any
+) -> tuple[Any, ExchangeState]:
+    tree, _, channel_state = carrier.exchange(
+        state.channel, wrap_key(state.key), state.step, tree, otherwise
     )
-    return delivery, shift, ExchangeState(state.key, state.step + 1, channel_state)
+    return tree, ExchangeState(state.key, state.step + 1, channel_state)

@@ -1,4 +1,4 @@
-"""Exact theory of one exchange under independent losses, and Monte Carlo for any channel.
+"""Exact theory of one exchange under independent drops, and Monte Carlo for any channel.
 
 Write V = [v_1 ... v_n] for the workers' values of one block, W for the random matrix by which the
 exchange mixes them (afterwards V W), A = 11^T / n for the mean. The server of the block is uniform
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.averaging import average_models
-from rps_jax.channel import Channel
+from rps_jax.channels import Channel
 from rps_jax.draw import draw_exchange
 
 
@@ -45,7 +45,7 @@ class Alphas(NamedTuple):
 
 
 def alphas(num_workers: int, drop_rate: float, all_gather_drop_rate: float | None = None) -> Alphas:
-    """Returns alpha_1 and alpha_2 of one exchange under `Bernoulli` losses, exactly.
+    """Returns alpha_1 and alpha_2 of one exchange under `Bernoulli` drops, exactly.
 
     Args:
         num_workers: n, at least 1. A single worker has nothing to mix: both are 0.
@@ -122,17 +122,17 @@ def measure(
     with state goes on from exchange to exchange.
 
     Args:
-        channel: where loss comes from.
+        channel: where drops come from.
         num_workers: at least 2: a single worker has no consensus distance.
         num_exchanges: how many exchanges to average over.
-        seed: of the losses and the models.
+        seed: of the drops and the models.
 
     Raises:
         ValueError: fewer than two workers.
     """
     if num_workers < 2:
         raise ValueError(f"num_workers={num_workers}: expected at least 2")
-    loss_key, model_key = jax.random.split(jax.random.key(seed))
+    drop_key, model_key = jax.random.split(jax.random.key(seed))
     size = 16 * num_workers
 
     def spread(models: jax.Array) -> jax.Array:
@@ -140,8 +140,8 @@ def measure(
 
     def exchange(state: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one_worker(params: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-            delivery, shift, state = draw_exchange(channel, state, loss_key, step, "workers")
-            return average_models(params, delivery, "workers", shift), state
+            delivery, state = draw_exchange(channel, state, drop_key, step, "workers")
+            return average_models(params, delivery, "workers"), state
 
         before = jax.random.normal(jax.random.fold_in(model_key, step), (num_workers, size))
         after, state = jax.vmap(one_worker, axis_name="workers")(before, state)

@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rps_jax.averaging import ON_MISS, OnMiss, all_reduce, average_or_else, gradient_on_miss
-from rps_jax.axis import AxisName, axis_names
-from rps_jax.channel import Bernoulli, Channel, Delivery, Lossless
-from rps_jax.draw import ASSIGNMENTS, Assignment, draw_exchange
-from rps_jax.keys import key_data, wrap_key
-from rps_jax.metrics import DeliveredFraction, delivered_fraction
-
-Algorithm = Literal["rps", "gradient-averaging", "all-reduce", "local"]
-ALGORITHMS: tuple[Algorithm, ...] = ("rps", "gradient-averaging", "all-reduce", "local")
+from rps_jax import keys
+from rps_jax.axis import AxisName
+from rps_jax.carrier import AllReduce, Carrier, MaskedCollectives
+from rps_jax.channels import Channel
+from rps_jax.delivery import Delivery
+from rps_jax.draw import Assignment
+from rps_jax.metrics import DeliveredFraction, count_incoming, fraction_of
+from rps_jax.rules import Rule, make_rule
 
 ModelStatePolicy = Literal["exchange", "local"]
 MODEL_STATE_POLICIES: tuple[ModelStatePolicy, ...] = ("exchange", "local")
@@ -33,7 +32,8 @@ class TrainState(NamedTuple):
         params: the worker's model x_i.
         model_state: what the model keeps besides, such as batch-norm statistics.
         opt_state: the worker's optimizer state; never exchanged.
-        channel_state: the worker's view of the channel's memory.
+        channel_state: the worker's view of the channel's memory, or its carrier's.
+        rule_state: what the rule remembers.
     """
 
     step: jax.Array
@@ -42,14 +42,15 @@ class TrainState(NamedTuple):
     model_state: Any
     opt_state: Any
     channel_state: Any
+    rule_state: Any = ()
 
 
 class StepMetrics(NamedTuple):
-    """What one step reports; the same on every worker.
+    """What one step reports; over a named axis, the same on every worker.
 
     Attributes:
         loss: float32 scalar, mean over the workers of their mini-batch losses before the step.
-        delivered: the share of messages that arrived.
+        delivered: the share of messages that arrived; 0 in a step without an exchange.
     """
 
     loss: jax.Array
@@ -60,27 +61,36 @@ def init_train_state(
     params: Any,
     model_state: Any,
     optimizer: optax.GradientTransformation,
-    channel: Channel,
+    channel: Channel | Carrier,
     num_workers: int,
     seed: int | jax.Array = 0,
+    *,
+    algorithm: str | Rule = "rps",
+    **options: Any,
 ) -> TrainState:
     """Returns the state in which every worker starts: the same model, no step taken.
 
     Args:
         params: the initial model.
         model_state: the initial model state; `()` or `{}` where there is none.
-        optimizer: the optimizer of `make_train_step`.
-        channel: the channel of `make_train_step`.
+        optimizer: the optimizer of the step.
+        channel: the channel of `make_train_step`, or the carrier of `make_step`.
         num_workers: how many workers take part.
-        seed: decides all that is random in the steps, the losses included.
+        seed: decides all that is random in the steps, the drops included.
+        algorithm: the rule of the step, or its name; it decides what is remembered.
+        options: of the rule, where it is given by its name.
+
+    Raises:
+        ValueError: an unknown algorithm or option.
     """
     return TrainState(
         step=jnp.int32(0),
-        key=key_data(seed),
+        key=keys.key_data(seed),
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),
         channel_state=channel.init(num_workers),
+        rule_state=make_rule(algorithm, **options).init(params),
     )
 
 
@@ -90,10 +100,10 @@ def make_train_step(
     channel: Channel,
     axis_name: AxisName,
     *,
-    algorithm: Algorithm = "rps",
-    on_miss: OnMiss = "own",
+    algorithm: str | Rule = "rps",
     assignment: Assignment = "random",
     model_state_policy: ModelStatePolicy = "exchange",
+    **options: Any,
 ) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
     """Makes the step of one worker, to be mapped over the worker axis.
 
@@ -101,74 +111,101 @@ def make_train_step(
         loss_fn: `(params, model_state, batch, key) -> (loss, model_state)`, of one worker; its key
             differs from worker to worker and from step to step.
         optimizer: any optax optimizer; makes the local step.
-        channel: where loss comes from.
+        channel: where drops come from.
         axis_name: the worker axis, or a tuple of axes.
-        algorithm: "rps" averages models over the lossy network, "gradient-averaging" gradients;
-            "all-reduce" averages models reliably; "local" does not communicate.
-        on_miss: with gradient averaging, what stands in for an average that did not arrive.
+        algorithm: a rule, or a name in `rps_jax.rules.RULES`: "rps" averages models over the lossy
+            network, "gradient-averaging" gradients; "all-reduce" averages models reliably; "local"
+            does not communicate.
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
         model_state_policy: "exchange" averages the model state in the same exchange as the
             params or gradients, "local" leaves it to each worker.
+        options: of the rule, where it is given by its name, such as `on_miss`.
 
     Returns:
         `train_step(state, batch) -> (state, metrics)`, of one worker.
 
     Raises:
-        ValueError: an unknown algorithm, policy, `on_miss` or `assignment`.
+        ValueError: an unknown algorithm, option, policy or assignment.
     """
-    for name, value, known in (
-        ("algorithm", algorithm, ALGORITHMS),
-        ("on_miss", on_miss, ON_MISS),
-        ("assignment", assignment, ASSIGNMENTS),
-        ("model_state_policy", model_state_policy, MODEL_STATE_POLICIES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    rule = make_rule(algorithm, **options)
+    network = MaskedCollectives if rule.lossy else AllReduce
+    carrier = network(channel, axis_name, assignment)
+    return make_step(loss_fn, optimizer, rule, carrier, model_state_policy=model_state_policy)
 
-    # Reliable, and silent: said as channels, so that the metrics tell the truth of them too.
-    extremes: dict[str, Channel] = {"all-reduce": Lossless(), "local": Bernoulli(drop_rate=1.0)}
-    network = extremes.get(algorithm, channel)
 
-    def average_tree(tree: Any, otherwise: Any, delivery: Delivery, shift: Any) -> Any:
-        if algorithm == "all-reduce":
-            return all_reduce(tree, axis_name)
-        return average_or_else(tree, otherwise, delivery, axis_name, shift)
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    rule: Rule,
+    carrier: Carrier,
+    *,
+    model_state_policy: ModelStatePolicy = "exchange",
+) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
+    """Makes the step of one worker whose exchanges go by any carrier; see `make_train_step`."""
+    if model_state_policy not in MODEL_STATE_POLICIES:
+        raise ValueError(
+            f"model_state_policy={model_state_policy!r}: expected one of "
+            f"{', '.join(MODEL_STATE_POLICIES)}"
+        )
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
-        exchange_key, loss_key = jax.random.split(wrap_key(state.key))
-        loss_key = jax.random.fold_in(loss_key, state.step)
-        loss_key = jax.random.fold_in(loss_key, jax.lax.axis_index(axis_name))
-        delivery, shift, channel_state = draw_exchange(
-            network, state.channel_state, exchange_key, state.step, axis_name, assignment
-        )
-
-        def average(tree: Any, otherwise: Any, model_state: Any) -> tuple[Any, Any]:
-            """Averages a tree, and with it the model state where the policy says so."""
-            if model_state_policy == "local":
-                return average_tree(tree, otherwise, delivery, shift), model_state
-            return average_tree((tree, model_state), (otherwise, model_state), delivery, shift)
-
+        key = keys.wrap_key(state.key)
+        _, loss_key = keys.split(key)
+        for part in (state.step, carrier.worker()):
+            loss_key = jax.random.fold_in(loss_key, part)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, model_state), grads = gradient(state.params, state.model_state, batch, loss_key)
-        if algorithm == "gradient-averaging":
-            grads, model_state = average(grads, gradient_on_miss(grads, on_miss), model_state)
+
+        alongside = model_state if model_state_policy == "exchange" else ()
+        average = _Exchange(carrier, state.channel_state, key, state.step, alongside)
+        grads, memory = rule.on_gradients(grads, state.rule_state, average)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        if algorithm in ("rps", "all-reduce"):
-            params, model_state = average(params, params, model_state)
+        params, memory = rule.on_params(params, memory, average)
 
-        metrics = StepMetrics(
-            loss=jax.lax.pmean(loss.astype(jnp.float32), axis_names(axis_name)),
-            delivered=delivered_fraction(delivery, axis_name),
-        )
         state = TrainState(
             step=state.step + 1,
             key=state.key,
             params=params,
-            model_state=model_state,
+            model_state=average.alongside if model_state_policy == "exchange" else model_state,
             opt_state=opt_state,
-            channel_state=channel_state,
+            channel_state=average.state,
+            rule_state=memory,
         )
-        return state, metrics
+        return state, _metrics(carrier, loss, average.delivery)
 
     return train_step
+
+
+class _Exchange:
+    """The exchange of one step, as its rule calls it.
+
+    Attributes:
+        state: of the carrier.
+        alongside: what is averaged together with the tree that the rule gives.
+        delivery: what arrived; None before the exchange.
+    """
+
+    def __init__(
+        self, carrier: Carrier, state: Any, key: jax.Array, step: jax.Array, alongside: Any
+    ) -> None:
+        self._carrier, self._key, self._step = carrier, key, step
+        self.state, self.alongside = state, alongside
+        self.delivery: Delivery | None = None
+
+    def __call__(self, tree: Any, otherwise: Any) -> Any:
+        """Averages a tree; see `rps_jax.rules.Average`."""
+        if self.delivery is not None:
+            raise ValueError("average() was called twice: expected one exchange a step")
+        (tree, self.alongside), self.delivery, self.state = self._carrier.exchange(
+            self.state, self._key, self._step, (tree, self.alongside), (otherwise, self.alongside)
+        )
+        return tree
+
+
+def _metrics(carrier: Carrier, loss: jax.Array, delivery: Delivery | None) -> StepMetrics:
+    arrived, links = jnp.zeros(2, jnp.int32), 1
+    if delivery is not None:
+        arrived, links = count_incoming(delivery, len(delivery.received))
+    total, arrived, workers = carrier.sum((loss.astype(jnp.float32), arrived, 1))
+    return StepMetrics(loss=total / workers, delivered=fraction_of(arrived, workers, links))

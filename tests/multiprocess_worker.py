@@ -29,11 +29,13 @@ def main(coordinator, num_processes, process_id, devices, workers_per_device, ou
     local = jax.tree.map(lambda x: x[mine.start : mine.stop], awkward_params(num_workers))
 
     def one_worker(params, drop_rate):
-        delivery, shift, _ = rps.draw_exchange(
+        delivery, _ = rps.draw_exchange(
             rps.Bernoulli(drop_rate), (), jax.random.key(7), 0, mesh.axis_name
         )
-        averaged = rps.average_models(params, delivery, mesh.axis_name, shift)
-        return (averaged, delivery, shift + 0 * jax.lax.axis_index(mesh.axis_name))
+        averaged = rps.average_models(params, delivery, mesh.axis_name)
+        return averaged, delivery._replace(
+            shift=delivery.shift + 0 * jax.lax.axis_index(mesh.axis_name)
+        )
 
     program = mesh.spmd(one_worker, (P("workers"), P()), P("workers"))
     leaves = []

@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
-from rps_jax.train_step import ALGORITHMS
+from rps_jax.rules import RULES
 
 STEPS = 4
 
@@ -49,7 +49,7 @@ def steps_of_all(mesh):
     optimizer = optax.sgd(0.3, momentum=0.9)
     channel = Recorded(0.3)
     left_behind = {}
-    for algorithm in ALGORITHMS:
+    for algorithm in RULES:
         step = rps.make_train_step(loss_fn, optimizer, channel, mesh.axis_name, algorithm=algorithm)
 
         def step_of_worker(state, batches, step=step):

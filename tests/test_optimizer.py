@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 from mappings import MAPPINGS
 
 import rps_jax as rps
@@ -50,10 +51,8 @@ def gradients(axis):
 
 def deliveries(step):
     key = wrap_key(key_data(SEED))
-    draw = lambda _: rps.draw_exchange(CHANNEL, (), key, step, "w")[:2]  # noqa: E731
-    mapped = jax.vmap(draw, axis_name="w", axis_size=N, out_axes=(0, None))
-    delivery, shift = mapped(jnp.zeros(N))
-    return jax.device_get(delivery), int(shift)
+    draw = lambda _: rps.draw_exchange(CHANNEL, (), key, step, "w")[0]  # noqa: E731
+    return jax.device_get(jax.vmap(draw, axis_name="w", axis_size=N)(jnp.zeros(N)))
 
 
 @pytest.mark.parametrize(("way", "n"), PLACES)
@@ -66,9 +65,8 @@ def test_models_are_averaged_after_the_whole_chain(way, n):
     for step in range(3):
         grads = {"x": expected["x"] - np.stack([target(jnp.int32(i)) for i in range(n)])}
         updates, state = jax.vmap(local.update)(grads, state)
-        delivery, shift = deliveries(step)
         moved = optax.apply_updates(expected, updates)
-        expected = rps.reference.average_models(moved, delivery, shift)
+        expected = reference.average_models(moved, deliveries(step))
     np.testing.assert_allclose(params["x"], expected["x"], rtol=1e-5, atol=1e-5)
 
 
@@ -78,10 +76,7 @@ def test_gradients_are_averaged_before_the_chain(way, n):
     expected = np.zeros((n, SIZE), np.float32)
     for step in range(3):
         grads = expected - np.stack([target(jnp.int32(i)) for i in range(n)])
-        delivery, shift = deliveries(step)
-        expected -= np.float32(0.1) * rps.reference.average_gradients(
-            grads, delivery, "zero", shift
-        )
+        expected -= np.float32(0.1) * reference.average_gradients(grads, deliveries(step), "zero")
     np.testing.assert_allclose(params["x"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -92,6 +87,36 @@ def test_what_is_missed_is_the_worker_s_own_to_the_bit():
         "vmap", lambda axis: rps.optax_average_models(optax.sgd(0.5), rps.Bernoulli(1.0), axis), 4
     )
     np.testing.assert_array_equal(alone["x"], lost["x"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "make"),
+    [
+        ("rps", lambda inner: rps.optax_average_models(inner, CHANNEL, "workers", seed=SEED)),
+        (
+            "gradient-averaging",
+            lambda inner: optax.chain(
+                rps.optax_average_gradients(CHANNEL, "workers", seed=SEED), inner
+            ),
+        ),
+    ],
+)
+def test_the_train_step_suffers_the_same_drops(algorithm, make):
+    """The same seed, the same training, whichever form is used."""
+    by_optax, _ = steps("vmap", lambda axis: make(optax.sgd(0.1)), 5)
+
+    def loss_fn(params, model_state, batch, key):
+        del key
+        return 0.5 * jnp.sum((params["x"] - batch) ** 2), model_state
+
+    inner = optax.sgd(0.1)
+    step = rps.make_train_step(loss_fn, inner, CHANNEL, "workers", algorithm=algorithm)
+    one = rps.init_train_state({"x": jnp.zeros(SIZE)}, (), inner, CHANNEL, N, SEED)
+    state = jax.tree.map(lambda x: jnp.stack([x] * N), one)
+    train_step = jax.jit(jax.vmap(step, axis_name="workers"))
+    for _ in range(5):
+        state, _ = train_step(state, jnp.stack([target(jnp.int32(i)) for i in range(N)]))
+    np.testing.assert_allclose(by_optax["x"], state.params["x"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [models, gradients])
@@ -114,7 +139,7 @@ def test_extra_arguments_reach_the_inner_chain():
             state,
         ),
     )
-    optimizer = rps.optax_average_models(inner, rps.Lossless(), "w")
+    optimizer = rps.optax_average_models(inner, rps.Reliable(), "w")
 
     def one_worker(params):
         updates, _ = optimizer.update(params, optimizer.init(params), params, scale=-0.5)

@@ -1,16 +1,18 @@
 """The laws of channels, held by a trace: what was recorded is what is lost, wherever it runs."""
 
 import functools
+import io
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 from mappings import MAPPINGS, awkward_params, mesh
 
 import rps_jax as rps
-from rps_jax import reference
 
 KEY = jax.random.key(5)
 ITERATIONS, PACKETS = 3, 11
@@ -53,23 +55,21 @@ def program(way, n):
     """The rules on one exchange; the trace is an argument, `[worker, ...]` here as all others."""
 
     def one_worker(axis, trace, state, params, step):
-        delivery, shift, state = rps.draw_exchange(trace, state, KEY, step, axis)
-        models = rps.average_models(params, delivery, axis, shift)
-        grads = rps.average_gradients(params, delivery, axis, "zero", shift)
+        delivery, state = rps.draw_exchange(trace, state, KEY, step, axis)
+        models = rps.average_models(params, delivery, axis)
+        grads = rps.average_gradients(params, delivery, axis, "zero")
         fractions = rps.delivered_fraction(delivery, axis)
-        return models, grads, fractions, delivery, jnp.asarray(shift), state
+        return models, grads, fractions, delivery, state
 
     return MAPPINGS[way](one_worker, n)
 
 
 def exchange(way, trace, state, params, step):
-    """Returns what `program` does, with one shift."""
+    """Returns what `program` does."""
     n = trace.num_hosts
     trace = jax.tree.map(lambda x: jnp.stack([x] * n), trace)
     args = jax.tree.map(jnp.asarray, (trace, state, params, np.full(n, step, np.int32)))
-    *results, shift, state = jax.device_get(program(way, n)(*args))
-    assert (shift == shift[0]).all()
-    return *results, int(shift[0]), state
+    return jax.device_get(program(way, n)(*args))
 
 
 @pytest.mark.parametrize(("way", "n"), PLACES)
@@ -80,18 +80,18 @@ def test_replays_what_was_recorded_and_begins_anew(way, n):
     links = ~np.eye(n, dtype=bool)
     shifts = set()
     for step in range(ITERATIONS + 1):
-        models, grads, fractions, delivery, shift, state = exchange(way, trace, state, params, step)
-        expected = views_of(arrived, trace.start + step)
+        models, grads, fractions, delivery, state = exchange(way, trace, state, params, step)
+        expected = views_of(arrived, trace.start + step)._replace(shift=delivery.shift)
         jax.tree.map(np.testing.assert_array_equal, delivery, expected)
 
-        jax.tree.map(assert_close, models, reference.average_models(params, expected, shift))
-        zero = reference.average_gradients(params, expected, "zero", shift)
+        jax.tree.map(assert_close, models, reference.average_models(params, expected))
+        zero = reference.average_gradients(params, expected, "zero")
         jax.tree.map(assert_close, grads, zero)
         if n > 1:
             scattered, gathered = arrived[(trace.start + step) % ITERATIONS][:, links].mean((1, 2))
             np.testing.assert_allclose(fractions.reduce_scatter, scattered, rtol=1e-6)
             np.testing.assert_allclose(fractions.all_gather, gathered, rtol=1e-6)
-        shifts.add(shift)
+        shifts.add(int(delivery.shift[0]))
     assert n < 5 or len(shifts) > 1  # Whoever serves a block, its link loses what it lost.
 
 
@@ -113,7 +113,7 @@ def test_a_worker_hears_itself_whatever_the_trace_says():
     n = 5
     trace = as_trace(np.zeros((1, 2, n, n, PACKETS), bool))
     sample = lambda worker: trace.sample(trace.init(n), KEY, worker, n)[0]  # noqa: E731
-    for view in jax.vmap(sample)(jnp.arange(n)):
+    for view in jax.vmap(sample)(jnp.arange(n)).masks:
         assert (view == np.eye(n, dtype=bool)[:, :, None]).all()
 
 
@@ -169,7 +169,13 @@ def test_a_file_is_read_back(tmp_path):
         ({"format": np.int64(2)}, 0, "format=2: expected 1"),
         ({"packets": np.int64(17)}, 0, r"arrived has shape \(3, 2, 4, 4, 2\) .* 17 packets"),
         ({"packets": np.int64(0)}, 0, "packets=0: expected at least 1"),
-        ({"packets": np.arange(3)}, 0, "expected a trace"),
+        ({"packets": np.arange(3)}, 0, "packets=.* expected an integer"),
+        ({"packets": np.float64(3.7)}, 0, "packets=3.7: expected an integer"),
+        ({"packets": np.float64("inf")}, 0, "packets=inf: expected an integer"),
+        ({"packets": np.array("3")}, 0, "packets='3': expected an integer"),
+        ({"format": np.True_}, 0, "format=True: expected an integer"),
+        ({}, 1.5, "start=1.5: expected an integer"),
+        ({}, True, "start=True: expected an integer"),
         ({"arrived": np.zeros((3, 2, 4, 5, 2), np.uint8)}, 0, r"arrived has .* \(3, 2, 4, 5, 2\)"),
         ({"arrived": np.zeros((3, 2, 4, 4, 2))}, 0, "dtype float64: expected uint8"),
         ({"arrived": np.zeros((0, 2, 4, 4, 2), np.uint8)}, 0, r"arrived has shape \(0, 2"),
@@ -207,6 +213,69 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage):
         )
     with pytest.raises(ValueError, match=f"^{path}: expected a trace, an .npz file"):
         rps.Trace.load(path)
+
+
+def test_no_damage_is_an_error_of_another_kind(tmp_path):
+    """Bytes of the file changed, cut out and put in, at random, seeded."""
+    path, rng = tmp_path / "trace.npz", np.random.default_rng(0)
+    as_trace(recorded(4)).save(path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    messages, tries = [], 400
+    for _ in range(tries):
+        bytes_, place = whole.copy(), int(rng.integers(len(whole)))
+        length = int(rng.integers(1, 20))
+        noise = rng.integers(0, 256, length, dtype=np.uint8)
+        if rng.random() < 0.6:
+            bytes_[place : place + length] = noise[: len(bytes_) - place]
+        else:
+            bytes_ = np.concatenate([bytes_[:place], noise, bytes_[place + length :]])
+        path.write_bytes(bytes_.tobytes())
+        try:
+            rps.Trace.load(path)  # What was changed does not matter, or makes another trace.
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > tries / 2
+    for message in messages:
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+
+
+def test_a_file_that_says_it_is_huge_is_refused(tmp_path):
+    path = tmp_path / "trace.npz"
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 2, 4, 4, 2)}" % 2**60
+    header = header.ljust(117) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    save(path, recorded(4))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("arrived.npy", array)
+        for name, value in (("packets", 11), ("format", 1)):
+            content = io.BytesIO()
+            np.save(content, np.int64(value))
+            file.writestr(f"{name}.npy", content.getvalue())
+    with pytest.raises(ValueError, match=f"^{path}: expected a trace"):
+        rps.Trace.load(path)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    trace = as_trace(recorded(5))
+    trace.save(tmp_path / "trace.npz", {"rate": 0.1})
+    loaded = rps.Trace.load(tmp_path / "trace.npz", start=2)
+    np.testing.assert_array_equal(loaded.arrived, trace.arrived)
+    assert (loaded.packets, loaded.start) == (PACKETS, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.npz"]
+    with pytest.raises(ValueError, match="packets=0"):
+        rps.Trace(trace.arrived, 0).save(tmp_path / "other.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.npz"]
+
+
+def test_a_state_beyond_the_end_is_refused_or_begins_anew():
+    trace = as_trace(recorded(4))
+    with pytest.raises(ValueError, match=r"state=3: expected an iteration in \[0, 3\)"):
+        trace.sample(jnp.int32(ITERATIONS), KEY, 1, 4)
+    sample = jax.jit(lambda state: trace.sample(state, KEY, 1, 4))
+    beyond, state = sample(jnp.int32(ITERATIONS + 1))
+    jax.tree.map(np.testing.assert_array_equal, beyond, sample(jnp.int32(1))[0])
+    assert state == 2
 
 
 def test_a_missing_file_says_so(tmp_path):

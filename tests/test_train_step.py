@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
-from rps_jax import reference
 from rps_jax.keys import wrap_key
-from rps_jax.train_step import ALGORITHMS
+from rps_jax.rules import RULES
 
 N, SIZE, RATE = 8, 20, 0.1
 CHANNEL = rps.Bernoulli(0.3)
@@ -53,16 +53,13 @@ def run(num_steps, workers_per_device=1, optimizer=None, channel=CHANNEL, state=
 
 
 def deliveries(step, assignment="random"):
-    """The losses that the step with this number suffers, from the seed alone."""
-    exchange_key, _ = jax.random.split(wrap_key(start(optax.sgd(RATE)).key))
+    """The drops that the step with this number suffers, from the seed alone."""
+    key = wrap_key(start(optax.sgd(RATE)).key)
 
     def one_worker(_):
-        return rps.draw_exchange(CHANNEL, (), exchange_key, step, "w", assignment)[:2]
+        return rps.draw_exchange(CHANNEL, (), key, step, "w", assignment)[0]
 
-    delivery, shift = jax.vmap(one_worker, axis_name="w", axis_size=N, out_axes=(0, None))(
-        jnp.zeros(N)
-    )
-    return jax.device_get(delivery), int(shift)
+    return jax.device_get(jax.vmap(one_worker, axis_name="w", axis_size=N)(jnp.zeros(N)))
 
 
 def by_hand(num_steps, algorithm, on_miss="own", model_state="exchange", assignment="random"):
@@ -71,7 +68,7 @@ def by_hand(num_steps, algorithm, on_miss="own", model_state="exchange", assignm
     mean, calls = np.zeros(N, np.float32), np.zeros(N, np.int32)
     for step in range(num_steps):
         batch = batches(step)
-        delivery, shift = deliveries(step, assignment)
+        delivery = deliveries(step, assignment)
         grads = x - batch
         state = {"mean": 0.9 * mean + 0.1 * batch.mean(1), "calls": calls + 1}
         missed = {"own": grads, "zero": np.zeros_like(grads)}[on_miss]
@@ -86,14 +83,14 @@ def by_hand(num_steps, algorithm, on_miss="own", model_state="exchange", assignm
         elif algorithm == "local":
             result = otherwise if model_state == "local" else ({"x": sent[0]["x"]}, state)
         else:
-            result = reference._exchange(sent, otherwise, delivery, shift)
+            result = reference.exchange(sent, otherwise, delivery)
         new, state = result if model_state == "exchange" else (result, state)
         x = x - np.float32(RATE) * new["x"] if algorithm == "gradient-averaging" else new["x"]
         mean, calls = state["mean"], state["calls"]
     return x, mean, calls
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", RULES)
 @pytest.mark.parametrize("model_state", ["exchange", "local"])
 def test_each_algorithm_is_its_definition(algorithm, model_state):
     state, _ = run(3, algorithm=algorithm, model_state_policy=model_state)
@@ -118,7 +115,7 @@ def test_the_assignment_can_be_fixed():
 def test_without_loss_models_and_gradients_agree():
     """With plain SGD, averaging models is averaging gradients while the models are equal."""
     runs = [
-        run(4, channel=rps.Lossless(), algorithm=algorithm)[0].params["x"]
+        run(4, channel=rps.Reliable(), algorithm=algorithm)[0].params["x"]
         for algorithm in ("rps", "gradient-averaging", "all-reduce")
     ]
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-5, atol=1e-5)
@@ -140,7 +137,7 @@ def test_placement_changes_nothing(workers_per_device):
 
 def test_metrics_tell_the_truth_of_the_network():
     delivered = {
-        algorithm: np.mean(run(1, algorithm=algorithm)[1].delivered) for algorithm in ALGORITHMS
+        algorithm: np.mean(run(1, algorithm=algorithm)[1].delivered) for algorithm in RULES
     }
     assert delivered["all-reduce"] == 1
     assert delivered["local"] == 0

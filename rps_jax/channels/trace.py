@@ -1,15 +1,17 @@
-"""Losses that were recorded, or simulated, beforehand: a trace, replayed exchange by exchange."""
+"""Drops that were recorded, or simulated, beforehand: a trace, replayed exchange by exchange."""
 
 import dataclasses
+import json
 import os
-import zipfile
-import zlib
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rps_jax.channel import ALL_GATHER, REDUCE_SCATTER, Delivery
+from rps_jax.channels.channel import ALL_GATHER, REDUCE_SCATTER
+from rps_jax.delivery import Delivery
 
 _FORMAT = 1
 
@@ -20,7 +22,7 @@ class Trace:
     """Replays one iteration of a trace at each exchange, and begins anew after the last.
 
     Host h of the trace is worker h, also where it is the server of whatever block the shift gives
-    it: a link loses between the same two workers what it lost in the trace.
+    it: what was dropped between two hosts is dropped between the same two workers.
 
     A worker unpacks its own messages alone, O(num_workers); the whole trace stays packed where
     every worker can read it. It is data, like a batch: a compiled function that takes it as an
@@ -31,8 +33,11 @@ class Trace:
             arrived, by iteration, phase (0 the reduce-scatter, 1 the all-gather), source,
             destination and packet, the packets packed as by `numpy.packbits(..., axis=-1)`. What a
             worker sends itself arrives, whatever stands there.
-        packets: how many packets a message is cut into.
-        start: the iteration that the first exchange replays.
+        packets: how many packets a message is cut into, an integer of at least 1.
+        start: the iteration that the first exchange replays, an integer.
+
+    Raises:
+        ValueError: by `sample`, of numbers that do not fit together.
 
     >>> arrived = np.ones((1000, 2, 16, 16, 5), bool)
     >>> trace = Trace(np.packbits(arrived, axis=-1), packets=5)
@@ -47,7 +52,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], start: int = 0) -> "Trace":
-        """Reads a trace into host memory.
+        """Reads a trace that `save` wrote, into host memory.
 
         Args:
             path: an `.npz` file of the arrays `arrived` and `packets`, as above, and `format`, 1.
@@ -58,22 +63,54 @@ class Trace:
             ValueError: it holds no trace, or one of another format, or `start` lies beyond it; a
                 line that begins with the path.
         """
-        try:
-            with open(path, "rb") as opened, np.load(opened) as file:
-                version, packets = int(file["format"]), int(file["packets"])
-                arrived = file["arrived"]
-        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
-            raise ValueError(
-                f"{path}: expected a trace, an .npz file of format, packets and arrived"
-            ) from None
+        with open(path, "rb") as opened:
+            try:
+                with np.load(opened) as file:
+                    version, packets = file["format"], file["packets"]
+                    arrived = file["arrived"]
+            # A damaged file is told in as many ways as zip, zlib and NumPy have of reading it.
+            except Exception:
+                raise ValueError(
+                    f"{path}: expected a trace, an .npz file of format, packets and arrived"
+                ) from None
+        for name, value in (("format", version), ("packets", packets)):
+            if value.shape != () or not np.issubdtype(value.dtype, np.integer):
+                raise ValueError(f"{path}: {name}={value.tolist()!r:.80}: expected an integer")
         if version != _FORMAT:
             raise ValueError(f"{path}: format={version}: expected {_FORMAT}")
-        trace = cls(arrived, packets, start)
+        trace = cls(arrived, int(packets), start)
         try:
             trace._check()
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         return trace
+
+    def save(self, path: str | os.PathLike[str], description: dict[str, Any] | None = None) -> None:
+        """Writes the trace, whole or not at all; `start` is not kept.
+
+        Args:
+            path: of the `.npz` file.
+            description: JSON values about the trace, kept in the file beside it as `description`.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the numbers do not fit together.
+        """
+        self._check()
+        path = Path(path)
+        unfinished = path.with_name(path.name + ".tmp")
+        try:
+            with unfinished.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    arrived=np.asarray(self.arrived),
+                    packets=np.int64(self.packets),
+                    format=np.int64(_FORMAT),
+                    description=np.array(json.dumps(description or {})),
+                )
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @property
     def num_hosts(self) -> int:
@@ -90,16 +127,28 @@ class Trace:
     ) -> tuple[Delivery, jax.Array]:
         """Returns one iteration as `worker` sees it; see `Channel.sample`.
 
+        Args:
+            state: the iteration to replay. Where it is traced and lies beyond the end, the trace
+                begins anew.
+            key: not used.
+            worker: this worker's index.
+            num_workers: how many workers take part.
+
         Raises:
-            ValueError: the trace is malformed, or has not as many hosts as there are workers.
+            ValueError: the trace is malformed, has not as many hosts as there are workers, or has
+                no iteration of this number.
         """
         del key
         self._check()
+        iterations = self.arrived.shape[0]
         if num_workers != self.num_hosts:
             raise ValueError(
                 f"num_workers={num_workers}: expected {self.num_hosts}, the hosts of the trace"
             )
+        if not isinstance(state, jax.core.Tracer) and not 0 <= int(state) < iterations:
+            raise ValueError(f"state={state}: expected an iteration in [0, {iterations})")
         arrived, me = jnp.asarray(self.arrived), jnp.asarray(worker, jnp.int32)
+        iteration = state % iterations
         myself = (jnp.arange(num_workers) == me)[:, None]
 
         def unpack(bytes_WxB: jax.Array) -> jax.Array:
@@ -107,15 +156,19 @@ class Trace:
             return bits_WxP.astype(bool) | myself
 
         delivery = Delivery(
-            sent=unpack(arrived[state, REDUCE_SCATTER, me]),
-            received=unpack(arrived[state, REDUCE_SCATTER, :, me]),
-            gathered=unpack(arrived[state, ALL_GATHER, :, me]),
+            sent=unpack(arrived[iteration, REDUCE_SCATTER, me]),
+            received=unpack(arrived[iteration, REDUCE_SCATTER, :, me]),
+            gathered=unpack(arrived[iteration, ALL_GATHER, :, me]),
         )
-        return delivery, (state + 1) % arrived.shape[0]
+        return delivery, (iteration + 1) % iterations
 
     def _check(self) -> None:
         """Raises `ValueError` for numbers that do not fit together."""
         shape, dtype = self.arrived.shape, self.arrived.dtype
+        for name in ("packets", "start"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: expected an integer")
         if self.packets < 1:
             raise ValueError(f"packets={self.packets}: expected at least 1")
         expected = (*shape[:1], 2, *shape[2:3], *shape[2:3], -(-self.packets // 8))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rps_jax.averaging import check_on_miss
-from rps_jax.channel import Delivery
+from rps_jax.delivery import Delivery
 
 
 def average_models(params: Any, delivery: Delivery, shift: int = 0) -> Any:
@@ -21,19 +21,19 @@ def average_models(params: Any, delivery: Delivery, shift: int = 0) -> Any:
         params: pytree of arrays `[num_workers, ...]`.
         delivery: all workers' views, fields `[num_workers, num_workers]` or
             `[num_workers, num_workers, packets]`, the first axis the worker whose view it is.
-        shift: block j is served by worker (j + shift) mod num_workers.
+        shift: added to `delivery.shift`: block j is served by worker (j + shift) mod num_workers.
 
     Returns:
         A pytree like `params`, of NumPy arrays.
     """
-    return _exchange(params, params, delivery, shift)
+    return exchange(params, params, delivery, shift)
 
 
 def average_gradients(grads: Any, delivery: Delivery, on_miss: str = "own", shift: int = 0) -> Any:
     """What `rps_jax.average_gradients` gives, for all workers at once; see `average_models`."""
     check_on_miss(on_miss)
     missed = grads if on_miss == "own" else jax.tree.map(np.zeros_like, grads)
-    return _exchange(grads, missed, delivery, shift)
+    return exchange(grads, missed, delivery, shift)
 
 
 def all_reduce(params: Any) -> Any:
@@ -43,7 +43,10 @@ def all_reduce(params: Any) -> Any:
     )
 
 
-def _exchange(tree: Any, otherwise: Any, delivery: Delivery, shift: int) -> Any:
+def exchange(tree: Any, otherwise: Any, delivery: Delivery, shift: int = 0) -> Any:
+    """What the rules have in common: averages of `tree`, and `otherwise` where they are missed."""
+    if delivery.shift is not None:
+        shift += int(np.ravel(delivery.shift)[0])  # The same on every worker.
     leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     fallbacks = jax.tree.leaves(jax.tree.map(np.asarray, otherwise))
     results: list[Any] = [leaf.copy() for leaf in leaves]

@@ -1,0 +1,10 @@
+"""Where drops come from: one channel a file."""
+
+from rps_jax.channels.bernoulli import Bernoulli as Bernoulli
+from rps_jax.channels.channel import Channel as Channel
+from rps_jax.channels.channel import sample_links as sample_links
+from rps_jax.channels.reliable import Reliable as Reliable
+from rps_jax.channels.trace import Trace as Trace
+
+CHANNELS: dict[str, type] = {"bernoulli": Bernoulli, "reliable": Reliable, "trace": Trace}
+"""Every channel by its name; the laws are tested for each of them."""

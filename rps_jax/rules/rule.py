@@ -1,0 +1,43 @@
+"""What a rule is: which of a worker's values are averaged, when, and what stands in for a miss."""
+
+from typing import Any, ClassVar, Protocol
+
+
+class Average(Protocol):
+    """One exchange, as a rule sees it; to be called at most once a step."""
+
+    def __call__(self, tree: Any, otherwise: Any) -> Any:
+        """Averages `tree` over the workers; where no average arrives, `otherwise` stands."""
+        ...
+
+
+class Rule:
+    """A rule of averaging; the base class averages nothing.
+
+    A rule is a frozen dataclass, a value like an optax transformation: its fields are its options.
+    A field's metadata may have `help`, a line for people, and `choices`, the values it may have.
+
+    Attributes:
+        lossy: whether its exchanges go over the lossy network; if not, over a reliable one.
+    """
+
+    lossy: ClassVar[bool] = True
+
+    def init(self, params: Any) -> Any:
+        """Returns what a worker remembers from step to step: `()` if nothing.
+
+        Args:
+            params: the worker's initial model.
+        """
+        del params
+        return ()
+
+    def on_gradients(self, grads: Any, memory: Any, average: Average) -> tuple[Any, Any]:
+        """Returns the gradients that the local step applies, and the memory."""
+        del average
+        return grads, memory
+
+    def on_params(self, params: Any, memory: Any, average: Average) -> tuple[Any, Any]:
+        """Returns the model after the local step, and the memory."""
+        del average
+        return params, memory
