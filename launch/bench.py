@@ -11,9 +11,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from launch.cli.command_line import exit_status, expect, read_command
+from launch.cli.command_line import (
+    Count,
+    Within,
+    check_memory,
+    exit_status,
+    expect,
+    read_command,
+)
 from launch.distributed.devices import start_devices
 
 
@@ -21,13 +28,13 @@ from launch.distributed.devices import start_devices
 class BenchConfig:
     """Measure what the lossy exchange costs beside a plain all-reduce."""
 
-    num_workers: int = 8
+    num_workers: Count = 8
     """Workers; on a CPU, each is a device."""
     workers_per_device: int | None = None
     """Workers that share a device; by default as few as possible."""
-    num_parameters: tuple[int, ...] = (75_000, 270_000, 1_700_000)
+    num_parameters: Annotated[tuple[int, ...], Within(1, 2**40)] = (75_000, 270_000, 1_700_000)
     """Sizes of model: of ResNet-8, ResNet-20 and ResNet-110."""
-    rounds: int = 30
+    rounds: Count = 30
     """How often each alternative is measured."""
 
 
@@ -38,15 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     config = read_command(BenchConfig, "launch.bench", argv, BenchConfig())
-    for name, value in (
-        ("num_workers", config.num_workers),
-        ("rounds", config.rounds),
-        ("num_parameters", min(config.num_parameters, default=0)),
-    ):
-        expect(name, value, value >= 1, "at least 1")
     each = config.workers_per_device
     divides = each is None or (each >= 1 and config.num_workers % each == 0)
     expect("workers_per_device", each, divides, f"a divisor of {config.num_workers} workers")
+    n, most = config.num_workers, max(config.num_parameters)
+    # Of float32: the models before and after, their blocks and averages; n draws for each worker.
+    check_memory("num_workers", n, 4 * 4 * n**2)
+    check_memory("num_parameters", most, 4 * 4 * n * most)
     start_devices(config.num_workers, config.workers_per_device)
 
     print(f"{'parameters':>10}  {'':<28}{'median ms':>10}  {'ratio':>6}")
@@ -87,7 +92,7 @@ def _measure(config: BenchConfig, num_parameters: int) -> None:
         "average_gradients": exchange(rps.average_gradients),
     }
     # A model of many leaves, as real ones are.
-    sizes = [len(part) for part in np.array_split(np.empty(num_parameters), 60)]
+    sizes = np.diff(np.linspace(0, num_parameters, 61, dtype=int)).tolist()
     rng = np.random.default_rng(0)
     params = mesh.put(
         [rng.normal(size=(len(mesh.local_workers), n)).astype(np.float32) for n in sizes]

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli.command_line import (
+    Probabilities,
+    Seeds,
+    check_untouched,
     exit_status,
-    expect,
     read_command,
-    refuse,
     split_arguments,
 )
 from launch.config import (
@@ -31,6 +32,7 @@ from launch.config import (
 )
 from launch.tasks.source import find_source
 from launch.trainer.many_runs import folder_of, train_all
+from launch.trainer.run_directory import check_can_write
 from rps_jax.rules import RULES
 
 
@@ -43,9 +45,9 @@ class CompareConfig:
 
     algorithms: tuple[str, ...] = ("rps", "gradient-averaging")
     """What to compare; those without loss run once."""
-    drop_rates: tuple[float, ...] = (0.0, 0.1, 0.3)
+    drop_rates: Probabilities = (0.0, 0.1, 0.3)
     """Probabilities that a message is lost."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
     """A run of each for every seed; the picture shows their means."""
     output_dir: Path = Path("runs/compare")
     """Folder of the table, the picture and the runs."""
@@ -75,18 +77,11 @@ def _run(argv: Sequence[str]) -> int:
 
 def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
     """Returns every run; a reliable or silent algorithm has no drop rate to vary."""
-    for name in ("algorithms", "drop_rates", "seeds"):
-        value = getattr(config, name)
-        expect(name, "", len(value) > 0, "at least one")
-        expect(name, value, len(set(value)) == len(value), "each value once")
     own = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "seed", "output_dir")
-    for name in (*own, "resume", *PROCESS_FLAGS):
-        if getattr(base, name) != getattr(PRESETS[base.preset], name):
-            refuse(name, getattr(base, name), "none after --, in launch.compare")
+    check_untouched(base, PRESETS[base.preset], (*own, "resume", *PROCESS_FLAGS))
     runs = []
     for algorithm in config.algorithms:
         for drop_rate in config.drop_rates if algorithm in LOSSY else (0.0,):
-            expect("drop_rates", drop_rate, 0 <= drop_rate <= 1, "probabilities in [0, 1]")
             for seed in config.seeds:
                 name = f"{algorithm}-{drop_rate:g}-{seed}"
                 runs.append(
@@ -98,6 +93,7 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
                         output_dir=config.output_dir / name,
                     )
                 )
+    check_can_write("output_dir", config.output_dir)
     for run in runs:
         check(run)
     return runs

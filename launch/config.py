@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from launch.cli.command_line import UsageError, expect, optional, read_command, refuse
+from launch.cli.command_line import (
+    Seconds,
+    Seed,
+    UsageError,
+    Within,
+    check_values,
+    expect,
+    not_allowed,
+    optional,
+    read_command,
+    refuse,
+    requires,
+)
 from launch.distributed.rendezvous import split_address
 
 PROG = "launch.train"
@@ -69,14 +81,18 @@ class TrainConfig:
     """Largest norm of a gradient; longer ones are shortened to it. None: they are not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the model's computation; parameters and averages are always float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the initial model, the shares of the data, its order, and every loss."""
 
     data_path: Annotated[Path | None, optional("PATH", "the digits need none")] = None
     """File or folder of the data."""
     download: bool = False
     """Let CIFAR-10 be downloaded where it is not found."""
-    label_skew: Annotated[float | None, optional("FLOAT", "i.i.d. shares")] = None
+    label_skew: Annotated[
+        float | None,
+        optional("FLOAT", "i.i.d. shares"),
+        Within(1e-6, 1e6, "a positive number, in [10^-6, 10^6]"),
+    ] = None
     """Dirichlet concentration of the labels in the workers' shares; small is skewed."""
 
     output_dir: Annotated[Path | None, optional("PATH", "a new folder in runs/")] = None
@@ -98,7 +114,7 @@ class TrainConfig:
     """How many processes share the workers."""
     process_id: Annotated[int | None, optional("INT", "that of SLURM or MPI, or 0")] = None
     """Which of them this is."""
-    start_timeout: float = 60.0
+    start_timeout: Seconds = 60.0
     """Seconds to wait for the other processes."""
 
 
@@ -176,12 +192,13 @@ def parse(argv: Sequence[str]) -> TrainConfig:
 
 def check(config: TrainConfig) -> None:
     """Raises `UsageError` for a value that no run can have."""
+    check_values(config)
     expect("num_workers", config.num_workers, config.num_workers >= 1, "at least 1")
     if config.channel == "trace":
         _check_trace(config)
     else:
         if config.trace is not None:
-            refuse("trace", config.trace, "--channel trace beside it")
+            requires("trace", config.trace, "--channel trace")
         expect("drop_rate", "None", config.drop_rate is not None, "a probability in [0, 1]")
     for name in ("drop_rate", "all_gather_drop_rate"):
         rate = getattr(config, name)
@@ -197,13 +214,11 @@ def check(config: TrainConfig) -> None:
     expect("momentum", config.momentum, 0 <= config.momentum < 1, "a number in [0, 1)")
     decay = config.weight_decay
     expect("weight_decay", decay, 0 <= decay < math.inf, "a number of at least 0")
-    for name in ("clip_norm", "label_skew"):
-        value = getattr(config, name)
-        expect(name, value, value is None or 0 < value < math.inf, "a positive number")
-    expect("seed", config.seed, 0 <= config.seed < 2**32, "an integer in [0, 2^32)")
+    norm = config.clip_norm
+    expect("clip_norm", norm, norm is None or 0 < norm < math.inf, "a positive number")
 
     if config.on_miss != "own" and config.algorithm != "gradient-averaging":
-        refuse("on_miss", config.on_miss, "--algorithm gradient-averaging beside it")
+        requires("on_miss", config.on_miss, "--algorithm gradient-averaging")
     for name in ("all_gather_drop_rate", "packets"):
         if getattr(config, name) is not None and config.algorithm not in LOSSY:
             refuse(name, getattr(config, name), f"an algorithm with loss: {' or '.join(LOSSY)}")
@@ -217,11 +232,11 @@ def check(config: TrainConfig) -> None:
     if config.download and not config.preset.startswith("cifar10"):
         refuse("download", True, "a CIFAR-10 preset; no other data is downloaded")
     if config.download and config.data_path is not None:
-        refuse("download", True, "no --data-path beside it")
+        not_allowed("download", True, "beside --data-path")
     if config.resume and config.output_dir is None:
-        refuse("resume", True, "--output-dir, the folder of the run to go on with")
+        requires("resume", True, "--output-dir, the folder of the run to go on with")
     if config.allow_resize and not config.resume:
-        refuse("allow_resize", True, "--resume beside it")
+        requires("allow_resize", True, "--resume")
     _check_process(config)
 
 
@@ -234,7 +249,7 @@ def _check_process(config: TrainConfig) -> None:
     expect("start_timeout", config.start_timeout, config.start_timeout > 0, "a positive number")
     if not given:
         return
-    assert config.coordinator
+    assert config.coordinator is not None
     assert config.num_processes is not None
     assert config.process_id is not None
     try:
@@ -254,10 +269,10 @@ def _check_process(config: TrainConfig) -> None:
 
 def _check_trace(config: TrainConfig) -> None:
     if config.trace is None:
-        refuse("channel", config.channel, "--trace beside it, a file of recorded losses")
+        requires("channel", config.channel, "--trace, a file of recorded losses")
     for name in ("drop_rate", "all_gather_drop_rate", "packets"):
         if getattr(config, name) is not None:
-            refuse(name, getattr(config, name), "no --channel trace beside it, which decides that")
+            not_allowed(name, getattr(config, name), "beside --channel trace, which decides that")
     if config.algorithm not in LOSSY:
         refuse("channel", config.channel, f"an algorithm with loss: {' or '.join(LOSSY)}")
 

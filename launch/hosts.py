@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def _run(argv: Sequence[str]) -> int:
     check_supervision(config.max_restarts, config.heartbeat_timeout)
     port = config.port
     expect("port", port, port is None or 0 < port < 65536, "a port, 1 to 65535")
-    expect("ssh", config.ssh, bool(config.ssh.strip()), "a command")
+    expect("ssh", config.ssh, _can_run(config.ssh), "a command that can be run here")
     places = read_hostfile(config.hostfile)
     job = Job(of_training)
     job.check_processes("hostfile", len(places))
@@ -109,15 +110,25 @@ def read_hostfile(path: Path | None) -> list[str]:
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        found = re.fullmatch(r"([^\s-]\S*)(?:\s+slots\s*=\s*([1-9]\d*))?", text)
+        found = re.fullmatch(r"([^\s-]\S*)(?:\s+slots\s*=\s*([1-9][0-9]{0,3}))?", text)
         if found is None:
             raise UsageError(
-                f"--hostfile {path}: expected NAME or NAME slots=N, found {text!r} in line {number}"
+                f"--hostfile {path}: expected NAME or NAME slots=N, N from 1 to 9999, found "
+                f"{text!r} in line {number}"
             )
         places += [found[1]] * int(found[2] or 1)
     if not places:
         raise UsageError(f"--hostfile {path}: expected a host a line, found none")
     return places
+
+
+def _can_run(command: str) -> bool:
+    """Returns whether a command line, quoted as for a shell, names a program that is there."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return False
+    return bool(words) and shutil.which(words[0]) is not None
 
 
 def _on_host(config: HostsConfig, place: str, arguments: Sequence[str]) -> list[str]:

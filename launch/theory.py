@@ -6,8 +6,17 @@ python -m launch.theory --num-workers 2 16 64 --drop-rates 0.01 0.1 0.3
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
-from launch.cli.command_line import exit_status, expect, read_command
+from launch.cli.command_line import (
+    Probabilities,
+    Seed,
+    Within,
+    check_memory,
+    exit_status,
+    read_command,
+)
+from launch.distributed.gpus import check_platforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +28,13 @@ class TheoryConfig:
     exact; the measurements are real exchanges, with their standard error.
     """
 
-    num_workers: tuple[int, ...] = (2, 4, 16, 64)
+    num_workers: Annotated[tuple[int, ...], Within(2, 10_000)] = (2, 4, 16, 64)
     """Numbers of workers."""
-    drop_rates: tuple[float, ...] = (0.01, 0.1, 0.3)
+    drop_rates: Probabilities = (0.01, 0.1, 0.3)
     """Probabilities that a message is lost."""
-    num_exchanges: int = 2000
+    num_exchanges: Annotated[int, Within(2, 1_000_000)] = 2000
     """Exchanges to measure, of each."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the losses and the models."""
 
 
@@ -36,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     config = read_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
-    _check(config)
+    most = max(config.num_workers)
+    # Models of 16 coordinates a block, before and after, as blocks, sums and counts.
+    check_memory("num_workers", most, 8 * 4 * 16 * most**2)
+    check_platforms()
 
     import rps_jax as rps
 
@@ -56,14 +68,6 @@ def _run(argv: Sequence[str] | None) -> int:
                 flush=True,
             )
     return 0
-
-
-def _check(config: TheoryConfig) -> None:
-    for n in config.num_workers:
-        expect("num_workers", n, n >= 2, "at least 2")
-    for rate in config.drop_rates:
-        expect("drop_rates", rate, 0 <= rate <= 1, "probabilities in [0, 1]")
-    expect("num_exchanges", config.num_exchanges, config.num_exchanges >= 2, "at least 2")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_plan_answers(target_ms, status, answer, capsys, tmp_path):
         ("simulate --record a.txt", "--record a.txt: expected a file named .npz"),
         ("simulate --duration 0.7 --record a.npz", "--duration 0.7: expected an iteration"),
         ("simulate --learning trace --learning-trace no.csv", "[Errno 2] No such file"),
-        ("fig6 --seeds 1 1", "--seeds (1, 1): expected each value once"),
+        ("fig6 --seeds 1 1", "--seeds 1 1: expected each value once"),
         ("fig6 --web-rates -1", "--web-rates -1.0: expected finite numbers of at least 1"),
         ("fig6 --web-rates 20000", "--web-rate 20000.0: expected below"),
         ("fig6 --iterations 1", "--iterations 1: expected in [2, 1000]"),

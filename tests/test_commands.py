@@ -1,10 +1,19 @@
-"""The smaller commands: what they print, and what they refuse."""
+"""What the smaller commands print, and what all of them refuse."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from launch import bench, compare, theory
+from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
 
-TRACE = ("--channel", "trace", "--trace", __file__)  # Any file: it is not read.
+ROOT = Path(__file__).parents[1]
+TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
+PROCESS = "--num-processes 2 --process-id 0"
+SLURM = {"SLURM_STEP_NODELIST": "host", "SLURM_NTASKS": "2"}
+OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://host:1", "OMPI_COMM_WORLD_SIZE": "2"}
 
 
 def test_theory_prints_predicted_beside_measured(capsys):
@@ -21,22 +30,103 @@ def test_theory_prints_predicted_beside_measured(capsys):
 @pytest.mark.parametrize(
     ("command", "arguments", "expected"),
     [
-        (theory, ["--num-workers", "1"], "--num-workers 1: expected at least 2"),
-        (theory, ["--drop-rates", "2"], "--drop-rates 2.0: expected probabilities in [0, 1]"),
-        (bench, ["--rounds", "0"], "--rounds 0: expected at least 1"),
-        (bench, ["--workers-per-device", "3"], "--workers-per-device 3: expected a divisor of 8"),
-        (compare, ["--drop-rates", "1.5"], "--drop-rates 1.5: expected probabilities in [0, 1]"),
-        (compare, ["--seeds", "-1"], "--seed -1: expected an integer in [0, 2^32)"),
-        (compare, ["--", "--drop-rate", "0.3"], "--drop-rate 0.3: expected none after --"),
-        (compare, ["--", *TRACE], "--channel trace: expected none after --"),
-        (compare, ["--", "--epochs", "0"], "--epochs 0: expected at least 1"),
+        (theory, "--num-workers 1", "--num-workers 1: expected at least 2"),
+        (theory, "--num-workers", "--num-workers: expected at least one"),
+        (theory, "--num-workers 2 2", "--num-workers 2 2: expected each value once"),
+        (theory, "--num-workers 1000000", "--num-workers 1000000: expected at most 10000"),
+        (theory, "--drop-rates 2", "--drop-rates 2.0: expected probabilities in [0, 1]"),
+        (theory, "--seed -1", "--seed -1: expected an integer in [0, 2^32)"),
+        (theory, f"--seed {10**20 - 1}", f"--seed {10**20 - 1}: expected an integer in [0, 2^32)"),
+        (bench, "--rounds 0", "--rounds 0: expected at least 1"),
+        (bench, "--workers-per-device 3", "--workers-per-device 3: expected a divisor of 8"),
+        (bench, "--num-workers 100000", "--num-workers 100000: expected what fits into"),
+        (bench, f"--num-parameters {10**15}", f"--num-parameters {10**15}: expected at most"),
+        (bench, f"--num-parameters {10**12}", f"--num-parameters {10**12}: expected what fits"),
+        (
+            bench,
+            "--num-workers 4096 --workers-per-device 1 --num-parameters 9",
+            "--workers-per-device 1: expected at",
+        ),
+        (compare, "--drop-rates 1.5", "--drop-rates 1.5: expected probabilities in [0, 1]"),
+        (compare, "--seeds -1", "--seeds -1: expected integers in [0, 2^32)"),
+        (compare, "-- --drop-rate 0.3", "--drop-rate 0.3 is not allowed after --"),
+        (compare, f"-- {TRACE}", "--channel trace is not allowed after --"),
+        (compare, "-- --epochs 0", "--epochs 0: expected at least 1"),
+        (train, "--label-skew 1e308", "--label-skew 1e+308: expected a positive number, in"),
+        (train, "--start-timeout 1e308", "--start-timeout 1e+308: expected seconds"),
+        (train, f"{PROCESS} --coordinator=", "--coordinator: expected HOST:PORT"),
+        (train, f"{PROCESS} --coordinator a..b:5", "--coordinator a..b:5: expected HOST:PORT"),
+        (train, f"{PROCESS} --coordinator {'a' * 70}:5", f"--coordinator {'a' * 70}:5: expected"),
+        (local, "-- --workers-per-device 16", "--workers-per-device 16: expected a divisor of the"),
+        (hosts, "--hostfile many --ssh ls", "--hostfile many: expected NAME or NAME slots=N"),
+        (hosts, "--ssh /no/such", "--ssh /no/such: expected a command that can be run here"),
+        (hosts, ["--ssh", "ssh 'x"], "--ssh ssh 'x: expected a command that can be run here"),
+        (colocate, "simulate --threshold-bytes 1e30", "--threshold-bytes 1e+30: expected at most"),
+        (colocate, f"simulate --model-bytes {2**40}", f"--model-bytes {2**40}: expected what fits"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
     command, arguments, expected, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    assert command.main(arguments) == 2
+    Path("many").write_text("localhost slots=99999999999999999999")
+    assert command.main(arguments.split() if isinstance(arguments, str) else arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {expected}")
-    assert not list(tmp_path.iterdir())
+    assert os.listdir() == ["many"]
+
+
+@pytest.mark.parametrize("folder", ["dangling", "loop", "/proc/x", "file", "file/x", "a" * 300])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(train, compare, local, (reproduce, "fig5c", "--data-path", "x")),
+        *((colocate, name) for name in ("fig6", "fig7", "tradeoff", "plan")),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(
+    folder, command, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    Path("dangling").symlink_to("absent")
+    Path("loop").symlink_to("loop")
+    Path("file").touch()
+    command, *words = command if isinstance(command, tuple) else (command,)
+    after = ["--"] * (command is local)
+    assert command.main([*words, *after, "--output-dir", folder]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --output-dir {folder}: expected a folder")
+    assert sorted(os.listdir()) == ["dangling", "file", "loop"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"JAX_PLATFORMS": "nonsense"}, "JAX_PLATFORMS=nonsense: expected some of cpu"),
+        (
+            {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""},
+            "JAX_PLATFORMS=cuda: expected a GPU that JAX can use",
+        ),
+        ({**SLURM, "SLURM_NTASKS": "x"}, "SLURM_NTASKS=x: expected an integer"),
+        ({**SLURM, "SLURM_PROCID": "-1"}, "SLURM_PROCID=-1: expected an integer"),
+        ({**SLURM, "SLURM_NTASKS": "3"}, "--num-workers 16: expected a multiple of the 3"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": ""}, "OMPI_COMM_WORLD_SIZE=: expected an integer"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK": "a"}, "OMPI_COMM_WORLD_LOCAL_RANK=a: expected"),
+    ],
+)
+def test_an_environment_that_nothing_can_start_in_is_refused(
+    variables, expected, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert train.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected}")
+    assert not os.listdir()
+
+
+def test_the_users_backend_of_matplotlib_is_of_no_consequence():
+    code = "import launch.train, launch.reports.curves"
+    environment = {**os.environ, "MPLBACKEND": "nonsense"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)

@@ -76,7 +76,7 @@ def test_the_gpus_that_jax_would_use(
         (("--", "--epochs", "0"), "--epochs 0: expected at least 1"),
         (
             *[("--", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "0")],
-            "--coordinator a:1: expected none after --",
+            "--coordinator a:1 is not allowed after --",
         ),
         (("--", "--preset", "atis-lstm", "--data-path", "absent"), "--data-path absent: found no"),
     ],

@@ -155,7 +155,21 @@ def test_hosts_whose_names_lead_nowhere_are_refused(
     assert said is None if refused is None else said is not None and said.startswith(refused)
 
 
-@pytest.mark.parametrize("address", ["host", "host:", ":1", "host:0", "host:65536", "host:a"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "host",
+        "host:",
+        ":1",
+        "host:0",
+        "host:65536",
+        "host:a",
+        "a..b:5",
+        f"{'a' * 70}:5",
+        "a b:5",
+    ],
+)
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(ValueError, match="expected HOST:PORT"):
         split_address(address)

@@ -250,7 +250,7 @@ def test_a_time_limit_stops_the_run_that_it_meets(
         ("fig4a --data-path absent", "--data-path absent"),
         ("fig4a --arrivals 101", "--arrivals 101: expected percentages, in [0, 100]"),
         ("fig4a --arrivals", "--arrivals: expected at least one"),
-        ("fig4a --seeds 1 1", "--seeds (1, 1): expected each value once"),
+        ("fig4a --seeds 1 1", "--seeds 1 1: expected each value once"),
         ("fig4a --seeds -1 --data-path .", "--seed -1: expected an integer"),
         ("fig4a --scale big", "--scale big: expected"),
         ("fig4a --on-miss zero", "--on-miss zero: expected none in figure 4, where models are"),
@@ -258,7 +258,7 @@ def test_a_time_limit_stops_the_run_that_it_meets(
         ("fig4a --time-limit 0", "--time-limit 0.0: expected a positive number of seconds"),
         ("fig5a --output-dir /dev/null/x", "--output-dir /dev/null/x: expected a folder that"),
         ("search --learning-rates 0", "--learning-rate 0.0: expected a positive number"),
-        ("search --batch-sizes 4 4", "--batch-sizes (4, 4): expected each value once"),
+        ("search --batch-sizes 4 4", "--batch-sizes 4 4: expected each value once"),
         ("search --model vgg", "--model vgg: expected"),
     ],
 )
@@ -277,7 +277,7 @@ def test_the_figures_of_the_simulation_are_those_of_colocate(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch.reproduce.main([name, "--seeds", "1", "1"]) == 2
-    assert capsys.readouterr().err == "error: --seeds (1, 1): expected each value once\n"
+    assert capsys.readouterr().err == "error: --seeds 1 1: expected each value once\n"
 
 
 def test_a_batch_that_the_data_is_too_small_for_is_refused(

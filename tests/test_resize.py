@@ -117,4 +117,4 @@ def test_a_run_goes_on_with_more_or_fewer_workers(
 
 def test_a_resize_is_only_for_a_run_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.train.main(["--allow-resize"]) == 2
-    assert "--allow-resize: expected --resume beside it" in capsys.readouterr().err
+    assert "--allow-resize requires --resume" in capsys.readouterr().err

@@ -64,7 +64,10 @@ def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
         (("--iterations", "0"), "--iterations 0: expected in [1, 10000]"),
         (("--seeds",), "--seeds: expected at least one"),
         (("--web-rate", "20000"), "--web-rate 20000"),
-        (("--", "--drop-rate", "0.3"), "--drop-rate 0.3: expected none after --"),
+        (
+            ("--", "--drop-rate", "0.3"),
+            "--drop-rate 0.3 is not allowed after --",
+        ),
         (("--", "--epochs", "0"), "--epochs 0: expected at least 1"),
     ],
 )

@@ -400,7 +400,7 @@ def test_cifar_from_a_tree_of_images(tmp_path: Path, capsys: pytest.CaptureFixtu
         (("--preset", "atis-lstm", "--data-path", "absent"), "--data-path absent: found no such"),
         (("--preset", "cifar10-resnet20", "--data-path", "absent"), "--data-path absent: found no"),
         (("--channel", "trace", "--trace", "file"), "--trace file: expected a trace, an .npz"),
-        (("--output-dir", "file"), "--output-dir file: expected a folder, found a file"),
+        (("--output-dir", "file"), "--output-dir file: expected a folder that can be written"),
         (("--output-dir", "file/run"), "--output-dir file/run: expected a folder that can"),
     ],
 )

@@ -1,13 +1,14 @@
 """Typed command lines, and commands whose every failure ends in one line on stderr."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
@@ -38,6 +39,29 @@ class UsageError(CommandError):
     exit_status = USAGE
 
 
+class Within(NamedTuple):
+    """Range of a number, or of each number of a list: metadata of a flag's field.
+
+    Attributes:
+        low: The least.
+        high: The most.
+        expected: The range in words; by default, whichever end a number is beyond.
+    """
+
+    low: float
+    high: float
+    expected: str | None = None
+
+
+Count = Annotated[int, Within(1, 1_000_000)]
+Seconds = Annotated[float, Within(0, 10_000_000, "seconds, in [0, 10^7]")]
+Seed = Annotated[int, Within(0, 2**32 - 1, "an integer in [0, 2^32)")]
+Seeds = Annotated[tuple[int, ...], Within(0, 2**32 - 1, "integers in [0, 2^32)")]
+Probabilities = Annotated[tuple[float, ...], Within(0, 1, "probabilities in [0, 1]")]
+
+_ANY_INTEGER = Within(-(2**63), 2**63 - 1, "an integer of 64 bits")
+
+
 def read_command(
     kind: type[Config], module: str, argv: Sequence[str] | None, defaults: Config
 ) -> Config:
@@ -50,13 +74,13 @@ def read_command(
         defaults: Values of the flags that are not given.
 
     Raises:
-        UsageError: The command line cannot be read.
+        UsageError: The command line cannot be read, or `check_values` refuses a value.
         SystemExit: With status 0, after `--help`.
     """
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(
+            config = tyro.cli(
                 kind,
                 prog=f"python -m {module}",
                 args=None if argv is None else list(argv),
@@ -67,6 +91,44 @@ def read_command(
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(messages.getvalue())) from None
+    check_values(config)
+    return config
+
+
+def check_values(config: Any) -> None:
+    """Raises `UsageError` for a list that is empty or repeats itself, or a number out of range.
+
+    Args:
+        config: The options of a command, a dataclass. `Within` in the annotation of a field is the
+            range of its numbers; an integer without one has at most 64 bits.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        expect(name, "", len(values) > 0, "at least one")
+        shown = " ".join(map(str, values))
+        expect(name, shown, len(set(values)) == len(values), "each value once")
+        metadata = getattr(hints[name], "__metadata__", ())
+        ranges = [entry for entry in metadata if isinstance(entry, Within)]
+        for number in values:
+            if isinstance(number, int | float):
+                for low, high, expected in ranges or [_ANY_INTEGER] * isinstance(number, int):
+                    beyond = f"at most {high:g}" if number > high else f"at least {low:g}"
+                    expect(name, number, low <= number <= high, expected or beyond)
+
+
+def check_memory(name: str, value: Any, num_bytes: float) -> None:
+    """Raises `UsageError` if what a flag asks for needs more memory than this machine has.
+
+    Args:
+        name: Of the flag's field.
+        value: Of the flag.
+        num_bytes: What is needed, from the shapes of the arrays.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = f"{num_bytes / 2**30:.3g} GiB do not"
+    expect(name, value, num_bytes <= memory, f"what fits into {memory / 2**30:.0f} GiB ({found})")
 
 
 def subcommand(module: str, commands: dict[str, str], argv: Sequence[str]) -> str | None:
@@ -116,9 +178,35 @@ def expect(name: str, value: Any, holds: bool, expected: str) -> None:
 
 def refuse(name: str, value: Any, expected: str) -> NoReturn:
     """Raises `UsageError` for the flag of a field: what it was expected to be."""
-    flag = "--" + name.replace("_", "-")
+    raise UsageError(f"{_flag(name, value)}: expected {expected}")
+
+
+def requires(name: str, value: Any, others: str) -> NoReturn:
+    """Raises `UsageError` for the flag of a field that says nothing without other flags."""
+    raise UsageError(f"{_flag(name, value)} requires {others}")
+
+
+def not_allowed(name: str, value: Any, where: str) -> NoReturn:
+    """Raises `UsageError` for the flag of a field that must not stand where it does."""
+    raise UsageError(f"{_flag(name, value)} is not allowed {where}")
+
+
+def check_untouched(config: Any, defaults: Any, names: Iterable[str]) -> None:
+    """Raises `UsageError` for a flag of launch.train after `--` that the command itself decides.
+
+    Args:
+        config: The flags of launch.train.
+        defaults: What they are where they are not given.
+        names: The fields of the flags that may not be given.
+    """
+    for name in names:
+        if getattr(config, name) != getattr(defaults, name):
+            not_allowed(name, getattr(config, name), "after --")
+
+
+def _flag(name: str, value: Any) -> str:
     shown = "" if value is True or value is None or value == "" else f" {value}"
-    raise UsageError(f"{flag}{shown}: expected {expected}")
+    return f"--{name.replace('_', '-')}{shown}"
 
 
 def exit_status(run: Callable[[], int]) -> int:

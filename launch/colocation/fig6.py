@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.cli.command_line import read_command
+from launch.cli.command_line import Seeds, read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
 from launch.colocation.options import check_sweep, refusals
 from launch.colocation.report import write_results
@@ -28,7 +28,7 @@ class Fig6Config:
     """Web messages a second."""
     thresholds_kb: tuple[float, ...] = (0, 10, 20, 50, 100, 200, 400, 600, 800, 1000, 1200, 1600)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: Seeds = (1, 2, 3)
     """A simulation of each point for every seed; bands are 95% confidence intervals over them."""
     iterations: int = 20
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from launch.cli.command_line import read_command
+from launch.cli.command_line import Seeds, read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
 from launch.colocation.options import check_sweep
 from launch.colocation.report import write_results
@@ -35,7 +35,7 @@ class Fig7Config:
     """Mean completion times to hold."""
     thresholds_kb: tuple[float, ...] = (0, 50, 100, 200, 400, 600, 800, 1000, 1200)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: Seeds = (1, 2, 3)
     """A search of each point for every seed; bands are 95% confidence intervals over them."""
     iterations: int = 6
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""

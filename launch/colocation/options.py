@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launch.cli.command_line import expect, refuse
+from launch.cli.command_line import check_memory, expect, refuse
 from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import SettingError, Settings
 
@@ -25,13 +25,15 @@ def settings_of(config: Settings, **changes: Any) -> Settings:
     settings = Settings(**{name: getattr(config, name) for name in names} | changes)
     with refusals():
         settings.check()
+    if settings.learning == "bursty":
+        # Eight arrays of the packets of an iteration, of 8 bytes each.
+        packets = 2 * settings.num_hosts * (settings.num_hosts - 1) * settings.chunk_packets
+        check_memory("model_bytes", settings.model_bytes, 8 * 8 * packets)
     return settings
 
 
-def check_many(name: str, values: Sequence[float], least: float) -> None:
-    """Raises `UsageError` unless a flag has values, each once and none below the least."""
-    expect(name, "", len(values) > 0, "at least one")
-    expect(name, tuple(values), len(set(values)) == len(values), "each value once")
+def check_least(name: str, values: Sequence[float], least: float) -> None:
+    """Raises `UsageError` if a value of a flag is below the least, or infinite."""
     lowest = min(values)
     expect(name, lowest, least <= lowest < math.inf, f"finite numbers of at least {least:g}")
 
@@ -40,11 +42,11 @@ def check_sweep(config: Any, least: dict[str, float]) -> None:
     """Raises `UsageError` for a figure that cannot be made.
 
     Args:
-        config: Its options: `iterations`, `processes`, `output_dir`, `seeds`, and lists of numbers.
+        config: Its options: `iterations`, `processes`, `output_dir`, and lists of numbers.
         least: What no number of a list may be below.
     """
-    for name, lowest in {**least, "seeds": 0}.items():
-        check_many(name, getattr(config, name), lowest)
+    for name, lowest in least.items():
+        check_least(name, getattr(config, name), lowest)
     expect("iterations", config.iterations, 2 <= config.iterations <= 1000, "in [2, 1000]")
     expect("processes", config.processes, config.processes >= 1, "at least 1")
     check_can_write("output_dir", config.output_dir)

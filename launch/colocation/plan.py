@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from launch.cli.command_line import expect, read_command, refuse
-from launch.colocation.options import check_many, settings_of
+from launch.cli.command_line import Seeds, expect, read_command, refuse
+from launch.colocation.options import settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
 from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import PARAMETERS, SettingError, Settings, layout, simulate, with_discipline
@@ -34,7 +34,7 @@ class PlanConfig(Settings):
     """Milliseconds in which a web message must complete."""
     of: Literal["mean", "p99"] = "mean"
     """What must be within the target: the mean, or 99 of 100 messages."""
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: Seeds = (1, 2, 3)
     """A simulation of each way for every seed; what is printed is the mean over them."""
     processes: int = default_processes()
     """Simulations at once."""
@@ -45,7 +45,6 @@ class PlanConfig(Settings):
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 1 if no way is fast enough."""
     config = read_command(PlanConfig, "launch.colocate plan", argv, PlanConfig())
-    check_many("seeds", config.seeds, 0)
     expect("target_ms", config.target_ms, 0 < config.target_ms < math.inf, "a time above 0")
     expect("processes", config.processes, config.processes >= 1, "at least 1")
     default = PlanConfig()

@@ -40,6 +40,7 @@ def run(argv: Sequence[str]) -> int:
         whole = settings.duration >= settings.period
         expect("duration", settings.duration, whole, f"an iteration ({settings.period:.3g} s)")
         expect("record", config.record, config.record.suffix == ".npz", "a file named .npz")
+        expect("record", config.record, not config.record.is_dir(), "a file, found a folder")
         check_can_write("record", config.record.parent)
     with refusals(), SecondsBar(settings.duration, quiet=config.json) as bar:
         result = simulate(settings, record=config.record is not None, progress=bar.move_to)

@@ -12,8 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launch.cli.command_line import expect, read_command, refuse, split_arguments
-from launch.colocation.options import check_many, refusals
+from launch.cli.command_line import (
+    Seeds,
+    check_untouched,
+    expect,
+    read_command,
+    split_arguments,
+)
+from launch.colocation.options import check_least, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, measure_all, summary
 from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
@@ -48,7 +54,7 @@ class TradeoffConfig:
     """Learning iterations (0.71 s) to record; training replays them, and then begins anew."""
     algorithms: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
     """What is averaged: models or gradients."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """A training of each for every seed; the simulation is the same."""
     output_dir: Path = Path("docs/results/tradeoff")
     """Folder of the picture, the table, the losses and the runs."""
@@ -86,12 +92,9 @@ def run(argv: Sequence[str]) -> int:
     config = read_command(TradeoffConfig, "launch.colocate tradeoff", own, TradeoffConfig())
     base = parse(flags)
     ours = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
-    for name in (*ours, "output_dir", "resume", *PROCESS_FLAGS):
-        if getattr(base, name) != getattr(PRESETS[base.preset], name):
-            refuse(name, getattr(base, name), "none after --: launch.colocate tradeoff sets it")
-    for name in ("thresholds_kb", "seeds"):
-        check_many(name, getattr(config, name), 0)
-    expect("algorithms", "", len(config.algorithms) > 0, "at least one")
+    others = ("output_dir", "resume", *PROCESS_FLAGS)
+    check_untouched(base, PRESETS[base.preset], (*ours, *others))
+    check_least("thresholds_kb", config.thresholds_kb, 0)
     expect("iterations", config.iterations, 1 <= config.iterations <= 10_000, "in [1, 10000]")
     check_can_write("output_dir", config.output_dir)
     fifo = _fifo(config, base.num_workers)

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import jax
 
+from launch.cli.command_line import expect
+from launch.distributed.gpus import check_platforms
+
 _MOST_HOST_DEVICES = 32
 """Beyond this many, workers share the host devices, unless it is said otherwise: each device costs
 threads and a share of the cores."""
+_LARGEST_HOST = 1024
+"""Most host devices that may be asked for."""
 
 
 def start_devices(num_workers: int, workers_per_device: int | None) -> None:
@@ -20,11 +25,19 @@ def start_devices(num_workers: int, workers_per_device: int | None) -> None:
     Args:
         num_workers: How many workers this process has.
         workers_per_device: How many share a device; None for as few as possible.
+
+    Raises:
+        UsageError: JAX has no such platform, or a CPU cannot be so many devices.
     """
+    check_platforms()
     if workers_per_device is None:
         wanted = min(num_workers, _MOST_HOST_DEVICES)
     else:
         wanted = num_workers // workers_per_device
+        least = -(-num_workers // _LARGEST_HOST)
+        expect(
+            "workers_per_device", workers_per_device, wanted <= _LARGEST_HOST, f"at least {least}"
+        )
     jax.config.update("jax_num_cpu_devices", wanted)
     if jax.__version_info__ >= (0, 11):
         return  # XLA ends the process on a flag that it does not know, and may drop these.

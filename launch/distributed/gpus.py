@@ -4,6 +4,11 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from launch.cli.command_line import UsageError
+
+_PLATFORMS = ("cpu", "cuda", "gpu", "rocm", "tpu")
+"""Those that JAX knows without a plugin of their name."""
+
 
 def visible_gpus() -> list[str]:
     """Returns the NVIDIA GPUs that JAX would use here, as CUDA_VISIBLE_DEVICES names them."""
@@ -16,3 +21,15 @@ def visible_gpus() -> list[str]:
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def check_platforms() -> None:
+    """Raises `UsageError` where JAX cannot start on the platforms of `JAX_PLATFORMS`."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    plugins = [plugin.name.lower() for plugin in entry_points(group="jax_plugins")]
+    for platform in filter(None, asked.split(",")):
+        known = platform in _PLATFORMS or any(platform.lower() in name for name in plugins)
+        if not known:
+            raise UsageError(f"JAX_PLATFORMS={asked}: expected some of {', '.join(_PLATFORMS)}")
+        if platform == "cuda" and not visible_gpus():
+            raise UsageError(f"JAX_PLATFORMS={asked}: expected a GPU that JAX can use, found none")

@@ -5,6 +5,7 @@ A process is alone; or it was told where the others are (`--coordinator`, `--num
 """
 
 import os
+import re
 import socket
 import sys
 import traceback
@@ -13,16 +14,26 @@ from contextlib import contextmanager
 
 import jax
 
-from launch.cli.command_line import PEER_LOST, CommandError
+from launch.cli.command_line import PEER_LOST, CommandError, UsageError, expect
 from launch.config import TrainConfig
 from launch.distributed.gpus import visible_gpus
 from launch.distributed.rendezvous import RendezvousError, own_address, rendezvous, unreachable
 
-# What Open MPI and SLURM set in their tasks alone, and in how many: JAX finds the job by these, in
-# this order, because Open MPI may start its tasks by SLURM's.
+# What Open MPI and SLURM set in their tasks alone, and the integers that JAX and this module read
+# there, the number of tasks first. JAX finds the job by these, in this order, because Open MPI may
+# start its tasks by SLURM's.
 _SCHEDULERS = (
-    ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"),
-    ("SLURM_STEP_NODELIST", "SLURM_NTASKS"),
+    (
+        "OMPI_MCA_orte_hnp_uri",
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ),
+    (
+        "SLURM_STEP_NODELIST",
+        (
+            *("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES"),
+            "SLURM_JOB_ID",
+        ),
+    ),
 )
 
 _HEARTBEAT_SECONDS = 30
@@ -36,8 +47,15 @@ class PeerLost(CommandError):
 
 
 def count_processes(config: TrainConfig) -> int:
-    """Returns how many processes the job has, before any has been met."""
-    return config.num_processes or _scheduled() or 1
+    """Returns how many processes the job has, before any has been met.
+
+    Raises:
+        UsageError: A scheduler has started so many that they cannot share the workers evenly.
+    """
+    processes = config.num_processes or _scheduled() or 1
+    divides = config.num_workers % processes == 0
+    expect("num_workers", config.num_workers, divides, f"a multiple of the {processes} processes")
+    return processes
 
 
 def join(config: TrainConfig) -> None:
@@ -116,10 +134,20 @@ def run_and_leave(main: Callable[[], int]) -> int:
 
 def _scheduled() -> int:
     """Returns how many tasks a scheduler has started of which this is one, 0 if it has not."""
-    for marker, count in _SCHEDULERS:
-        if marker in os.environ and int(os.environ.get(count, "1")) > 1:
-            return int(os.environ[count])
+    for marker, variables in _SCHEDULERS:
+        if marker in os.environ:
+            counts = [_integer(name) for name in variables]
+            if counts[0] > 1:
+                return counts[0]
     return 0
+
+
+def _integer(name: str) -> int:
+    """Returns the value of a scheduler's variable, 1 if it is not set."""
+    value = os.environ.get(name, "1")
+    if re.fullmatch("[0-9]{1,18}", value) is None:
+        raise UsageError(f"{name}={value}: expected an integer, as a scheduler sets it")
+    return int(value)
 
 
 def _alone_on_host() -> bool:
@@ -130,7 +158,7 @@ def _alone_on_host() -> bool:
 
 
 def _over_hosts() -> bool:
-    if int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
+    if _integer("SLURM_STEP_NUM_NODES") > 1:
         return True
     here = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
     return here is not None and here != os.environ.get("OMPI_COMM_WORLD_SIZE")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from launch.cli.command_line import DIVERGED, USAGE, expect, refuse
+from launch.cli.command_line import DIVERGED, USAGE, check_untouched, expect
 from launch.config import CONFIG_FILE, PROCESS_FLAGS, TrainConfig, default_output_dir, parse
 from launch.distributed.supervisor import Command, JobFailed, supervise
 from launch.trainer.run_directory import RunDirectory
@@ -38,9 +38,7 @@ class Job:
             UsageError: They are no valid run.
         """
         self.config: TrainConfig = parse(train_argv)
-        for name in PROCESS_FLAGS:
-            if getattr(self.config, name) != getattr(TrainConfig(), name):
-                refuse(name, getattr(self.config, name), "none after --: the launcher sets it")
+        check_untouched(self.config, TrainConfig(), PROCESS_FLAGS)
         now = datetime.now().strftime("%Y%m%d-%H%M%S")
         self.folder = RunDirectory(self.config.output_dir or default_output_dir(self.config, now))
         if not self.config.resume:
@@ -52,6 +50,11 @@ class Job:
         workers = self.config.num_workers
         expect(flag, processes, processes >= 1, "at least 1")
         expect(flag, processes, workers % processes == 0, f"a divisor of {workers} workers")
+        each, per_device = workers // processes, self.config.workers_per_device
+        divides = per_device is None or each % per_device == 0
+        expect(
+            "workers_per_device", per_device, divides, f"a divisor of the {each} workers a process"
+        )
 
     def run(
         self,

@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import json
 import os
+import re
 import socket
 import time
 from typing import Any
@@ -66,10 +67,15 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         ValueError: It is no such address.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    found = re.fullmatch(r"(?:\[([^\[\]\s]+)\]|([^\[\]\s]+)):([0-9]{1,5})", address)
+    if found is None or not 0 < int(found[3]) < 65536:
         raise ValueError(f"{address}: expected HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    host = found[1] or found[2]
+    try:
+        host.encode("idna")  # As the socket module will.
+    except UnicodeError as error:
+        raise ValueError(f"{address}: expected HOST:PORT ({error})") from None
+    return host, int(found[3])
 
 
 def own_address() -> str | None:

@@ -77,7 +77,8 @@ def supervise(commands: Sequence[Command], logs: Path, silence: float, show: Sho
 
     Args:
         commands: One for each process.
-        logs: Folder for what the processes say: each adds to its `process-I.log`.
+        logs: Folder for what the processes say, made once one runs: each adds to its
+            `process-I.log`.
         silence: Seconds without a sign of life after which a process is taken to hang; until the
             first, it has a minute.
         show: Given each line, with the number of its process before it.
@@ -88,7 +89,6 @@ def supervise(commands: Sequence[Command], logs: Path, silence: float, show: Sho
     Raises:
         JobFailed: A process has failed or hangs; the others were ended.
     """
-    logs.mkdir(parents=True, exist_ok=True)
     processes: list[_Process] = []
     with StopSignals(_STOP_SIGNALS, second_ends=False) as signals:
         try:
@@ -125,6 +125,7 @@ class _Process:
         except OSError as error:
             reason = f"{command.argv[0]}: {error.strerror or error}"
             raise JobFailed(f"{self.name} cannot be started ({reason})", 1) from error
+        log.parent.mkdir(parents=True, exist_ok=True)
         self._reader = threading.Thread(target=self._read, args=(number, log, show), daemon=True)
         self._reader.start()
 

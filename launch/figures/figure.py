@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from launch.cli.command_line import expect, optional, read_command, refuse
 from launch.config import check
 from launch.distributed.devices import keep_programs
-from launch.figures.options import check_lists, check_slot, given_or
+from launch.figures.options import check_slot, given_or
 from launch.figures.paper import (
     FIGURES,
     SCALES,
@@ -101,7 +101,6 @@ def _completed(config: FigureConfig, figure: str) -> FigureConfig:
         ),
         output_dir=config.output_dir or Path("docs/results", name),
     )
-    check_lists(config, "seeds", "arrivals", "on_miss")
     assert config.arrivals is not None
     for arrival in config.arrivals:
         expect("arrivals", f"{arrival:g}", 0 <= arrival <= 100, "percentages, in [0, 100]")

@@ -13,14 +13,6 @@ def given_or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def check_lists(config: Any, *names: str) -> None:
-    """Raises `UsageError` unless each flag has values, each of them once."""
-    for name in names:
-        values = getattr(config, name)
-        expect(name, "", len(values) > 0, "at least one")
-        expect(name, values, len(set(values)) == len(values), "each value once")
-
-
 def check_slot(config: Any) -> None:
     """Raises `UsageError` for a time limit or a folder that cannot be."""
     limit = config.time_limit

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from launch.cli.command_line import UsageError, optional, read_command
+from launch.cli.command_line import Seed, UsageError, optional, read_command
 from launch.config import TrainConfig, check
 from launch.distributed.devices import keep_programs
-from launch.figures.options import check_lists, check_slot, given_or
+from launch.figures.options import check_slot, given_or
 from launch.figures.paper import SCALES, Model, Scale, ScaleName
 from launch.figures.results import write_run
 from launch.figures.runs import find_data
@@ -48,7 +48,7 @@ class SearchConfig:
     """How the step size goes down."""
     epochs: Annotated[int | None, optional("INT", "those of the figures")] = None
     """Passes over the training data."""
-    seed: int = 0
+    seed: Seed = 0
     """Of all trainings."""
     time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
     """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
@@ -83,7 +83,6 @@ def _completed(config: SearchConfig, chosen: TrainConfig) -> SearchConfig:
         schedules=given_or(config.schedules, (chosen.schedule,)),
         output_dir=config.output_dir or Path(f"docs/results/search-{config.model}-{config.scale}"),
     )
-    check_lists(config, "learning_rates", "batch_sizes", "schedules")
     check_slot(config)
     return config
 

@@ -13,7 +13,7 @@ from launch.cli.command_line import UsageError
 from launch.config import CONFIG_FILE, MAY_CHANGE_ON_RESUME, TrainConfig, to_json
 from launch.distributed.devices import start_devices
 from launch.trainer.preemption import Deadline, Stopped
-from launch.trainer.run_directory import CHECKPOINTS, RunDirectory
+from launch.trainer.run_directory import CHECKPOINTS, RunDirectory, check_can_write
 
 _MEMBERS = "runs.txt"
 """Names of the runs whose checkpoints a folder has."""
@@ -51,7 +51,8 @@ def train_all(
     """
     deadline = deadline or Deadline(None)
     folders = [folder_of(run) for run in runs]
-    for run in runs:
+    for run, folder in zip(runs, folders, strict=True):
+        check_can_write("output_dir", folder.path)
         _check_same(run, source)
     start_devices(runs[0].num_workers, runs[0].workers_per_device)
     # Imported late: it takes seconds, and a mistake in the flags has been found by now.

@@ -2,10 +2,11 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch.cli.command_line import UsageError, expect
+from launch.cli.command_line import UsageError, refuse
 from launch.config import CONFIG_FILE, TrainConfig, to_json
 
 METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curves.png"
@@ -27,15 +28,13 @@ class RunDirectory:
 
     def check_is_free(self) -> None:
         """Raises `UsageError` if a new run cannot be put here."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--output-dir {self.path}: expected a folder, found a file")
+        check_can_write("output_dir", self.path)
         for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, CURVES_FILE, CHECKPOINTS):
             if (self.path / name).exists():
                 raise UsageError(
                     f"--output-dir {self.path}: expected a new or empty folder, found the "
                     f"{name} of another run (--resume goes on with it)"
                 )
-        check_can_write("output_dir", self.path)
 
     def create(self, config: TrainConfig) -> None:
         """Makes the folder and writes down what was asked for."""
@@ -72,10 +71,19 @@ class RunDirectory:
 
 
 def check_can_write(name: str, folder: Path) -> None:
-    """Raises `UsageError` for the flag `name` if nothing can be written to its folder."""
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    writable = parent.is_dir() and os.access(parent, os.W_OK)
-    expect(name, folder, writable, "a folder that can be written")
+    """Raises `UsageError` for the flag `name` if nothing can be written to its folder.
+
+    Found out by writing, under a name of its own: permissions do not tell of a read-only or special
+    file system, and processes of one job that do the same must not meet.
+    """
+    path = folder.absolute()
+    # A link that leads nowhere is there, too, and no folder can take its name.
+    parent = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    try:
+        with tempfile.TemporaryDirectory(dir=parent) as trial:
+            (Path(trial) / path.relative_to(parent)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(name, folder, f"a folder that can be written ({error.strerror})")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -235,13 +235,21 @@ def with_discipline(settings: Settings, discipline: Discipline, **parameters: fl
     return dataclasses.replace(settings, discipline=discipline, **{**none, **parameters})
 
 
+_MOST_BYTES = "at most 10^15, or inf"
+
+
+def _fits(num_bytes: float) -> bool:
+    """Returns whether the simulation can count so many bytes, in 64 bits."""
+    return num_bytes <= 1e15 or num_bytes == math.inf
+
+
 def _check(s: Settings) -> None:
     def expect(name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise SettingError(name, getattr(s, name), expected)
 
-    def positive(name: str) -> None:
-        expect(name, 0 < getattr(s, name) < math.inf, "a number above 0")
+    def positive(name: str, most: float) -> None:
+        expect(name, 0 < getattr(s, name) <= most, f"a number in (0, {most:g}]")
 
     def one_of(name: str, annotation: Any) -> None:
         expect(name, getattr(s, name) in annotation.__args__, " or ".join(annotation.__args__))
@@ -256,16 +264,17 @@ def _check(s: Settings) -> None:
     expect("ack_bytes", 1 <= s.ack_bytes <= s.mtu_bytes, "an integer in [1, the MTU]")
     expect("web_rate", 0 <= s.web_rate < math.inf, "a rate of at least 0")
     expect("message_bytes", 1 <= s.message_bytes <= 10**8, "an integer in [1, 10^8]")
-    expect("initial_window", s.initial_window >= 1, "at least 1")
-    positive("min_rto_ms")
+    expect("initial_window", 1 <= s.initial_window <= 10**6, "an integer in [1, 10^6]")
+    positive("min_rto_ms", 1e6)
     expect("web_buffer_bytes", s.web_buffer_bytes >= s.mtu_bytes, "at least one packet's bytes")
-    for name in ("learning_gbps", "pacing_mbps", "duration"):
-        positive(name)
+    expect("web_buffer_bytes", _fits(s.web_buffer_bytes), _MOST_BYTES)
+    positive("learning_gbps", 1e6)
+    positive("pacing_mbps", 1e6)
+    positive("duration", 1000)
     expect("model_bytes", 1 <= s.model_bytes <= 2**40, "an integer in [1, 2^40]")
     expect("jitter_ms", 0 <= s.jitter_ms < math.inf, "at least 0")
     expect("warmup", 0 <= s.warmup < s.duration, f"in [0, {s.duration:g}), the duration")
     expect("drain", 0 <= s.drain <= 1000, "in [0, 1000]")
-    expect("duration", s.duration <= 1000, "at most 1000")
     expect("seed", 0 <= s.seed < 2**32, "an integer in [0, 2^32)")
     _check_discipline(s, expect)
 
@@ -301,5 +310,7 @@ def _check_discipline(s: Settings, expect: Any) -> None:
         else:
             low = least.get(name, 0.0)
             expect(name, value >= low, f"at least {low:g}")
-            if not name.endswith("_bytes"):
-                expect(name, value < math.inf, "a finite number")
+            if name.endswith("_bytes"):
+                expect(name, _fits(value), _MOST_BYTES)
+            else:
+                expect(name, value <= 1e6, "at most 10^6")
