@@ -96,7 +96,7 @@ class WorkerMesh:
         in_specs: Sequence[P],
         out_specs: P | tuple[P, ...],
         donate_argnums: Sequence[int] = (),
-    ) -> Callable[..., Any]:
+    ) -> "Program":
         """Compiles a function of one worker into one of all workers.
 
         Args:
@@ -108,8 +108,8 @@ class WorkerMesh:
             donate_argnums: arguments whose buffers the result may take.
 
         Returns:
-            A jitted function of arrays `[num_workers, ...]` and shared values. Arguments that do
-            not lie on the mesh yet are put there, so that it compiles once for all of them.
+            A compiled function of arrays `[num_workers, ...]` and shared values. Arrays that do not
+            lie on the mesh yet are put there, so that a loop compiles it once.
 
         Raises:
             ValueError: a spec that is neither.
@@ -149,17 +149,38 @@ class WorkerMesh:
             check_vma=self.workers_per_device == 1,
         )
 
-        @functools.partial(
-            jax.jit,
-            in_shardings=tuple(map(self.sharding, ins)),
-            out_shardings=self.sharding(outs[0]) if one_result else tuple(map(self.sharding, outs)),
-            donate_argnums=tuple(donate_argnums),
-        )
+        @functools.partial(jax.jit, donate_argnums=tuple(donate_argnums))
         def program(*args: Any) -> Any:
             results = mapped(*args)
             return results[0] if one_result else results
 
-        return program
+        return Program(program, tuple(map(self.sharding, ins)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled function of all workers, to be called like one.
+
+    Attributes:
+        jitted: what `jax.jit` makes of it.
+        shardings: where each argument belongs.
+    """
+
+    jitted: Any
+    shardings: tuple[NamedSharding, ...]
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs it; arrays that lie elsewhere are put on the mesh first."""
+        return self.jitted(*self._placed(args))
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """Lowers it for arguments like these; see `jax.jit`."""
+        return self.jitted.lower(*self._placed(args))
+
+    def _placed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # What lies on the mesh has another type to JAX than what does not: without this, a loop
+        # would compile for its first arguments and again for its own results.
+        return tuple(map(_place, args, self.shardings))
 
 
 def worker_mesh(
@@ -207,6 +228,20 @@ def worker_mesh(
     used = [device for mine in by_process.values() for device in mine[:per_process]]
     mesh = Mesh(np.array(used), (_DEVICES,), axis_types=(AxisType.Auto,))
     return WorkerMesh(mesh, workers_per_device)
+
+
+def _place(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts the arrays of a tree where they belong, if all of it is this process's."""
+    if not sharding.is_fully_addressable:
+        return tree
+
+    def place(leaf: Any) -> Any:
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
+            return leaf
+        there = isinstance(leaf, jax.Array) and leaf.sharding == sharding
+        return leaf if there else jax.device_put(leaf, sharding)
+
+    return jax.tree.map(place, tree)
 
 
 def _vmap_axis(spec: P) -> int | None:

@@ -47,7 +47,8 @@ def consensus_distance(params: Any, axis_name: AxisName) -> jax.Array:
 
     def squared_distance(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        narrow = leaf.dtype.itemsize < 4 or not jnp.issubdtype(leaf.dtype, jnp.inexact)
+        wide = leaf.astype(jnp.float32) if narrow else leaf
         deviation = wide - jax.lax.pmean(wide, axis_names(axis_name))
         return jnp.sum(jnp.abs(deviation) ** 2).astype(jnp.float32)
 

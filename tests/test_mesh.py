@@ -64,3 +64,40 @@ def test_replicate_gives_each_worker_a_copy_on_its_device():
 def test_numbers_that_do_not_fit_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         rps.worker_mesh(**arguments)
+
+
+@pytest.fixture
+def compilations():
+    """Names of the programs that JAX compiles, as they come."""
+    names = []
+
+    def listen(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("workers_per_device", [1, 2])
+def test_a_loop_compiles_once(workers_per_device, compilations):
+    """At first the arguments lie anywhere; then they are what the program has returned."""
+    mesh = rps.worker_mesh(4, workers_per_device)
+
+    def step(params, batch, rate):
+        moved = jax.tree.map(lambda x: x - rate * batch, params)
+        return moved, jax.lax.psum(batch.sum(), mesh.axis_name)
+
+    program = mesh.spmd(step, (P("workers"), P("workers"), P()), (P("workers"), P()))
+    params, batch = {"w": jnp.zeros((4, 3))}, np.ones((4, 3), np.float32)
+    for _ in range(3):
+        params, _ = program(params, batch, 0.1)
+    assert len([name for name in compilations if name and "program" in name]) == 1
+    np.testing.assert_allclose(params["w"], -0.3 * batch, rtol=1e-6)
+
+
+def test_a_spec_of_another_axis_is_refused():
+    mesh = rps.worker_mesh(4)
+    with pytest.raises(ValueError, match=r"in_specs has .*'model'.*: expected P\("):
+        mesh.spmd(lambda x: x, (P("model"),), P("workers"))

@@ -1,0 +1,204 @@
+"""The laws that every channel and every rule is held to by being in its registry."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from mappings import MAPPINGS
+
+import rps_jax as rps
+
+PLACES = [("vmap", 5), ("shard_map", 3), ("pmap", 3), ("vmap_in_shard_map", 6)]
+LARGEST = 6
+KEY = jax.random.key(3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bursts:
+    """A channel with a memory: links go bad and good again, from a stationary start.
+
+    The state is whether an exchange has been drawn, and which links are bad.
+    """
+
+    fail: float = 0.2
+    recover: float = 0.3
+
+    def init(self, num_workers):
+        return jnp.bool_(False), rps.Delivery(*[jnp.zeros(num_workers, bool)] * 3)
+
+    def sample(self, state, key, worker, num_workers):
+        begun, bad = state
+
+        def draw(purpose, probability):
+            def happens(phase, link_key, source, destination):
+                return jax.random.uniform(link_key) < probability
+
+            of_purpose = jax.random.fold_in(key, purpose)
+            return rps.sample_links(happens, of_purpose, worker, num_workers)
+
+        start = draw(0, self.fail / (self.fail + self.recover))
+        myself = jnp.arange(num_workers) == worker
+
+        def move(bad, start, fails, recovers):
+            bad = jnp.where(begun, jnp.where(bad, ~recovers, fails), start)
+            return bad & ~myself
+
+        bad = jax.tree.map(move, bad, start, draw(1, self.fail), draw(2, self.recover))
+        return jax.tree.map(jnp.logical_not, bad), (jnp.bool_(True), bad)
+
+
+def trace(n):
+    rng = np.random.default_rng(n)
+    arrived = rng.random((4, 2, n, n, 3)) < 0.6
+    return rps.Trace(np.packbits(arrived, axis=-1), packets=3)
+
+
+# A channel of each kind for n workers; a channel that is not here fails the first test.
+CHANNELS = {
+    "bernoulli": lambda n: rps.Bernoulli(0.4, all_gather_drop_rate=0.2, packets=2),
+    "reliable": lambda n: rps.Reliable(),
+    "trace": trace,
+    "bursts": lambda n: Bursts(),
+}
+
+
+def test_every_channel_of_the_registry_is_here():
+    assert CHANNELS.keys() - {"bursts"} == rps.CHANNELS.keys()
+
+
+@functools.cache
+def views(name, way, n, steps=3):
+    """All workers' deliveries, step by step: masks `[step, worker, other, packet]`."""
+
+    def one_worker(axis, unused):
+        channel, seen = CHANNELS[name](n), []
+        state = channel.init(n)
+        for step in range(steps):
+            delivery, state = rps.draw_exchange(channel, state, KEY, step, axis)
+            seen.append(jax.tree.map(lambda x: x.reshape(n, -1), delivery.masks))
+        return seen
+
+    seen = jax.device_get(MAPPINGS[way](one_worker, n)(jnp.zeros(n)))
+    return [np.stack(masks) for masks in zip(*seen, strict=True)]
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_both_ends_of_a_message_agree_wherever_they_are(channel, way, n):
+    sent, received, gathered = views(channel, way, n)
+    np.testing.assert_array_equal(sent, np.swapaxes(received, 1, 2))
+    for mask, alone in zip((sent, received, gathered), views(channel, "vmap", n), strict=True):
+        assert mask[:, np.arange(n), np.arange(n)].all()
+        np.testing.assert_array_equal(mask, alone)
+
+
+def test_a_channel_with_a_memory_starts_as_it_goes_on():
+    """Five standard errors: each check fails by chance once in 1.7 million keys."""
+    n, steps, runs = 5, 3, 400
+
+    def run(number):
+        def one_worker(_):
+            channel, seen = Bursts(), []
+            state = channel.init(n)
+            for step in range(steps):
+                key = jax.random.fold_in(KEY, number)
+                delivery, state = rps.draw_exchange(channel, state, key, step, "workers")
+                seen.append(jnp.stack(delivery.masks[1:]))
+            return jnp.stack(seen)
+
+        return jax.vmap(one_worker, axis_name="workers", axis_size=n)(jnp.zeros(n))
+
+    arrived = np.asarray(jax.jit(jax.vmap(run))(jnp.arange(runs)))  # run, worker, step, phase, link
+    links = ~np.eye(n, dtype=bool)[None, :, None, None]
+    bad = [~arrived[:, :, step][np.broadcast_to(links[:, :, 0], arrived[:, :, step].shape)]
+           for step in range(steps)]  # fmt: skip
+    for of_step in bad:
+        assert abs(of_step.mean() - 0.4) < 5 * (0.24 / of_step.size) ** 0.5
+    stays = (bad[0] & bad[1]).sum() / bad[0].sum()
+    assert abs(stays - 0.7) < 5 * (0.21 / bad[0].sum()) ** 0.5
+
+
+def loss_fn(params, model_state, batch, key):
+    del key
+    return 0.5 * jnp.sum((params["x"] - batch) ** 2), model_state
+
+
+@functools.cache
+def trained(algorithm, way, n, drop_rate, equal=True, poison=0.0, steps=2):
+    """Models of all workers after some steps; they start equal, or at their own number."""
+    optimizer, channel = optax.sgd(0.1), rps.Bernoulli(drop_rate)
+
+    def one_worker(axis, params, batch):
+        step = rps.make_train_step(loss_fn, optimizer, channel, axis, algorithm=algorithm)
+        state = rps.init_train_state({"x": params}, (), optimizer, channel, n, algorithm=algorithm)
+        for _ in range(steps):
+            state, metrics = step(state, batch)
+        return state.params["x"], metrics
+
+    params = np.zeros((n, 7), np.float32) if equal else np.arange(n * 7.0).reshape(n, 7)
+    batch = np.tile(np.arange(7.0), (n, 1)) if equal else np.zeros((n, 7))
+    batch[0] += poison
+    args = [jnp.asarray(x, jnp.float32) for x in (params, batch)]
+    return jax.device_get(MAPPINGS[way](one_worker, n)(*args))
+
+
+@pytest.mark.parametrize("algorithm", rps.RULES)
+@pytest.mark.parametrize(("way", "n"), PLACES)
+def test_equal_workers_stay_equal(algorithm, way, n):
+    models, _ = trained(algorithm, way, n, 0.5)
+    np.testing.assert_allclose(models, np.broadcast_to(models[:1], models.shape), rtol=1e-6)
+    assert np.abs(models).max() > 0.1
+
+
+@pytest.mark.parametrize("algorithm", [name for name in rps.RULES if name != "local"])
+def test_without_drops_every_rule_follows_the_mean(algorithm):
+    n = 5
+    models, metrics = trained(algorithm, "vmap", n, 0.0, equal=False)
+    expected = np.arange(n * 7.0).reshape(n, 7).mean(0) * 0.9**2
+    np.testing.assert_allclose(models.mean(0), expected, rtol=1e-5)
+    np.testing.assert_array_equal(metrics.delivered, np.ones((2, n)))
+
+
+@pytest.mark.parametrize("algorithm", [name for name, rule in rps.RULES.items() if rule.lossy])
+def test_a_dropped_poison_reaches_no_one(algorithm):
+    n = 5
+    models, _ = trained(algorithm, "vmap", n, 1.0, poison=np.nan, steps=1)
+    assert np.isnan(models[0]).any()
+    assert np.isfinite(models[1:]).all()
+
+
+@pytest.mark.parametrize("algorithm", rps.RULES)
+def test_half_precision_trains_under_strict_promotion(algorithm):
+    n, optimizer = 3, optax.sgd(0.5)
+    with jax.numpy_dtype_promotion("strict"):
+        step = rps.make_train_step(
+            lambda params, state, batch, key: (jnp.sum(params["x"] * batch), state),
+            optimizer, rps.Bernoulli(0.3), "workers", algorithm=algorithm,
+        )  # fmt: skip
+        params = {"x": jnp.ones(7, jnp.bfloat16), "count": jnp.ones(2, jnp.float32)}
+        one = rps.init_train_state(params, (), optimizer, rps.Bernoulli(0.3), n)
+        state = jax.tree.map(lambda x: jnp.stack([x] * n), one)
+
+        def measured(state, batch):
+            state, metrics = step(state, batch)
+            return state, metrics, rps.consensus_distance(state.params, "workers")
+
+        batch = jnp.arange(21, dtype=jnp.bfloat16).reshape(n, 7)
+        state, _, distance = jax.vmap(measured, axis_name="workers")(state, batch)
+    assert state.params["x"].dtype == jnp.bfloat16
+    assert distance.dtype == jnp.float32
+    spread = np.asarray(state.params["x"], np.float32)
+    expected = np.sqrt(((spread - spread.mean(0)) ** 2).sum(1).mean())
+    np.testing.assert_allclose(distance, np.full(n, expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("masks", [(4, 4, 0)])
+def test_a_delivery_without_packets_is_refused(masks):
+    delivery = rps.Delivery(*[jnp.ones(masks, bool)] * 3)
+    with pytest.raises(ValueError, match=r"delivery.sent has shape \(4, 0\): expected at least 1"):
+        jax.vmap(lambda p, d: rps.average_models(p, d, "w"), axis_name="w")(jnp.zeros(4), delivery)
