@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 WORKERS = "workers"
@@ -58,6 +59,22 @@ MAPPINGS = {
     "pmap": pmap,
     "vmap_in_shard_map": vmap_in_shard_map,
 }
+
+# An awkward number of workers under every mapping, and one alone; all others in the long run.
+_USUAL = [("vmap", 1), ("vmap", 5), ("shard_map", 5), ("pmap", 3), ("vmap_in_shard_map", 6)]
+_ALL = {
+    "vmap": range(1, 34),
+    "shard_map": range(1, 9),
+    "pmap": range(1, 9),
+    "vmap_in_shard_map": (1, 2, 4, 7, 12, 16, 20, 32, 33),
+}
+
+
+def places(at_least: int = 1) -> list[Any]:
+    """Returns the mappings and numbers of workers that a law is held to, `(way, n)`."""
+    usual = [place for place in _USUAL if place[1] >= at_least]
+    rest = [(way, n) for way in _ALL for n in _ALL[way] if n >= at_least and (way, n) not in usual]
+    return [*usual, *(pytest.param(*place, marks=pytest.mark.long) for place in rest)]
 
 
 def awkward_params(num_workers: int, seed: int = 0) -> dict[str, Any]:

@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 import reference
 from jax.sharding import PartitionSpec as P
-from mappings import MAPPINGS, awkward_params, mesh
+from mappings import MAPPINGS, awkward_params, mesh, places
 
 import rps_jax as rps
 
 KEY = jax.random.key(7)
-# Every number of workers under vmap; what eight devices hold under the other ways, each of which
-# costs a compilation for the mesh.
-PLACES = [("vmap", n) for n in (1, 2, 3, 5, 8, 16, 33)] + [
-    *(("shard_map", n) for n in (1, 2, 5, 8)),
-    *(("pmap", n) for n in (3, 8)),
-    *(("vmap_in_shard_map", n) for n in (2, 6, 16, 33)),
-]
 RULES = {
     "models": reference.average_models,
     "own": lambda grads, delivery: reference.average_gradients(grads, delivery, "own"),
@@ -77,7 +70,7 @@ def assert_identical(result, expected):
     jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(("way", "n"), places())
 def test_equals_the_reference_for_the_same_delivery(way, n):
     params = awkward_params(n)
     for step in range(3):
@@ -86,7 +79,7 @@ def test_equals_the_reference_for_the_same_delivery(way, n):
             assert_close(results[rule], twin(params, delivery))
 
 
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(("way", "n"), places())
 def test_without_loss_it_is_the_mean(way, n):
     params = awkward_params(n)
     results, _ = run(way, n, params, 0.0)
@@ -95,7 +88,7 @@ def test_without_loss_it_is_the_mean(way, n):
         assert_close(result, expected)
 
 
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(("way", "n"), places())
 def test_when_all_is_lost_every_worker_keeps_its_own(way, n):
     params = awkward_params(n)
     results, delivery = run(way, n, params, 1.0)
@@ -106,14 +99,14 @@ def test_when_all_is_lost_every_worker_keeps_its_own(way, n):
     assert_identical(results["zero"], RULES["zero"](params, delivery))
 
 
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(("way", "n"), places())
 @pytest.mark.parametrize("drop_rate", [0.0, 0.3, 0.9])
 def test_equal_models_stay_equal(way, n, drop_rate):
     params = jax.tree.map(lambda x: np.repeat(x, n, axis=0), awkward_params(1))
     assert_close(run(way, n, params, drop_rate)[0]["models"], params)
 
 
-@pytest.mark.parametrize(("way", "n"), [(way, n) for way, n in PLACES if n > 1])
+@pytest.mark.parametrize(("way", "n"), places(at_least=2))
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_dropped_poison_reaches_no_one(way, n, poison):
     params = awkward_params(n)
@@ -125,8 +118,10 @@ def test_a_dropped_poison_reaches_no_one(way, n, poison):
     assert spared.mean() > 0.1
 
 
-@pytest.mark.parametrize(("way", "n"), [("vmap", 5), ("shard_map", 3), ("vmap_in_shard_map", 6)])
-@pytest.mark.parametrize("packets", [1, 3])
+@pytest.mark.parametrize(
+    ("way", "n", "packets"),
+    [("vmap", 5, 1), ("vmap", 5, 3), ("shard_map", 3, 3), ("vmap_in_shard_map", 6, 3)],
+)
 def test_packets_are_lost_one_by_one(way, n, packets):
     params = awkward_params(n)
     results, delivery = run(way, n, params, 0.4, packets=packets)
@@ -134,31 +129,30 @@ def test_packets_are_lost_one_by_one(way, n, packets):
     assert_close(results["models"], reference.average_models(params, delivery))
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    ["float16", "bfloat16", "float8_e4m3fn", "complex64", "int8", "uint8", "uint32"],
-)
-def test_every_dtype_that_has_an_average(dtype):
+def test_every_dtype_that_has_an_average():
     n = 5
     values = np.random.default_rng(0).uniform(0, 90, size=(n, 13))
-    params = {"x": np.asarray(jnp.asarray(values, dtype)), "y": values[:, :4].astype(np.float32)}
+    dtypes = ("float16", "bfloat16", "float8_e4m3fn", "complex64", "int8", "uint8", "uint32")
+    params = {dtype: np.asarray(jnp.asarray(values, dtype)) for dtype in dtypes}
+    params["float32"] = values[:, :4].astype(np.float32)
     results, delivery = run("vmap", n, params, 0.3)
     assert_close(results["models"], reference.average_models(params, delivery))
     assert_close(results["all_reduce"], reference.all_reduce(params))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32"])
-@pytest.mark.parametrize("bound", ["min", "max"])
-def test_large_integers_do_not_overflow(dtype, bound):
+def test_large_integers_do_not_overflow():
     n = 33
-    params = {"x": np.full((n, 40), getattr(np.iinfo(dtype), bound), dtype)}
-    params["x"][0] -= 5 if bound == "max" else 0
+    params = {}
+    for dtype in ("int8", "uint8", "int32", "uint32"):
+        params[dtype] = np.full((n, 80), np.iinfo(dtype).min, dtype)
+        params[dtype][:, 40:] = np.iinfo(dtype).max
+        params[dtype][0, 40:] -= 5
     results, delivery = run("vmap", n, params, 0.3)
     assert_identical(results["models"], reference.average_models(params, delivery))
     assert_identical(results["all_reduce"], reference.all_reduce(params))
 
 
-@pytest.mark.parametrize("shift", [np.uint8(3), np.uint32(3), np.int8(3), 3, -2])
+@pytest.mark.parametrize("shift", [np.uint8(3), np.int8(3), -2])
 def test_a_shift_may_be_any_integer(shift):
     n = 5
     params = np.random.default_rng(0).normal(size=(n, 10)).astype(np.float32)

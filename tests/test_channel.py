@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mappings import MAPPINGS, mesh
+from mappings import MAPPINGS, mesh, places
 
 import rps_jax as rps
 from rps_jax import keys
@@ -34,9 +34,7 @@ def test_both_ends_agree_and_own_messages_arrive(n, packets):
         assert view[np.arange(n), np.arange(n)].all()
 
 
-@pytest.mark.parametrize(
-    ("way", "n"), [("shard_map", 3), ("shard_map", 8), ("pmap", 8), ("vmap_in_shard_map", 16)]
-)
+@pytest.mark.parametrize(("way", "n"), places())
 def test_a_delivery_does_not_depend_on_the_placement(way, n):
     channel = rps.Bernoulli(0.3)
     for placed, plain in zip(views(channel, n, way=way), views(channel, n), strict=True):

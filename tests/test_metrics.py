@@ -5,14 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from mappings import MAPPINGS, awkward_params
+from mappings import MAPPINGS, awkward_params, places
 
 import rps_jax as rps
 
-PLACES = [("vmap", 1), ("vmap", 5), ("shard_map", 8), ("pmap", 3), ("vmap_in_shard_map", 6)]
 
-
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(("way", "n"), places())
 def test_consensus_distance_and_mean_model(way, n):
     params = awkward_params(n)
     measure = MAPPINGS[way](
@@ -40,7 +38,7 @@ def test_equal_models_are_at_distance_zero():
     np.testing.assert_array_equal(distance, np.zeros(8))
 
 
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(("way", "n"), places())
 @pytest.mark.parametrize("packets", [None, 3])
 def test_delivered_fraction_counts_links_of_each_phase(way, n, packets):
     channel = rps.Bernoulli(0.4, 0.2, packets=packets)

@@ -10,14 +10,12 @@ import numpy as np
 import optax
 import pytest
 import reference
-from mappings import MAPPINGS, awkward_params, mesh
+from mappings import MAPPINGS, awkward_params, mesh, places
 
 import rps_jax as rps
 
 KEY = jax.random.key(5)
 ITERATIONS, PACKETS = 3, 11
-PLACES = [("vmap", n) for n in (1, 2, 5, 33)]
-PLACES += [("shard_map", 8), ("pmap", 3), ("vmap_in_shard_map", 6), ("vmap_in_shard_map", 16)]
 
 
 def recorded(n, share=0.6, seed=0):
@@ -72,7 +70,7 @@ def exchange(way, trace, state, params, step):
     return jax.device_get(program(way, n)(*args))
 
 
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(("way", "n"), places())
 def test_replays_what_was_recorded_and_begins_anew(way, n):
     arrived, params = recorded(n), awkward_params(n)
     trace = as_trace(arrived, start=1)
