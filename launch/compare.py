@@ -7,33 +7,36 @@ What follows `--` are flags of `launch.train`, for every run. Runs that are done
 repeated, so that a comparison can be stopped and started again.
 """
 
-import csv
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.channels import CHANNELS
 from launch.cli.command_line import (
     Probabilities,
     Seeds,
     check_untouched,
     exit_status,
+    expect,
     read_command,
     split_arguments,
 )
+from launch.cli.fields import fields_of
 from launch.config import (
     LOSSY,
     PRESETS,
     PROCESS_FLAGS,
+    Algorithm,
     TrainConfig,
     check,
     parse,
 )
+from launch.reports.report import interval, write_csv
 from launch.tasks.source import find_source
 from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.run_directory import check_can_write
-from rps_jax.rules import RULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +46,10 @@ class CompareConfig:
     Flags of launch.train, for every run, may follow after " -- ".
     """
 
-    algorithms: tuple[str, ...] = ("rps", "gradient-averaging")
-    """What to compare; those without loss run once."""
+    algorithms: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
+    """What to compare; those without drops run once."""
     drop_rates: Probabilities = (0.0, 0.1, 0.3)
-    """Probabilities that a message is lost."""
+    """Probabilities that a message is dropped."""
     seeds: Seeds = (0,)
     """A run of each for every seed; the picture shows their means."""
     output_dir: Path = Path("runs/compare")
@@ -70,24 +73,30 @@ def _run(argv: Sequence[str]) -> int:
     table = _table(results, score)
     print(f"\n{table}\nresults in {config.output_dir}/")
     (config.output_dir / "table.md").write_text(table)
-    _write_csv(results, score, config.output_dir / "curves.csv")
+    write_csv(config.output_dir / "curves.csv", _rows(results, score))
     _draw(results, config.output_dir / "curves.png")
     return 0
 
 
 def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
-    """Returns every run; a reliable or silent algorithm has no drop rate to vary."""
-    own = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "seed", "output_dir")
-    check_untouched(base, PRESETS[base.preset], (*own, "resume", *PROCESS_FLAGS))
+    """Returns every run; an algorithm without drops runs once."""
+    flags = fields_of(CHANNELS[base.channel].flags)
+    expect("channel", base.channel, "drop_rate" in flags, "a channel that has a --drop-rate")
+    own = ("algorithm", "drop_rate", "all_gather_drop_rate", "seed", "output_dir", "resume")
+    check_untouched(base, PRESETS[base.preset], (*own, *PROCESS_FLAGS))
+    # What an algorithm without drops may not be given.
+    reliable = {name: getattr(PRESETS[base.preset], name) for name in ("channel", *flags)}
     runs = []
     for algorithm in config.algorithms:
-        for drop_rate in config.drop_rates if algorithm in LOSSY else (0.0,):
+        lossy = algorithm in LOSSY
+        for drop_rate in config.drop_rates if lossy else (0.0,):
             for seed in config.seeds:
+                run = dataclasses.replace(base, **({} if lossy else reliable))
                 name = f"{algorithm}-{drop_rate:g}-{seed}"
                 runs.append(
                     dataclasses.replace(
-                        base,
-                        algorithm=algorithm,  # type: ignore[arg-type]
+                        run,
+                        algorithm=algorithm,
                         drop_rate=drop_rate,
                         seed=seed,
                         output_dir=config.output_dir / name,
@@ -102,8 +111,7 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
 def _label(run: TrainConfig) -> str:
     if run.algorithm not in LOSSY:
         return run.algorithm
-    assert run.drop_rate is not None  # as the plan has it
-    return f"{run.algorithm}, {100 * run.drop_rate:.3g}% lost"
+    return f"{run.algorithm}, {CHANNELS[run.channel].describe(run)}"
 
 
 def _grouped(results: list[Any]) -> dict[str, list[Any]]:
@@ -116,42 +124,37 @@ def _grouped(results: list[Any]) -> dict[str, list[Any]]:
 
 
 def _table(results: list[Any], score: str) -> str:
-    import numpy as np
-
     keys = ("mean_model_train_loss", "train_loss", score, "consensus_distance")
     rows = ["| | " + " | ".join(key.replace("_", " ") for key in keys) + " |"]
     rows.append("|---" * (1 + len(keys)) + "|")
     for label, seeds in _grouped(results).items():
-        cells = []
-        for key in keys:
-            values = [ends[-1][key] for ends in seeds]
-            spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.4g}{spread}")
+        cells = (str(interval([ends[-1][key] for ends in seeds])) for key in keys)
         rows.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _write_csv(results: list[Any], score: str, path: Path) -> None:
-    with path.open("w", newline="") as file:
-        keys = ("epoch", "mean_model_train_loss", "train_loss", score, "consensus_distance")
-        writer = csv.writer(file)
-        writer.writerow(["algorithm", "drop_rate", "seed", *keys])
-        for run, lines in results:
-            for line in lines:
-                if score in line:
-                    values = [line[key] for key in keys]
-                    writer.writerow([run.algorithm, run.drop_rate, run.seed, *values])
+def _rows(results: list[Any], score: str) -> list[dict[str, Any]]:
+    """Returns a row for each run and epoch."""
+    keys = ("epoch", "mean_model_train_loss", "train_loss", score, "consensus_distance")
+    return [
+        {"algorithm": run.algorithm, "drop_rate": run.drop_rate, "seed": run.seed}
+        | {key: line[key] for key in keys}
+        for run, lines in results
+        for line in lines
+        if score in line
+    ]
 
 
 def _draw(results: list[Any], path: Path) -> None:
     import matplotlib
     import numpy as np
+    from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
     from launch.reports.curves import STYLE
 
     rates = sorted({run.drop_rate for run, _ in results if run.algorithm in LOSSY})
-    maps = dict(zip(RULES, ("Blues", "Oranges", "Greys", "Greens"), strict=True))
+    algorithms = list(dict.fromkeys(run.algorithm for run, _ in results))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.2), layout="constrained")
         loss, distance = figure.subplots(1, 2)
@@ -159,8 +162,10 @@ def _draw(results: list[Any], path: Path) -> None:
         for label, seeds in _grouped(results).items():
             run = runs[label]
             place = rates.index(run.drop_rate) if run.algorithm in LOSSY else 0
+            # A colour for each algorithm, the darker the more is dropped.
+            colour = np.array(to_rgb(f"C{algorithms.index(run.algorithm)}"))
             style: dict[str, Any] = {
-                "color": matplotlib.colormaps[maps[run.algorithm]](0.4 + 0.5 * place / len(rates)),
+                "color": 1 - (1 - colour) * (place + 1) / max(len(rates), 1),
                 "linestyle": "--" if run.drop_rate == 0 else "-",
             }
             epochs = [line["epoch"] for line in seeds[0]]

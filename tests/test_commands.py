@@ -50,7 +50,7 @@ def test_theory_prints_predicted_beside_measured(capsys):
         (compare, "--drop-rates 1.5", "--drop-rates 1.5: expected probabilities in [0, 1]"),
         (compare, "--seeds -1", "--seeds -1: expected integers in [0, 2^32)"),
         (compare, "-- --drop-rate 0.3", "--drop-rate 0.3 is not allowed after --"),
-        (compare, f"-- {TRACE}", "--channel trace is not allowed after --"),
+        (compare, f"-- {TRACE}", "--channel trace: expected a channel that has"),
         (compare, "-- --epochs 0", "--epochs 0: expected at least 1"),
         (train, "--label-skew 1e308", "--label-skew 1e+308: expected a positive number, in"),
         (train, "--start-timeout 1e308", "--start-timeout 1e+308: expected seconds"),

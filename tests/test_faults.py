@@ -100,7 +100,8 @@ def test_only_process_0_speaks_and_each_has_a_log(undisturbed: Path) -> None:
     logs = {path.name: path.read_text() for path in (undisturbed / "logs").iterdir()}
     assert logs.keys() == {"process-0.log", "process-1.log"}
     assert (
-        "2 workers, rps, 10% of messages lost, on 2 x cpu in 2 processes" in logs["process-0.log"]
+        "2 workers, rps, 10% of messages dropped, on 2 x cpu in 2 processes"
+        in logs["process-0.log"]
     )
     assert [x for x in logs["process-1.log"].splitlines() if not x.startswith("[Gloo]")] == []
 

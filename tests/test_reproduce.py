@@ -113,7 +113,9 @@ def test_a_run_of_other_settings_is_not_taken_for_one_of_these(
     assert launch.reproduce.main(argv) == 0
     assert launch.reproduce.main([*argv, "--dtype", "bfloat16"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --dtype bfloat16: expected float32, as in runs/reproduce/lstm")
+    assert error.startswith(
+        "error: --dtype bfloat16: expected float32, as the run in runs/reproduce/lstm"
+    )
 
 
 def test_the_search_takes_the_best_and_outlives_what_diverges(

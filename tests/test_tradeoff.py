@@ -46,7 +46,7 @@ def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
     bits = np.unpackbits(np.asarray(trace.arrived), axis=-1, count=trace.packets)
     between = bits[:, :, ~np.eye(4, dtype=bool)]
     assert float(queue["learning_loss"]) == pytest.approx(1 - between.mean())
-    assert "losses as in losses-100kB-" in capsys.readouterr().out
+    assert "drops as in losses-100kB-" in capsys.readouterr().out
     for name in ("tradeoff.png", "table.md", "run.json"):
         assert (Path("out") / name).stat().st_size > 0
 
@@ -55,7 +55,7 @@ def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
     assert "epoch" not in capsys.readouterr().out
     # Nor are results of other flags passed off as these.
     assert launch.colocate.main([*argv, "--clip-norm", "5"]) == 2
-    assert "error: --clip-norm 5.0: expected None, as in out/runs/" in capsys.readouterr().err
+    assert "error: --clip-norm 5.0: expected None, as the run in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

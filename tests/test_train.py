@@ -295,7 +295,7 @@ def test_a_trace_and_its_resume(
     flags = (*SHORT, "--log-every", "1", "--channel", "trace", "--trace", str(losses))
 
     assert run(tmp_path / "whole", *flags) == 0
-    assert "4 workers, rps, losses as in losses.npz" in capsys.readouterr().out
+    assert "4 workers, rps, drops as in losses.npz" in capsys.readouterr().out
     delivered = [line["delivered_fraction"] for line in read_metrics(tmp_path / "whole")]
     np.testing.assert_allclose(delivered, np.resize(arrive, 22), rtol=1e-6)
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["drop_rate"] is None

@@ -1,29 +1,45 @@
-"""Where the losses of a run come from: drawn at random, or replayed from a trace."""
+"""The channels that a run can have.
+
+A new one is a module in `rps_jax.channels` and its line in `rps_jax.CHANNELS`: its fields that have
+a help text are flags. One that needs more, such as a file, is a module here and a line below.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
 
 import rps_jax as rps
-from launch.cli.command_line import UsageError, refuse
-from launch.config import TrainConfig
+from launch.channels import bernoulli, trace
+from launch.channels.channel_kind import ChannelKind
+from launch.channels.of_library import of_library
+from launch.cli.fields import joined
+
+if TYPE_CHECKING:
+    from launch.config import TrainConfig
 
 
-def make_channel(config: TrainConfig) -> rps.Bernoulli | rps.Trace:
+@dataclasses.dataclass(frozen=True)
+class _OwnFlags(trace.Flags, bernoulli.Flags):
+    """The flags of the modules here; those of the last class come first in `--help`."""
+
+
+_OWN = {"bernoulli": bernoulli.BERNOULLI, "trace": trace.TRACE}
+
+CHANNELS: dict[str, ChannelKind] = {
+    name: _OWN.get(name) or of_library(name, kind, bernoulli.Flags)
+    for name, kind in rps.CHANNELS.items()
+}
+
+if TYPE_CHECKING:
+    ChannelFlags = _OwnFlags
+else:
+    others = (kind.flags for name, kind in CHANNELS.items() if name not in _OWN)
+    ChannelFlags = joined("ChannelFlags", (*others, _OwnFlags))
+
+
+def make_channel(config: "TrainConfig") -> rps.Channel:
     """Returns the channel of a run, in host memory.
 
     Raises:
-        UsageError: The trace cannot be read, or is of another number of hosts.
+        UsageError: A file of it cannot be read, or does not fit the run.
     """
-    if config.trace is None:
-        assert config.drop_rate is not None  # as the command line was checked for
-        return rps.Bernoulli(config.drop_rate, config.all_gather_drop_rate, config.packets)
-    try:
-        trace = rps.Trace.load(config.trace)
-    except OSError as error:
-        refuse("trace", config.trace, f"a file that can be read ({error.strerror})")
-    except ValueError as error:
-        raise UsageError(f"--trace {error}") from None
-    if trace.num_hosts != config.num_workers:
-        refuse(
-            "num_workers",
-            config.num_workers,
-            f"{trace.num_hosts}, the number of hosts in --trace {config.trace}",
-        )
-    return trace
+    return CHANNELS[config.channel].make(config, config.num_workers)

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 import rps_jax as rps
 from data import Dataset
 from launch.cli.command_line import UsageError
+from launch.cli.fields import Mark, marked
 from launch.config import TrainConfig
 
 _ROWS = 5_000
@@ -28,16 +29,6 @@ _ROWS = 5_000
 
 _LATEST_SECONDS = 60.0
 """How late a network file system may show a new file."""
-
-# What may differ between hosts, or is for the process alone.
-_EACH_ITS_OWN = (
-    "coordinator",
-    "process_id",
-    "start_timeout",
-    "data_path",
-    "download",
-    "trace",  # Its digest counts.
-)
 
 
 def digest_of(dataset: Dataset) -> str:
@@ -115,10 +106,11 @@ def check_shared(file: Path) -> None:
 
 
 def _what_must_be_the_same(config: TrainConfig, data: str) -> dict[str, str]:
+    own = marked(TrainConfig, Mark.MAY_DIFFER)
     flags = {
-        "--" + field.name.replace("_", "-"): str(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if field.name not in _EACH_ITS_OWN
+        "--" + name.replace("_", "-"): str(value)
+        for name, value in dataclasses.asdict(config).items()
+        if name not in own
     }
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {

@@ -13,6 +13,11 @@ from launch.tasks.source import check_fits, find_source, of_flag
 
 Shared = Literal["rps", "gradient-averaging", "gradient-averaging-zero"]
 """What is shared: models, or gradients, with `on_miss` "own" or "zero"."""
+_FLAGS: dict[Shared, dict[str, Any]] = {
+    "rps": {"algorithm": "rps"},
+    "gradient-averaging": {"algorithm": "gradient-averaging"},
+    "gradient-averaging-zero": {"algorithm": "gradient-averaging", "on_miss": "zero"},
+}
 
 
 class Run(NamedTuple):
@@ -67,8 +72,7 @@ def plan(
         for shared, arrival in pairs:
             config = replace(
                 base,
-                algorithm="rps" if shared == "rps" else "gradient-averaging",
-                on_miss="zero" if shared == "gradient-averaging-zero" else "own",
+                **_FLAGS[shared],
                 drop_rate=round(1 - arrival / 100, 9),
                 seed=seed,
                 output_dir=base.output_dir / f"{shared}-{arrival:g}-{seed}",

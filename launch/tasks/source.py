@@ -1,8 +1,9 @@
 """The data of a preset: found and checked against the rest of the configuration, not loaded yet."""
 
-from data import DataError, Source, atis, cifar10, digits
+from data import DataError, Source
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig
+from launch.tasks import TASKS
 
 
 def find_source(config: TrainConfig) -> Source:
@@ -12,7 +13,7 @@ def find_source(config: TrainConfig) -> Source:
         UsageError: There is none, it is damaged, or it is too small for the run.
     """
     try:
-        source = _find(config)
+        source = TASKS[config.preset].find(config.data_path, config.download)
     except DataError as error:
         raise of_flag(config, error) from error
     check_fits(config, source.num_train)
@@ -40,12 +41,3 @@ def check_fits(config: TrainConfig, num_train: int) -> None:
 def of_flag(config: TrainConfig, error: DataError) -> UsageError:
     """Returns the error of a data file as one of the flag that names it."""
     return UsageError(f"--data-path {error}" if config.data_path else str(error))
-
-
-def _find(config: TrainConfig) -> Source:
-    if config.preset == "digits":
-        return digits.find()
-    if config.preset == "atis-lstm":
-        assert config.data_path is not None  # as the command line was checked for
-        return atis.find(config.data_path)
-    return cifar10.find(config.data_path, download=config.download)

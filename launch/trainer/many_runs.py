@@ -10,7 +10,14 @@ from typing import Any
 
 from data import Source
 from launch.cli.command_line import UsageError
-from launch.config import CONFIG_FILE, MAY_CHANGE_ON_RESUME, TrainConfig, to_json
+from launch.config import (
+    CONFIG_FILE,
+    TrainConfig,
+    check_unchanged,
+    deciding,
+    stored_config,
+    to_json,
+)
 from launch.distributed.devices import start_devices
 from launch.trainer.preemption import Deadline, Stopped
 from launch.trainer.run_directory import CHECKPOINTS, RunDirectory, check_can_write
@@ -142,10 +149,6 @@ def _check_same(run: TrainConfig, source: Source) -> None:
     folder = folder_of(run)
     path = folder.path / CONFIG_FILE
     if path.exists():
-        stored, asked = json.loads(path.read_text()), to_json(run)
-        for key in asked.keys() - set(MAY_CHANGE_ON_RESUME):
-            if stored.get(key) != asked[key]:
-                flag = "--" + key.replace("_", "-")
-                raise UsageError(f"{flag} {asked[key]}: expected {stored.get(key)}, as in {path}")
+        check_unchanged(run, deciding(stored_config(folder.path)), f"the run in {folder.path}")
     if folder.summary.exists() and (data := folder.read_summary()["data"]) != source.description:
         raise UsageError(f"--data-path: expected {data}, as in {path}, found {source.description}")

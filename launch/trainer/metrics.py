@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import rps_jax as rps
+from launch.channels import CHANNELS
 from launch.cli.command_line import UsageError
 from launch.config import LOSSY, TrainConfig
 from launch.reports.curves import draw_curves
@@ -118,14 +119,9 @@ class RunMetrics:
 
 
 def setting(config: TrainConfig) -> str:
-    """Returns what a run averages and loses, for people."""
+    """Returns what a run averages and drops, for people."""
     workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
     if config.algorithm not in LOSSY:
         return f"{workers}, {config.algorithm}"
-    if config.trace is not None:
-        return f"{workers}, {config.algorithm}, losses as in {config.trace.name}"
-    assert config.drop_rate is not None  # as the command line was checked for
-    lost = f"{100 * config.drop_rate:.3g}%"
-    if config.all_gather_drop_rate is not None:
-        lost += f" and {100 * config.all_gather_drop_rate:.3g}%"
-    return f"{workers}, {config.algorithm}, {lost} of messages lost"
+    dropped = CHANNELS[config.channel].describe(config)
+    return f"{workers}, {config.algorithm}, {dropped}"

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
 from data import epoch_order, take
-from launch.config import TrainConfig
+from launch.config import TrainConfig, make_rule
 from launch.tasks import Task
 from launch.trainer.shards import Shards
 from rps_jax import WorkerMesh
@@ -72,8 +72,7 @@ class Programs:
                 optimizer,
                 channel,
                 axis,
-                algorithm=config.algorithm,
-                on_miss=config.on_miss,
+                algorithm=make_rule(config),
                 assignment=config.assignment,
                 model_state_policy=config.model_state,
             )

@@ -18,7 +18,7 @@ import rps_jax as rps
 from data import DataError, Source, partition
 from launch.channels import make_channel
 from launch.cli.command_line import DIVERGED, CommandError, UsageError
-from launch.config import CONFIG_FILE, TrainConfig
+from launch.config import CONFIG_FILE, TrainConfig, check_unchanged, deciding, make_rule
 from launch.distributed.consistency import check_consistency, check_shared, digest_of
 from launch.reports.progress import Progress
 from launch.tasks import make_task
@@ -154,7 +154,7 @@ class Training:
         init = jax.jit(self._task.init, compiler_options={"xla_backend_optimization_level": 0})
         params, model_state = init(named_key(config.seed, "model"))
         block = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_workers
-        packets = channels[0].packets
+        packets = getattr(channels[0], "packets", None)
         if packets is not None and packets > block:
             flag = f"--packets {packets}" if config.trace is None else f"--trace {config.trace}"
             raise UsageError(f"{flag}: expected at most {block} packets, a block's elements")
@@ -162,7 +162,13 @@ class Training:
         # Where the run is.
         self._step = 0
         state = rps.init_train_state(
-            params, model_state, optimizer, channels[0], config.num_workers, config.seed
+            params,
+            model_state,
+            optimizer,
+            channels[0],
+            config.num_workers,
+            config.seed,
+            algorithm=make_rule(config),
         )
         self._state = self._mesh.replicate(self._programs.of_all_runs(state))
 
@@ -182,6 +188,10 @@ class Training:
             if saved.progress["data_digest"] != self._data_digest:
                 began = self._records[0].folder.path
                 raise UsageError(f"--data-path: expected the data that {began} began with")
+            # Older checkpoints do not say what they were trained with.
+            then = saved.progress.get("deciding", [{}] * len(self._records))
+            for record, before in zip(self._records, then, strict=True):
+                check_unchanged(record.config, before, f"the checkpoint in {record.folder.path}")
             self._began -= saved.progress["wall_seconds"]
             if saved.progress["num_workers"] == self._config.num_workers:
                 self._step = saved.step
@@ -337,6 +347,7 @@ class Training:
             "windows": [record.window.steps for record in self._records],
             "wall_seconds": time.perf_counter() - self._began,
             "data_digest": self._data_digest,
+            "deciding": [deciding(record.config) for record in self._records],
         }
 
     def _stop(self, signal_number: int) -> None:
