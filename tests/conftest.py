@@ -9,8 +9,6 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of the tests' time is compilation. Programs in processes of their own are compiled in full.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,10 +37,10 @@ def _is(item: pytest.Item, marker: str) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keeps what is compiled for later tests, and for the processes that they start."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
+    """Compiles fast rather than well, and once, here and in the processes that tests start."""
     settings = {
-        "jax_compilation_cache_dir": folder,
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     for name, value in settings.items():

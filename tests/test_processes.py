@@ -49,7 +49,10 @@ def run_processes(script, num_processes, *arguments):
 
 N = 8
 # Eight workers: processes x devices x workers on a device.
-PLACEMENTS = [(2, 4, 1), (4, 2, 1), (2, 2, 2)]
+PLACEMENTS = [
+    (2, 4, 1),
+    *(pytest.param(placement, marks=pytest.mark.long) for placement in [(4, 2, 1), (2, 2, 2)]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_every_algorithm_trains_alike_over_processes(placement, results, one_pro
     assert_same_training(np.load(results(placement) / "steps.npz"), one_process)
 
 
-@pytest.mark.parametrize("workers_per_device", [2, 8])
+@pytest.mark.parametrize("workers_per_device", [2, pytest.param(8, marks=pytest.mark.long)])
 def test_every_algorithm_trains_alike_with_virtual_workers(workers_per_device, one_process):
     assert_same_training(steps_of_all(rps.worker_mesh(N, workers_per_device)), one_process)
 
