@@ -28,7 +28,8 @@ CLUSTER = ROOT / "launch" / "cluster"
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
 MANIFEST = list(yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text()))
 
-TINY = ("--num-workers", "4", "--batch-size", "64", "--epochs", "1", "--start-timeout", "300")
+TINY = ("--preset", "linear", "--num-workers", "4", "--batch-size", "64", "--epochs", "1")
+TINY += ("--start-timeout", "300")
 
 # Run two tasks of what follows the options, and fail if one does.
 TWO_TASKS = """

@@ -16,7 +16,7 @@ import launch.train
 import rps_jax as rps
 from launch.trainer.resize import resized
 
-SMALL = ("--batch-size", "32", "--epochs", "3", "--checkpoint-every", "1")
+SMALL = ("--preset", "linear", "--batch-size", "32", "--epochs", "3", "--checkpoint-every", "1")
 
 
 def state_of_three() -> Any:

@@ -29,7 +29,8 @@ SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbi
 
 # Of launch.hosts and launch.train, on a machine that has much to do.
 PATIENT = ("--heartbeat-timeout", "200")
-LONG = ("--num-workers", "4", "--batch-size", "32", "--epochs", "1000", "--start-timeout", "200")
+ENDLESS = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "10000")
+ENDLESS += ("--start-timeout", "200")
 
 # In the place of ssh: writes down how it was called, and gives the port that is asked for first.
 RECORDER = f"""#!{sys.executable}
@@ -121,7 +122,7 @@ def job(ssh: str, tmp_path: Path) -> Iterator[Any]:
     hosts = tmp_path / "hosts"
     hosts.write_text(f"{getpass.getuser()}@localhost\nlocalhost\n")
     run = ["-m", "launch.hosts", "--hostfile", str(hosts), "--ssh", ssh, *PATIENT]
-    flags = [*LONG, "--output-dir", str(tmp_path / "run")]
+    flags = [*ENDLESS, "--output-dir", str(tmp_path / "run")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(
         [sys.executable, *run, "--", *flags],

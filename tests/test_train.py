@@ -21,13 +21,14 @@ import launch.trainer.training
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.metrics import Window
+from launch.trainer.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 
-# Eleven steps an epoch, forty-four in all.
-SMALL = ("--num-workers", "4", "--batch-size", "32", "--epochs", "4", "--log-every", "3")
-SMALL += ("--checkpoint-every", "1")
-LAST_STEP = 44
+# Eleven steps an epoch; enough epochs to be met between two of them.
+SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "20")
+SMALL += ("--log-every", "3", "--checkpoint-every", "1")
+LAST_STEP = 220
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
     always |= {"examples_per_second"}
     at_the_end = {"mean_model_train_loss", "test_loss", "test_accuracy"}
     assert [line["step"] for line in lines] == [
-        *(3, 6, 9, 11, 14, 17, 20, 22, 25, 28, 31, 33, 36, 39, 42, 44)
+        11 * epoch + step for epoch in range(20) for step in (3, 6, 9, 11)
     ]
     for line in lines:
         ends = line["step"] % 11 == 0
@@ -85,7 +86,7 @@ def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
         picture.load()
         assert picture.format == "PNG"
     steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir())
-    assert steps == [22, 33, 44]
+    assert steps == [198, 209, 220]
 
 
 def test_what_is_said_away_from_a_terminal(whole: tuple[Path, Any]) -> None:
@@ -171,7 +172,7 @@ def test_a_finished_run_resumes_to_the_same_summary(
         for f in (whole[0], folder)
     )
     assert before == after
-    assert "resuming at step 44 of 44" in capsys.readouterr().out
+    assert "resuming at step 220 of 220" in capsys.readouterr().out
 
     (folder / "metrics.jsonl").unlink()
     assert run(folder, "--resume") == 2
@@ -189,7 +190,8 @@ def at_step(monkeypatch: pytest.MonkeyPatch, when: int, act: Any) -> None:
     monkeypatch.setattr(Progress, "step", patched)
 
 
-SHORT = ("--num-workers", "4", "--batch-size", "32", "--epochs", "2", "--log-every", "4")
+SHORT = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "2")
+SHORT += ("--log-every", "4")
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +261,8 @@ def test_workers_that_share_a_device_train_alike(short: Path, tmp_path: Path) ->
     [
         (("--algorithm", "gradient-averaging", "--on-miss", "zero", "--num-workers", "3"), None),
         (("--algorithm", "all-reduce", "--num-workers", "1", "--optimizer", "adam"), 1.0),
-        (("--algorithm", "local", "--label-skew", "0.3", "--dtype", "bfloat16"), 0.0),
+        (("--algorithm", "local", "--label-skew", "0.3"), 0.0),
+        (("--preset", "digits", "--dtype", "bfloat16"), None),
     ],
 )
 def test_every_algorithm_runs(
@@ -309,8 +312,8 @@ def test_a_trace_and_its_resume(
     assert f"--trace {losses}: expected a file that can be read" in capsys.readouterr().err
     write_trace(losses, seed=1)
     assert run(tmp_path / "run", "--resume") == 2
-    message = f"error: --trace {losses}: expected the trace that {tmp_path / 'run'} began with\n"
-    assert capsys.readouterr().err == message
+    began = f"expected the trace that the run in {tmp_path / 'run'} began with"
+    assert capsys.readouterr().err == f"error: --trace {losses}: {began}\n"
     assert run(tmp_path / "run", "--resume", "--trace", str(moved)) == 0
     assert_same_state(tmp_path / "run", tmp_path / "whole", 22)
     assert reproducible(tmp_path / "run") == reproducible(tmp_path / "whole")
@@ -376,6 +379,7 @@ def test_atis_and_its_resume_on_other_data(
     assert "test slot f1" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_cifar_from_a_tree_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 8, 3), np.uint8)
     for i, split in enumerate(("train", "test")):
@@ -422,9 +426,13 @@ def test_what_the_data_or_the_disk_rule_out_is_refused_in_one_line(
 def test_a_disk_that_fails_ends_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path / ("x" * 300), *SHORT) == 1
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "append", full)
+    assert run(tmp_path / "run", *SHORT) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "File name too long" in line
+    assert "No space left on device" in line
 
 
 def test_ctrl_c_before_the_training_is_no_traceback(
