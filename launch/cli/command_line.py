@@ -1,5 +1,6 @@
 """Typed command lines, and commands whose every failure ends in one line on stderr."""
 
+import atexit
 import contextlib
 import dataclasses
 import io
@@ -229,6 +230,8 @@ def exit_status(run: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        # Once more, and Python would die before it has ended what else is running.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         print("error: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from launch.cli.command_line import Seeds, read_command
+from launch.cli.command_line import Seeds, Within, read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
-from launch.colocation.options import check_sweep, refusals
+from launch.colocation.options import Thresholds, check_sweep, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, default_processes, measure_all, summary
 from rps_jax.colocation import Settings
@@ -24,15 +24,15 @@ class Fig6Config:
     the same learning packets as its baseline. Points that are done already are not repeated.
     """
 
-    web_rates: tuple[float, ...] = (2000, 5000, 10_000)
+    web_rates: Annotated[tuple[float, ...], Within(1, 1e9)] = (2000, 5000, 10_000)
     """Web messages a second."""
-    thresholds_kb: tuple[float, ...] = (0, 10, 20, 50, 100, 200, 400, 600, 800, 1000, 1200, 1600)
+    thresholds_kb: Thresholds = (0, 10, 20, 50, 100, 200, 400, 600, 800, 1000, 1200, 1600)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     seeds: Seeds = (1, 2, 3)
     """A simulation of each point for every seed; bands are 95% confidence intervals over them."""
     iterations: int = 20
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""
-    processes: int = default_processes()
+    processes: Annotated[int, Within(1, 1024)] = default_processes()
     """Simulations at once."""
     output_dir: Path = Path("docs/results/fig6")
     """Folder of the picture, the table and the numbers."""
@@ -50,7 +50,7 @@ def make(config: Fig6Config) -> None:
     Raises:
         UsageError: It cannot be made with these options.
     """
-    check_sweep(config, {"web_rates": 1, "thresholds_kb": 0})
+    check_sweep(config)
     jobs = [Job(settings) for settings in _plan(config)]
     values = measure_all(summary, jobs, config.output_dir / "points.jsonl", config.processes)
     rows = _rows(jobs, values)

@@ -5,13 +5,14 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from launch.cli.command_line import Seeds, read_command
+from launch.cli.command_line import Seeds, Within, read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
-from launch.colocation.options import check_sweep
+from launch.colocation.options import Thresholds, check_sweep
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, Values, default_processes, measure_all, summary
 from rps_jax.colocation import Settings
@@ -31,15 +32,15 @@ class Fig7Config:
     serves which loses nothing. Points that are done already are not repeated.
     """
 
-    targets_ms: tuple[float, ...] = (2, 5, 10)
+    targets_ms: Annotated[tuple[float, ...], Within(0.001, 1e6)] = (2, 5, 10)
     """Mean completion times to hold."""
-    thresholds_kb: tuple[float, ...] = (0, 50, 100, 200, 400, 600, 800, 1000, 1200)
+    thresholds_kb: Thresholds = (0, 50, 100, 200, 400, 600, 800, 1000, 1200)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     seeds: Seeds = (1, 2, 3)
     """A search of each point for every seed; bands are 95% confidence intervals over them."""
     iterations: int = 6
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""
-    processes: int = default_processes()
+    processes: Annotated[int, Within(1, 1024)] = default_processes()
     """Simulations at once."""
     output_dir: Path = Path("docs/results/fig7")
     """Folder of the picture, the table and the numbers."""
@@ -57,7 +58,7 @@ def make(config: Fig7Config) -> None:
     Raises:
         UsageError: It cannot be made with these options.
     """
-    check_sweep(config, {"targets_ms": 0.001, "thresholds_kb": 0})
+    check_sweep(config)
     period = Settings().period
     jobs = []
     for target_ms in config.targets_ms:

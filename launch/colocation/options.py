@@ -2,13 +2,15 @@
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
-from launch.cli.command_line import check_memory, expect, refuse
+from launch.cli.command_line import Within, check_memory, expect, refuse
 from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import SettingError, Settings
+
+Thresholds = Annotated[tuple[float, ...], Within(0, 1e12)]
+"""In thousands of bytes."""
 
 
 def settings_of(config: Settings, **changes: Any) -> Settings:
@@ -25,6 +27,8 @@ def settings_of(config: Settings, **changes: Any) -> Settings:
     settings = Settings(**{name: getattr(config, name) for name in names} | changes)
     with refusals():
         settings.check()
+    trace = settings.learning_trace
+    expect("learning_trace", trace, trace is None or trace.is_file(), "a file that can be read")
     if settings.learning == "bursty":
         # Eight arrays of the packets of an iteration, of 8 bytes each.
         packets = 2 * settings.num_hosts * (settings.num_hosts - 1) * settings.chunk_packets
@@ -32,23 +36,13 @@ def settings_of(config: Settings, **changes: Any) -> Settings:
     return settings
 
 
-def check_least(name: str, values: Sequence[float], least: float) -> None:
-    """Raises `UsageError` if a value of a flag is below the least, or infinite."""
-    lowest = min(values)
-    expect(name, lowest, least <= lowest < math.inf, f"finite numbers of at least {least:g}")
-
-
-def check_sweep(config: Any, least: dict[str, float]) -> None:
+def check_sweep(config: Any) -> None:
     """Raises `UsageError` for a figure that cannot be made.
 
     Args:
-        config: Its options: `iterations`, `processes`, `output_dir`, and lists of numbers.
-        least: What no number of a list may be below.
+        config: Its options, with `iterations` and `output_dir`.
     """
-    for name, lowest in least.items():
-        check_least(name, getattr(config, name), lowest)
     expect("iterations", config.iterations, 2 <= config.iterations <= 1000, "in [2, 1000]")
-    expect("processes", config.processes, config.processes >= 1, "at least 1")
     check_can_write("output_dir", config.output_dir)
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from launch.cli.command_line import Seeds, expect, read_command, refuse
+from launch.cli.command_line import Seeds, Within, expect, read_command, refuse
 from launch.colocation.options import settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
 from launch.trainer.run_directory import check_can_write
@@ -36,7 +36,7 @@ class PlanConfig(Settings):
     """What must be within the target: the mean, or 99 of 100 messages."""
     seeds: Seeds = (1, 2, 3)
     """A simulation of each way for every seed; what is printed is the mean over them."""
-    processes: int = default_processes()
+    processes: Annotated[int, Within(1, 1024)] = default_processes()
     """Simulations at once."""
     output_dir: Path = Path("runs/plan")
     """Folder of the points that are done."""
@@ -46,7 +46,6 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 1 if no way is fast enough."""
     config = read_command(PlanConfig, "launch.colocate plan", argv, PlanConfig())
     expect("target_ms", config.target_ms, 0 < config.target_ms < math.inf, "a time above 0")
-    expect("processes", config.processes, config.processes >= 1, "at least 1")
     default = PlanConfig()
     for name in ("discipline", "seed", *{name for own in PARAMETERS.values() for name in own}):
         if getattr(config, name) != getattr(default, name):

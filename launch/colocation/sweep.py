@@ -5,6 +5,7 @@ again goes on where it was; results of other settings, or of another version of 
 left alone.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -91,9 +92,24 @@ def _work(
         return
     # New processes, not copies of this one: JAX and its threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to deal with.
-    with context.Pool(min(processes, len(work)), signal.signal, ignore) as pool:
+    with _uninterrupted():  # What is started inherits it: Ctrl-C is this process's to deal with.
+        pool = context.Pool(min(processes, len(work)))
+    try:
         yield from pool.imap_unordered(_measure, work)
+    finally:
+        with _uninterrupted():
+            pool.terminate()
+            pool.join()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignores Ctrl-C while it is entered."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _measure(work: tuple[Callable[[Job], Values], str, Job]) -> tuple[str, Values]:

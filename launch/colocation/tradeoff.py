@@ -19,7 +19,7 @@ from launch.cli.command_line import (
     read_command,
     split_arguments,
 )
-from launch.colocation.options import check_least, refusals
+from launch.colocation.options import Thresholds, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, measure_all, summary
 from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
@@ -48,7 +48,7 @@ class TradeoffConfig:
 
     web_rate: float = 5000
     """Web messages a second."""
-    thresholds_kb: tuple[float, ...] = (1000, 600, 200, 0)
+    thresholds_kb: Thresholds = (1000, 600, 200, 0)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     iterations: int = 100
     """Learning iterations (0.71 s) to record; training replays them, and then begins anew."""
@@ -94,7 +94,6 @@ def run(argv: Sequence[str]) -> int:
     ours = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
     others = ("output_dir", "resume", *PROCESS_FLAGS)
     check_untouched(base, PRESETS[base.preset], (*ours, *others))
-    check_least("thresholds_kb", config.thresholds_kb, 0)
     expect("iterations", config.iterations, 1 <= config.iterations <= 10_000, "in [1, 10000]")
     check_can_write("output_dir", config.output_dir)
     fifo = _fifo(config, base.num_workers)
@@ -102,7 +101,6 @@ def run(argv: Sequence[str]) -> int:
         fifo.check()
     source = find_source(base)
 
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     points = _simulate(config, fifo)
     curves = [(algorithm, kind) for algorithm in config.algorithms for kind in LOSSES]
     places = [

@@ -1,0 +1,169 @@
+"""Whatever is given to any flag of any command: it runs, or says in one line why not.
+
+The flags are found at the fields of the options, so that a new one is tried by being there. Only
+the long work is left out; everything that comes before it is real.
+"""
+
+import random
+import types
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import pytest
+
+import launch.bench
+import launch.cluster.ray
+import launch.colocate
+import launch.colocation.bench
+import launch.colocation.fig6
+import launch.colocation.fig7
+import launch.colocation.plan
+import launch.colocation.simulate
+import launch.colocation.tradeoff
+import launch.colocation.validate
+import launch.compare
+import launch.distributed.job
+import launch.figures.figure
+import launch.figures.search
+import launch.hosts
+import launch.local
+import launch.reproduce
+import launch.theory
+import launch.train
+import launch.trainer.many_runs
+import rps_jax.theory
+from data import cifar10
+from launch.config import TrainConfig
+
+_NUMBERS = ("0", "-1", "1", "2", "0.5", "nan", "inf", "x", "", "²", "٣", "99999999999999999999")
+HOSTILE = {
+    int: [*_NUMBERS, "3", "16", "5000", "1000000", "2147483648", "4294967296"],
+    float: [*_NUMBERS, "0.1", "5000", "-0.0", "-inf", "1e30", "1e308", "1e-308"],
+    str: ["", "x", "a:1", "a..b:5", "a" * 70 + ":5", "a:99999", "true", "true 'x", "%s", "é"],
+    Path: ["", "new", "folder", "file", "dangling", "loop", "file/x", "/proc/x", "é" * 200],
+    bool: [],
+}
+
+Main = Callable[[Sequence[str]], int]
+COMMANDS: dict[str, tuple[Main, type, type | None]] = {
+    "train": (launch.train.main, TrainConfig, None),
+    "local": (launch.local.main, launch.local.LocalConfig, TrainConfig),
+    "hosts --hostfile hosts": (launch.hosts.main, launch.hosts.HostsConfig, TrainConfig),
+    "cluster.ray": (launch.cluster.ray.main, launch.cluster.ray.RayConfig, TrainConfig),
+    "compare": (launch.compare.main, launch.compare.CompareConfig, TrainConfig),
+    "theory": (launch.theory.main, launch.theory.TheoryConfig, None),
+    "bench": (launch.bench.main, launch.bench.BenchConfig, None),
+    **{
+        f"reproduce {figure}": (
+            launch.reproduce.main,
+            launch.figures.figure.FigureConfig,
+            None,
+        )
+        for figure in ("fig4a", "fig5c --data-path atis")
+    },
+    "reproduce search": (launch.reproduce.main, launch.figures.search.SearchConfig, None),
+    **{
+        f"colocate {name}": (launch.colocate.main, config, after)
+        for name, config, after in (
+            ("simulate", launch.colocation.simulate.SimulateConfig, None),
+            ("plan", launch.colocation.plan.PlanConfig, None),
+            ("fig6", launch.colocation.fig6.Fig6Config, None),
+            ("fig7", launch.colocation.fig7.Fig7Config, None),
+            ("tradeoff", launch.colocation.tradeoff.TradeoffConfig, TrainConfig),
+            ("validate", launch.colocation.validate.ValidateConfig, None),
+            ("bench", launch.colocation.bench.BenchConfig, None),
+        )
+    },
+}
+LONG_WORK = (
+    (launch.train, "start_devices"),
+    (launch.bench, "start_devices"),
+    (launch.trainer.many_runs, "start_devices"),
+    (launch.distributed.job.Job, "flags"),
+    (rps_jax.theory, "measure"),
+    (cifar10, "find"),
+    (launch.colocation.simulate, "simulate"),
+    (launch.colocation.bench, "simulate"),
+    (launch.colocation.validate.validation, "compare"),
+    (launch.colocation.plan, "measure_all"),
+    (launch.colocation.fig6, "measure_all"),
+    (launch.colocation.fig7, "measure_all"),
+    (launch.colocation.tradeoff, "measure_all"),
+)
+
+
+def long_work(*arguments: Any, **options: Any) -> NoReturn:
+    """Stands for what comes after all checks."""
+    del arguments, options
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    "draws", [60, pytest.param(1000, marks=pytest.mark.long)], ids=["few", "many"]
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_any_flags_run_or_are_refused_in_one_line(
+    command: str,
+    draws: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main, config, after = COMMANDS[command]
+    _, *words = command.split()
+    for module, name in LONG_WORK:
+        monkeypatch.setattr(module, name, long_work)
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").touch()
+    Path("hosts").write_text("here\nthere\n")
+    Path("dangling").symlink_to("absent")
+    Path("loop").symlink_to("loop")
+    before = set(tmp_path.rglob("*"))
+
+    rng = random.Random(command)
+    failures = []
+    for _ in range(draws):
+        argv = [*words, *some_flags(rng, config)]
+        if after is not None and rng.random() < 0.5:
+            argv += ["--", *some_flags(rng, after)]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)
+                status = main(argv)
+        except SystemExit as stop:
+            status = stop.code
+        except BaseException as error:
+            status = repr(error)
+        said = capsys.readouterr().err
+        one_line = said.startswith("error: ") and said.count("\n") == 1
+        if status not in (0, 2) or (status == 2) != one_line or (status == 0 and said):
+            failures.append(f"{argv}: {status}, {said!r}")
+        if written := set(tmp_path.rglob("*")) - before:
+            failures.append(f"{argv}: {written} written")
+            before |= written
+    assert not failures, "\n".join(failures)
+
+
+def some_flags(rng: random.Random, config: type) -> list[str]:
+    """Returns one or two flags of a command, each with a value that fits it or does not."""
+    hints = typing.get_type_hints(config)
+    argv = []
+    for name in rng.sample(sorted(hints), rng.choice((1, 1, 2))):
+        argv += [f"--{name.replace('_', '-')}", *some_values(rng, hints[name])]
+    return argv
+
+
+def some_values(rng: random.Random, kind: Any) -> list[str]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return some_values(rng, inner) if rng.random() < 0.9 else ["None"]
+    if origin is tuple:
+        return [word for _ in range(rng.randint(0, 3)) for word in some_values(rng, arguments[0])]
+    if origin is Literal:
+        return [rng.choice([*arguments, "nonsense"])]
+    return [rng.choice(values)] if (values := HOSTILE[kind]) else []
