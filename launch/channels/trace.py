@@ -19,7 +19,7 @@ class Flags:
 
     # Hosts may have it in different places: its digest counts.
     trace: Annotated[Path | None, optional("PATH", "none"), Mark.MAY_CHANGE, Mark.MAY_DIFFER] = None
-    """File of recorded drops, replayed step by step and then anew; see rps_jax/channels/trace.py."""
+    """File of recorded drops, replayed step by step and then anew: rps_jax/channels/trace.py."""
     trace_sha256: Annotated[str | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
     """Digest of that file, which a resumed run must find unchanged."""
 
