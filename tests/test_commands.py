@@ -1,5 +1,6 @@
 """What the smaller commands print, and what all of them refuse."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
+from launch.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
@@ -130,3 +132,22 @@ def test_the_users_backend_of_matplotlib_is_of_no_consequence():
     code = "import launch.train, launch.reports.curves"
     environment = {**os.environ, "MPLBACKEND": "nonsense"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+
+
+def test_a_comparison_has_room_for_any_number_of_algorithms(tmp_path):
+    keys = ("train_loss", "mean_model_train_loss", "consensus_distance", "test_accuracy")
+    line = dict.fromkeys(keys, 0.5) | {"epoch": 1}
+    algorithms = ("rps", "gradient-averaging", *(f"number {i}" for i in range(11)))
+    results = [
+        (dataclasses.replace(TrainConfig(), algorithm=name, seed=seed), [line])
+        for name in algorithms
+        for seed in (0, 1)
+    ]
+    compare._draw(results, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    rows = compare._table(results, "test_accuracy").splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| rps, 10% of messages dropped",
+        "| gradient-averaging, 10% of messages dropped",
+        *(f"| number {i}" for i in range(11)),
+    ]

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_files import saved_state
 
 import launch.train
+from launch.trainer.checkpoints import Checkpoints
 
 SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "90", "--epochs", "2")
 
@@ -59,6 +61,20 @@ def test_what_the_checkpoint_was_not_trained_with_is_refused(
     assert line.startswith(f"error: --{name.replace('_', '-')} {value}: expected ")
     assert line.count(f"as the checkpoint in {folder} has it") == 1
     assert (folder / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_checkpoints_of_an_earlier_version_are_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = edited(trained, tmp_path)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    saved = checkpoints.newest(print)
+    assert saved is not None
+    del saved.progress["deciding"]
+    checkpoints.save(saved.step, saved_state(folder, saved.step), saved.progress)
+    assert launch.train.main(["--resume", "--output-dir", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --output-dir {folder}: expected a run of this version")
 
 
 def test_what_does_not_decide_the_result_may_be_edited(trained: Path, tmp_path: Path) -> None:

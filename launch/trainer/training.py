@@ -188,8 +188,12 @@ class Training:
             if saved.progress["data_digest"] != self._data_digest:
                 began = self._records[0].folder.path
                 raise UsageError(f"--data-path: expected the data that {began} began with")
-            # Older checkpoints do not say what they were trained with.
-            then = saved.progress.get("deciding", [{}] * len(self._records))
+            if "deciding" not in saved.progress:
+                raise UsageError(
+                    f"--output-dir {self._records[0].folder.path}: expected a run of this version "
+                    "of rps-jax, found checkpoints of an earlier one"
+                )
+            then = saved.progress["deciding"]
             for record, before in zip(self._records, then, strict=True):
                 check_unchanged(record.config, before, f"the checkpoint in {record.folder.path}")
             self._began -= saved.progress["wall_seconds"]
