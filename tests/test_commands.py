@@ -59,6 +59,8 @@ def test_theory_prints_predicted_beside_measured(capsys):
         (train, f"{PROCESS} --coordinator=", "--coordinator: expected HOST:PORT"),
         (train, f"{PROCESS} --coordinator a..b:5", "--coordinator a..b:5: expected HOST:PORT"),
         (train, f"{PROCESS} --coordinator {'a' * 70}:5", f"--coordinator {'a' * 70}:5: expected"),
+        (train, "--packets 5000", "--packets 5000: expected at most 4687 packets"),
+        (local, "-- --packets 5000", "--packets 5000: expected at most 4687 packets"),
         (local, "-- --workers-per-device 16", "--workers-per-device 16: expected a divisor of the"),
         (hosts, "--hostfile many --ssh ls", "--hostfile many: expected NAME or NAME slots=N"),
         (hosts, "--ssh /no/such", "--ssh /no/such: expected a command that can be run here"),

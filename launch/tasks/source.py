@@ -1,23 +1,49 @@
 """The data of a preset: found and checked against the rest of the configuration, not loaded yet."""
 
+from typing import Any
+
+import jax
+
 from data import DataError, Source
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig
-from launch.tasks import TASKS
+from launch.tasks import TASKS, make_task
 
 
 def find_source(config: TrainConfig) -> Source:
-    """Finds the data of a run, in a second or so.
+    """Finds the data of a run, in a second or so; with --packets, reads it for the model's size.
 
     Raises:
-        UsageError: There is none, it is damaged, or it is too small for the run.
+        UsageError: There is none, it is damaged, it is too small for the run, or the model is.
     """
     try:
         source = TASKS[config.preset].find(config.data_path, config.download)
     except DataError as error:
         raise of_flag(config, error) from error
     check_fits(config, source.num_train)
+    if config.packets is not None:
+        try:
+            task = make_task(config, source.load())
+        except DataError as error:
+            raise of_flag(config, error) from error
+        # The shapes alone: nothing is computed, and JAX does not start.
+        params, _ = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+        check_packets(config, config.packets, params)
     return source
+
+
+def check_packets(config: TrainConfig, packets: int, params: Any) -> None:
+    """Raises `UsageError` if a message is cut into more packets than it has elements.
+
+    Args:
+        config: Of the run.
+        packets: Of a message.
+        params: Pytree of arrays or shapes, those of the model.
+    """
+    block = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_workers
+    flag = f"--packets {packets}" if config.trace is None else f"--trace {config.trace}"
+    if packets > block:
+        raise UsageError(f"{flag}: expected at most {block} packets, a block's elements")
 
 
 def check_fits(config: TrainConfig, num_train: int) -> None:

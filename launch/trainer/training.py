@@ -22,7 +22,7 @@ from launch.config import CONFIG_FILE, TrainConfig, check_unchanged, deciding, m
 from launch.distributed.consistency import check_consistency, check_shared, digest_of
 from launch.reports.progress import Progress
 from launch.tasks import make_task
-from launch.tasks.source import of_flag
+from launch.tasks.source import check_packets, of_flag
 from launch.trainer.checkpoints import Checkpoints, Saved
 from launch.trainer.metrics import RunMetrics, Summary, Window, setting
 from launch.trainer.preemption import Deadline, Stopped, StopSignals
@@ -153,11 +153,9 @@ class Training:
         # Run once: compiling it well would take longer than running it.
         init = jax.jit(self._task.init, compiler_options={"xla_backend_optimization_level": 0})
         params, model_state = init(named_key(config.seed, "model"))
-        block = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_workers
         packets = getattr(channels[0], "packets", None)
-        if packets is not None and packets > block:
-            flag = f"--packets {packets}" if config.trace is None else f"--trace {config.trace}"
-            raise UsageError(f"{flag}: expected at most {block} packets, a block's elements")
+        if packets is not None:
+            check_packets(config, packets, params)
 
         # Where the run is.
         self._step = 0
