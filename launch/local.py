@@ -35,7 +35,7 @@ class LocalConfig:
     max_restarts: int = 0
     """How often to start the job again, from its newest checkpoint, when a process fails."""
     heartbeat_timeout: float = 20.0
-    """Seconds without a sign of life after which a process is taken to hang."""
+    """Seconds without a heartbeat after which a process is taken to hang."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

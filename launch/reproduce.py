@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from launch.cli.command_line import exit_status, subcommand
 
 _COMMANDS = {
-    "fig4a": "models shared, at all rates of loss: ResNet-20 on CIFAR-10",
+    "fig4a": "models averaged, at all drop rates: ResNet-20 on CIFAR-10",
     "fig4b": "the same with ResNet-110",
     "fig4c": "the same with an LSTM on ATIS",
-    "fig5a": "models beside gradients: ResNet-20 on CIFAR-10",
+    "fig5a": "models averaged beside gradients: ResNet-20 on CIFAR-10",
     "fig5b": "the same with ResNet-110",
     "fig5c": "the same with an LSTM on ATIS",
-    "fig6": "loss against the speed-up of the web: launch.colocate fig6",
-    "fig7": "loss against the messages served: launch.colocate fig7",
+    "fig6": "drops against the speed-up of the web: launch.colocate fig6",
+    "fig7": "drops against the messages served: launch.colocate fig7",
     "search": "the learning rate, batch size and schedule of figures 4 and 5",
 }
 

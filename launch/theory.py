@@ -31,11 +31,11 @@ class TheoryConfig:
     num_workers: Annotated[tuple[int, ...], Within(2, 10_000)] = (2, 4, 16, 64)
     """Numbers of workers."""
     drop_rates: Probabilities = (0.01, 0.1, 0.3)
-    """Probabilities that a message is lost."""
+    """Probabilities that a message is dropped."""
     num_exchanges: Annotated[int, Within(2, 1_000_000)] = 2000
     """Exchanges to measure, of each."""
     seed: Seed = 0
-    """Of the losses and the models."""
+    """Of the drops and the models."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
     print(f"{'':>13}  {'contraction':^29}  {'drift of the mean':^29}")
     columns = f"{'predicted':>9}  {'measured':>18}"
-    print(f"{'workers':>7} {'lost':>5}  {columns}  {columns}")
+    print(f"{'workers':>7} {'drop':>5}  {columns}  {columns}")
     for num_workers in config.num_workers:
         for drop_rate in config.drop_rates:
             channel = rps.Bernoulli(drop_rate)

@@ -18,7 +18,7 @@ from launch.cli.command_line import exit_status
 from launch.config import default_output_dir, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.heartbeat import start_heartbeat
-from launch.distributed.initialize import count_processes, join, lost_peers_are_said, run_and_leave
+from launch.distributed.initialize import count_processes, join, report_lost_peers, run_and_leave
 from launch.tasks.source import find_source
 from launch.trainer.run_directory import RunDirectory
 
@@ -42,7 +42,7 @@ def _run(argv: Sequence[str] | None) -> int:
     # Imported late: it takes seconds, and what was wrong with the command line is said by now.
     from launch.trainer.training import train
 
-    with lost_peers_are_said():
+    with report_lost_peers():
         summary = train(config, source, output_dir)
     if summary is not None:
         _print_summary(summary, output_dir)

@@ -105,7 +105,7 @@ def test_only_process_0_speaks_and_each_has_a_log(undisturbed: Path) -> None:
 
 
 KILLED = "was killed by SIGKILL after"
-SILENT = "has given no sign of life for 15 s"
+SILENT = "has sent no heartbeat for 15 s"
 
 
 @pytest.mark.parametrize(

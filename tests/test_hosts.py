@@ -188,7 +188,7 @@ def test_a_cable_that_is_cut_ends_the_job_which_then_resumes_to_the_same_result(
     assert not (folder / "summary.json").exists()
     error = said[said.index("error: process ") :]
     assert " on host-" in error
-    # Of whichever has met it first: the exchange, or JAX's own signs of life.
+    # Of whichever has met it first: the exchange, or JAX's own heartbeats.
     assert "another process of the job has gone" in error or "Terminating process" in error, error
 
     done = subprocess.run(

@@ -76,7 +76,7 @@ def test_what_the_processes_say_is_shown_with_their_numbers_and_kept(run: Run) -
     assert (run.logs / "process-1.log").read_text().splitlines() == [
         *("[Gloo] Rank 1 is connected", "other")
     ]
-    # The signs of life are for the supervisor alone.
+    # Heartbeats are for the supervisor alone.
     assert (run.logs / "process-0.log").read_text().splitlines() == ["first", "second"]
 
 
@@ -127,7 +127,7 @@ def test_who_has_gone_silent_by_what_jax_says_is_named(run: Run) -> None:
 def test_a_process_that_hangs_is_found_by_its_silence(run: Run) -> None:
     stop = "time.sleep(1); os.kill(os.getpid(), signal.SIGSTOP)"
     failure = run.failure(script(FOREVER), script(stop), silence=3.0)
-    assert "process 1 has given no sign of life for 3 s" in str(failure)
+    assert "process 1 has sent no heartbeat for 3 s" in str(failure)
 
 
 def test_a_process_that_cannot_be_started_ends_the_others(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 The process reads its standard input: a line is the number of a signal to give to itself; the end
 means that the supervisor is gone, and then the process must not stay behind. To its standard
-output it writes a sign of life every second, so that one that hangs is told from one that works.
+output it writes a heartbeat every second, so that one that hangs is told from one that works.
 """
 
 import os
@@ -14,7 +14,7 @@ ENVIRONMENT = "RPS_SUPERVISED"
 """Set to 1 in processes that are supervised."""
 
 BEAT = b"\x06"
-"""The byte that is a sign of life; it may come anywhere in what the process says."""
+"""The byte that is a heartbeat; it may come anywhere in what the process says."""
 
 _BEAT_SECONDS = 1.0
 

@@ -37,7 +37,7 @@ _SCHEDULERS = (
 )
 
 _HEARTBEAT_SECONDS = 30
-"""How long JAX waits for a sign of life of another process: as long as its CPU collectives do."""
+"""How long JAX waits for a heartbeat of another process: as long as its CPU collectives do."""
 
 
 class PeerLost(CommandError):
@@ -99,7 +99,7 @@ def join(config: TrainConfig) -> None:
 
 
 @contextmanager
-def lost_peers_are_said() -> Iterator[None]:
+def report_lost_peers() -> Iterator[None]:
     """Turns what JAX raises when another process has gone into a `PeerLost`."""
     try:
         yield

@@ -67,7 +67,7 @@ class Job:
         Args:
             start: Given the flags that all processes share; returns how each is started.
             max_restarts: How often to start again.
-            silence: Seconds without a sign of life after which a process is taken to hang.
+            silence: Seconds without a heartbeat after which a process is taken to hang.
 
         Returns:
             The exit status.

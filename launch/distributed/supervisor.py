@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.05
 _BLAME_SECONDS = 2.0
 """After a process was left alone, how long to look for the one that left it."""
 _START_SECONDS = 60.0
-"""How long a process may take to its first sign of life: Python starts slowly on a busy host."""
+"""How long a process may take to its first heartbeat: Python starts slowly on a busy host."""
 _STOP_SECONDS = 120.0
 """How long a job may take to save a checkpoint when it is asked to stop."""
 _NOISE = re.compile(r"(\[Gloo\] Rank .*|\*\*\* Check failure stack trace.*|\s+@ +0x.*)?")
@@ -79,7 +79,7 @@ def supervise(commands: Sequence[Command], logs: Path, silence: float, show: Sho
         commands: One for each process.
         logs: Folder for what the processes say, made once one runs: each adds to its
             `process-I.log`.
-        silence: Seconds without a sign of life after which a process is taken to hang; until the
+        silence: Seconds without a heartbeat after which a process is taken to hang; until the
             first, it has a minute.
         show: Given each line, with the number of its process before it.
 
@@ -157,7 +157,7 @@ class _Process:
         return self._popen.poll()
 
     def silent(self, now: float) -> float:
-        """Returns the seconds since its last sign of life, or its start."""
+        """Returns the seconds since its last heartbeat, or its start."""
         return now - (self.last_beat or self.began)
 
     def signal(self, number: int) -> None:
@@ -237,7 +237,7 @@ def _watch(processes: Sequence[_Process], signals: StopSignals, silence: float) 
             allowed = silence if process.last_beat else max(silence, _START_SECONDS)
             if status is None and silent > allowed:
                 raise process.failed(
-                    f"has given no sign of life for {silent:.0f} s (it is stopped, or its host "
+                    f"has sent no heartbeat for {silent:.0f} s (it is stopped, or its host "
                     "or the network is gone), and was ended",
                     1,
                 )
