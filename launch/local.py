@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from launch.cli.command_line import exit_status, expect, optional, read_command, split_arguments
-from launch.distributed.gpus import visible_gpus
+from launch.distributed.gpus import check_platforms, visible_gpus
 from launch.distributed.job import Job, check_supervision, process_flags
 from launch.distributed.supervisor import Command
 from launch.tasks.source import find_source
@@ -49,6 +49,7 @@ def _run(argv: Sequence[str]) -> int:
     check_supervision(config.max_restarts, config.heartbeat_timeout)
     job = Job(of_training)
     job.check_processes("processes", config.processes)
+    check_platforms()
     gpus = visible_gpus()
     devices = config.devices_per_process
     if devices is not None:
