@@ -1,5 +1,6 @@
 """What the smaller commands print, and what all of them refuse."""
 
+import csv
 import dataclasses
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
 from launch.config import TrainConfig
+from launch.trainer import many_runs
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
@@ -27,6 +29,44 @@ def test_theory_prints_predicted_beside_measured(capsys):
     assert (int(workers), float(lost)) == (2, 0.1)
     assert float(contraction) == pytest.approx(0.145 - 0.1125)
     assert float(drift) == pytest.approx(0.1125)
+
+
+def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "start_devices", lambda *workers: None)
+    assert bench.main(["--num-workers", "4", "--num-parameters", "600", "--rounds", "1"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["parameters", "median", "ms", "ratio"]
+    assert all(line.startswith(" " * 7 + "600  ") for line in lines)
+    assert any("average_models  " in line for line in lines)
+    plain = lines[0]
+    assert "lax.pmean" in plain
+    assert plain.endswith("  1.00")
+
+
+def test_compare_writes_a_table_a_picture_and_the_runs_and_repeats_nothing(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(many_runs, "start_devices", lambda *workers: None)
+    arguments = ["--algorithms", "rps", "local", "--drop-rates", "0", "0.3", "--output-dir", "out"]
+    arguments += ["--", "--preset", "linear", "--num-workers", "4", "--batch-size", "90"]
+    arguments += ["--epochs", "2"]
+    assert compare.main(arguments) == 0
+    printed = capsys.readouterr().out
+    names = {"rps-0-0", "rps-0.3-0", "local-0-0"}
+    assert set(os.listdir("out")) == {*names, "table.md", "curves.csv", "curves.png"}
+    table = Path("out/table.md").read_text()
+    assert table in printed
+    assert len(table.splitlines()) == 2 + len(names)
+    with open("out/curves.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1.0", "2.0"] * 3
+    apart = {(row["algorithm"], row["drop_rate"]): row["consensus_distance"] for row in rows}
+    assert 0 < float(apart["rps", "0.3"]) < float(apart["local", "0.0"])
+
+    assert compare.main(arguments) == 0
+    assert "epoch 2/2" not in capsys.readouterr().out
+    assert Path("out/table.md").read_text() == table
 
 
 @pytest.mark.parametrize(
