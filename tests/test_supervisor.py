@@ -135,6 +135,12 @@ def test_a_process_that_cannot_be_started_ends_the_others(run: Run) -> None:
     assert "process 1 cannot be started (/absent/python: No such file" in str(failure)
 
 
+def test_no_log_is_left_where_no_process_was_started(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match="process 0 cannot be started"):
+        supervise([Command(["/absent/python"], {})], tmp_path / "logs", 60.0, print)
+    assert not list(tmp_path.iterdir())
+
+
 STOPPABLE = """
 def stop(number, frame):
     print("saved", flush=True)
