@@ -71,6 +71,23 @@ def test_what_is_run_on_which_host(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(found) == [*((0, "me@fd00::1"), (1, "me@fd00::1"), (2, "other"), (3, "last"))]
 
 
+@pytest.mark.xdist_group("processes")
+def test_a_training_by_a_command_that_runs_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    here, hosts = tmp_path / "ssh", tmp_path / "hosts"
+    here.write_text('#!/bin/sh\nexec sh -c "$2"\n')
+    here.chmod(0o755)
+    hosts.write_text("localhost slots=2\n")
+    argv = ["--hostfile", str(hosts), "--ssh", str(here), "--directory", str(ROOT), *PATIENT]
+    flags = ["--preset", "linear", "--num-workers", "4", "--epochs", "1"]
+    assert launch.hosts.main([*argv, "--", *flags, "--output-dir", str(tmp_path / "run")]) == 0
+    assert "[0] epoch 1/1" in capfd.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["devices"] == "4 x cpu in 2 processes"
+
+
 @pytest.fixture(scope="module")
 def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Returns an ssh command that reaches this machine, by a server and keys of its own."""
