@@ -1,29 +1,47 @@
 """The wheel holds the library alone, and the library works where nothing else of ours is."""
 
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parent.parent
 
-# As in a bare environment: nothing of ours but the wheel, and none of what only `launch`, `models`
-# and `data` need can be imported.
-USE = """
+
+CORE = {"jax", "numpy", "optax"}
+
+ALONE = """
 import importlib.util, sys
-for absent in ("flax", "orbax", "tensorflow_datasets", "sklearn", "seqeval", "PIL", "tyro", "tqdm",
-               "matplotlib", "numba"):
-    sys.modules[absent] = None
-import jax, jax.numpy as jnp
-import rps_jax as rps
-assert rps.__file__.startswith(sys.argv[1]), rps.__file__
-for absent in ("models", "data", "launch"):
+import rps_jax
+assert rps_jax.__file__.startswith(sys.argv[1]), rps_jax.__file__
+for absent in ("models", "data", "launch", "flax", "orbax", "numba", "tyro", "matplotlib"):
     assert importlib.util.find_spec(absent) is None, absent
-everything = rps.Delivery(*[jnp.ones((4, 4), bool)] * 3)
-average = jax.vmap(lambda p, d: rps.average_models(p, d, "workers"), axis_name="workers")
-assert average(jnp.arange(4.0), everything).tolist() == [1.5] * 4
 """
+
+
+def link_with_dependencies(names, site):
+    """Links the installed distributions, and all that they require, into the folder `site`."""
+    pending, seen = list(names), set()
+    while pending:
+        name = canonicalize_name(pending.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = importlib.metadata.distribution(name)
+        pending += [r.name for r in map(Requirement, distribution.requires or ()) if required(r)]
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(distribution.locate_file(top))
+
+
+def required(requirement):
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
 
 
 def test_the_wheel_holds_the_library_alone(tmp_path):
@@ -57,12 +75,27 @@ def test_the_wheel_holds_the_library_alone(tmp_path):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"rps_jax"}
     assert "rps_jax/py.typed" in names
 
-    # The site-packages of this interpreter give jax, optax and numpy; -I keeps all else away.
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    site = str(tmp_path / "site")
-    preamble = f"import sys; sys.path[:0] = {[site, *packages]!r}\n"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    site = tmp_path / "site"
+    (metadata,) = site.glob("*.dist-info")
+    requirements = map(Requirement, importlib.metadata.Distribution.at(metadata).requires)
+    assert {requirement.name for requirement in requirements if required(requirement)} == CORE
+
+    # Nothing can be imported but the wheel and what it requires: -I and -S keep all else away.
+    link_with_dependencies(CORE, site)
+    readme = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert readme
+    code = "\n".join([f"import sys; sys.path.insert(0, {str(site)!r})", ALONE, *readme])
     subprocess.run(
-        [sys.executable, "-I", "-S", "-c", preamble + USE, site],
-        check=True, cwd=tmp_path, env=environment,
+        [sys.executable, "-I", "-S", "-c", code, str(site)],
+        check=True, cwd=tmp_path, env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
+
+
+def test_a_command_without_its_extra_says_so_in_one_line():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['tyro'] = None\n"
+        "import launch.theory"
+    )
+    command = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert command.returncode == 2
+    assert command.stderr == 'error: tyro not installed: pip install "rps-jax[launch]"\n'
