@@ -121,6 +121,8 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     """Folder of the run's results."""
     resume: Annotated[bool, Mark.NOT_STORED] = False
     """Go on with the run in --output-dir, from its newest checkpoint."""
+    auto_resume: Annotated[bool, Mark.NOT_STORED] = False
+    """Go on with the run in --output-dir if it holds one, begin one there otherwise."""
     checkpoint_every: Annotated[int, AT_LEAST_1, Mark.MAY_CHANGE] = 5
     """Epochs between checkpoints; there is always one after the last epoch."""
     log_every: Annotated[int, AT_LEAST_1, Mark.MAY_CHANGE] = 50
@@ -181,10 +183,14 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     # The first reading is for the flags that decide the defaults of all others.
     helps = {"-h", "--help"}
     asked = read_command(TrainConfig, PROG, [x for x in argv if x not in helps], PRESETS["digits"])
+    if asked.auto_resume and asked.output_dir is not None:
+        begun = os.path.lexists(asked.output_dir / CONFIG_FILE)
+        asked = dataclasses.replace(asked, resume=asked.resume or begun)
     defaults = _defaults(asked)
     if helps.isdisjoint(argv) and asked.resume and asked.output_dir is not None:
         defaults = stored_config(asked.output_dir)
     config = read_command(TrainConfig, PROG, argv, defaults)
+    config = dataclasses.replace(config, resume=asked.resume)
     config = CHANNELS[config.channel].complete(config)
     if config.resume and config.output_dir is not None:
         check_unchanged(config, deciding(defaults), f"the run in {config.output_dir}")
@@ -211,7 +217,9 @@ def check(config: TrainConfig) -> None:
         refuse("workers_per_device", per_device, f"a divisor of {config.num_workers} workers")
     if config.resume and config.output_dir is None:
         requires("resume", True, "--output-dir, the folder of the run to go on with")
-    if config.allow_resize and not config.resume:
+    if config.auto_resume and config.output_dir is None:
+        requires("auto_resume", True, "--output-dir, the folder of the run")
+    if config.allow_resize and not (config.resume or config.auto_resume):
         requires("allow_resize", True, "--resume")
     _check_process(config)
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from launch.cluster import ray as ray_cluster
-from launch.config import CONFIG_FILE, TrainConfig, parse
+from launch.config import TrainConfig, parse
 from launch.distributed import initialize
 
 ROOT = Path(__file__).parents[1]
@@ -145,20 +145,14 @@ def test_what_a_pod_runs(commands: Any, tmp_path: Path) -> None:
     (container,) = job["spec"]["template"]["spec"]["containers"]
     shell = container["command"][-1].replace("/runs/", f"{tmp_path}/")
     commands("python", PYTHON)
-    folder = tmp_path / "digits"
-    for begun in (False, True):
-        if begun:
-            folder.mkdir()
-            (folder / CONFIG_FILE).write_text("{}")
-        assert run("bash", "-c", shell, PROCESSES="4", JOB_COMPLETION_INDEX="3").returncode == 0
-    first, second = (tmp_path / "calls").read_text().splitlines()
-    module, *flags = first.removeprefix("-m ").split()
+    assert run("bash", "-c", shell, PROCESSES="4", JOB_COMPLETION_INDEX="3").returncode == 0
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    module, *flags = call.removeprefix("-m ").split()
     assert module == "launch.train"
     config = parse(flags)
     assert (config.coordinator, config.num_processes, config.process_id) == ("rps-0.rps:8476", 4, 3)
-    assert config.output_dir == folder
-    assert "--resume" not in flags
-    assert "--resume" in second.split()
+    assert config.output_dir == tmp_path / "digits"
+    assert config.auto_resume
 
 
 @pytest.mark.long
@@ -193,7 +187,8 @@ def test_slurm_queues_again_what_has_run_out_of_time(
     assert done.returncode == status
     assert done.stdout == ("scontrol requeue 7\n" if queued_again else "")
     for call in (tmp_path / "calls").read_text().splitlines():
-        assert parse(call.removeprefix("-m launch.train ").split()).num_workers == 4
+        config = parse(call.removeprefix("-m launch.train ").split())
+        assert (config.num_workers, config.auto_resume) == (4, True)
 
 
 @pytest.mark.long
@@ -241,18 +236,13 @@ def test_open_mpi_tells_each_process_what_it_is(commands: Any, tmp_path: Path) -
     hosts = tmp_path / "hosts"
     hosts.write_text("# ours\n\n  me@first slots=1\nsecond\n")
     argv = ("bash", CLUSTER / "openmpi.sh", hosts, tmp_path / "run", *TINY)
-    for begun in (False, True):
-        if begun:
-            (tmp_path / "run").mkdir()
-            (tmp_path / "run" / CONFIG_FILE).write_text("{}")
-        assert run(*argv, PYTHON=str(python), PORT="7000", JOB="1").returncode == 0
+    assert run(*argv, PYTHON=str(python), PORT="7000", JOB="1").returncode == 0
     calls = [call.split()[2:] for call in (tmp_path / "calls").read_text().splitlines()]
-    configs = [parse(call) for call in calls[:2]]
+    configs = [parse(call) for call in calls]
     assert sorted(config.process_id for config in configs) == [0, 1]
     for config in configs:
         assert (config.coordinator, config.num_processes) == ("first:7000", 2)
-        assert config.num_workers == 4
-    assert ["--resume" in call for call in calls] == [False, False, True, True]
+        assert (config.num_workers, config.auto_resume) == (4, True)
 
 
 @pytest.mark.long

@@ -58,7 +58,8 @@ def whole(
 def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
     folder, _ = whole
     assert {entry.name for entry in folder.iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints")
+        *("config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints"),
+        "writer.lock",
     }
     assert json.loads((folder / "config.json").read_text())["num_workers"] == 4
 

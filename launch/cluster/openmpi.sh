@@ -15,10 +15,6 @@ hosts=${1:?expected a hostfile}
 folder=${2:?expected the folder of the run}
 shift 2
 first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$hosts")
-resume=()
-if [ -e "$folder/config.json" ]; then
-  resume=(--resume)
-fi
 
 # Seconds that Open MPI 4, and 5, waits before it passes Ctrl-C on, as SIGTERM; and as long again, in
 # which the job saves a checkpoint, before it kills.
@@ -28,4 +24,4 @@ export OMPI_MCA_odls_base_sigkill_timeout=20 PRTE_MCA_odls_base_sigkill_timeout=
 exec mpirun --hostfile "$hosts" --bind-to none \
   bash -c 'exec "$@" --num-processes "$OMPI_COMM_WORLD_SIZE" --process-id "$OMPI_COMM_WORLD_RANK"' \
   process "${PYTHON:-python}" -m launch.train --coordinator "${first#*@}:${PORT:-8476}" \
-  --output-dir "$folder" "${resume[@]}" "$@"
+  --output-dir "$folder" --auto-resume "$@"

@@ -14,11 +14,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from launch.cli.command_line import UsageError, exit_status, expect, read_command, split_arguments
-from launch.config import CONFIG_FILE
 from launch.distributed.heartbeat import BEAT, ENVIRONMENT
 from launch.distributed.job import Job, process_flags
 from launch.distributed.supervisor import JobFailed
@@ -64,7 +62,7 @@ def _run(argv: Sequence[str]) -> int:
     folder = str(job.folder.path.absolute())
     trainer = JaxTrainer(
         run_process,
-        train_loop_config={"flags": job.flags(), "folder": folder, "directory": os.getcwd()},
+        train_loop_config={"flags": job.flags(), "directory": os.getcwd()},
         # The processes join JAX's job by themselves, not the workers in their place.
         jax_config=JaxConfig(use_tpu=False, use_gpu=False),
         scaling_config=ScalingConfig(
@@ -90,8 +88,7 @@ def run_process(options: dict[str, Any]) -> None:
     It is a process of its own because a training takes the main thread, which is Ray's.
 
     Args:
-        options: `flags` of launch.train, the `folder` of the results, and the `directory` of this
-            checkout.
+        options: `flags` of launch.train, and the `directory` of this checkout.
 
     Raises:
         RuntimeError: The process has failed.
@@ -101,12 +98,9 @@ def run_process(options: dict[str, Any]) -> None:
     from ray.train.collective import broadcast_from_rank_zero
 
     number, count = get_context().get_world_rank(), get_context().get_world_size()
-    flags = list(options["flags"])
-    if Path(options["folder"], CONFIG_FILE).exists() and "--resume" not in flags:
-        flags.append("--resume")
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
-    coordinator, flags = broadcast_from_rank_zero((address, flags))
-    argv = [sys.executable, "-m", "launch.train", *flags]
+    coordinator = broadcast_from_rank_zero(address)
+    argv = [sys.executable, "-m", "launch.train", *options["flags"]]
     process = subprocess.Popen(
         [*argv, *process_flags(coordinator, count, number)],
         cwd=options["directory"],

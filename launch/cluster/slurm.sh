@@ -21,16 +21,12 @@ set -euo pipefail
 
 folder=${1:?expected the folder of the run}
 shift
-resume=()
-if [ -e "$folder/config.json" ]; then
-  resume=(--resume)
-fi
 
 # JAX finds the job by what srun sets. A process that fails ends the others; binding would leave one
 # task a node with one core.
 status=0
 srun --kill-on-bad-exit=1 --cpu-bind=none \
-  "${PYTHON:-python}" -m launch.train --output-dir "$folder" "${resume[@]}" "$@" || status=$?
+  "${PYTHON:-python}" -m launch.train --output-dir "$folder" --auto-resume "$@" || status=$?
 
 # 143: stopped by SIGTERM, with a checkpoint. The job still runs only if its time is nearly up: one
 # that was cancelled is not queued again.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.reports.report import command_line, machine, versions, write_csv
-from launch.trainer.run_directory import write_json
+from launch.trainer.json_files import write_json
 
 
 def write_results(

@@ -83,6 +83,19 @@ def check_consistency(config: TrainConfig, data: str, output_dir: Path) -> Path:
     return Path(first["output_dir"])
 
 
+def refuse_together(error: UsageError | None) -> None:
+    """Raises on every process what process 0 has to refuse.
+
+    Args:
+        error: Of process 0, None if there is nothing; the others' is ignored.
+    """
+    if jax.process_count() > 1:
+        said = _gather({"error": None if error is None else str(error)})[0]["error"]
+        error = None if said is None else UsageError(said)
+    if error is not None:
+        raise error
+
+
 def check_shared(file: Path) -> None:
     """Checks, on every process, that process 0's folder is everybody's.
 

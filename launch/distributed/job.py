@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from launch.cli.command_line import DIVERGED, USAGE, check_untouched, expect
-from launch.config import CONFIG_FILE, PROCESS_FLAGS, TrainConfig, default_output_dir, parse
+from launch.config import PROCESS_FLAGS, TrainConfig, default_output_dir, parse
 from launch.distributed.supervisor import Command, JobFailed, supervise
 from launch.trainer.run_directory import RunDirectory
 
@@ -92,14 +92,13 @@ class Job:
         raise AssertionError("unreachable")
 
     def flags(self) -> list[str]:
-        """Returns the flags that all processes share, if they are started now."""
+        """Returns the flags that all processes share, whenever they are started."""
         flags = list(self._train_argv)
         given = self.config.output_dir
         if given is None or not given.is_absolute():
             # The processes may start in another folder; the last flag counts.
             flags += ["--output-dir", str(self.folder.path.absolute())]
-        begun = (self.folder.path / CONFIG_FILE).exists()
-        return [*flags, "--resume"] if begun and not self.config.resume else flags
+        return flags if self.config.resume else [*flags, "--auto-resume"]
 
 
 def process_flags(coordinator: str, num_processes: int, process_id: int) -> list[str]:

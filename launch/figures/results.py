@@ -7,7 +7,7 @@ from typing import Any
 from launch.config import TrainConfig
 from launch.figures.paper import Scale
 from launch.reports.report import command_line, machine, versions
-from launch.trainer.run_directory import write_json
+from launch.trainer.json_files import write_json
 
 _SETTINGS = (
     "preset",

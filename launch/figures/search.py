@@ -116,7 +116,7 @@ def _runs(config: SearchConfig, chosen: TrainConfig) -> list[TrainConfig]:
 def _write(config: SearchConfig, scale: Scale, runs: Sequence[TrainConfig]) -> None:
     """Writes the folder of the search; prints its table."""
     assert config.output_dir is not None
-    done = [run for run in runs if folder_of(run).summary.exists()]
+    done = [run for run in runs if folder_of(run).is_done]
     summaries = {run: folder_of(run).read_summary() for run in done}
     if not done:
         raise UsageError("--learning-rates: expected smaller ones; every training has diverged")

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not used: orbax writes them, a manifest vouches for them.
 
 Orbax makes a checkpoint appear under its name only when it is complete. What it cannot see is a
-file that was damaged later; so beside each checkpoint lies the SHA-256 of each of its files.
+file that was damaged later; so beside each checkpoint lies the SHA-256 of each of its files. It is
+written before the checkpoint appears: one that has appeared is never without.
 
 All processes of a job save and restore, each its own workers' part, in a folder that all can see.
 Process 0 alone decides which checkpoint is used, and tidies up.
@@ -10,8 +11,7 @@ Process 0 alone decides which checkpoint is used, and tidies up.
 import contextlib
 import hashlib
 import io
-import json
-import os
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +23,21 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from launch.cli.command_line import CommandError
+from launch.trainer.json_files import DamagedError, read_object, write_json
 
 _MANIFEST = "manifest.json"
+_UNFINISHED = "orbax-checkpoint-tmp"
+"""Part of the names that orbax gives to what it has not finished."""
+
+_STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""What orbax notes in the folder after the manifest is written; nothing is restored from it."""
+
+# What orbax's threads fail with is raised as well, and they may say it when all is over.
+_SAID_TWICE = ("_SignalingThread", "exception calling callback")
+for _logger in ("absl", "concurrent.futures"):
+    logging.getLogger(_logger).addFilter(
+        lambda record: not any(said in record.getMessage() for said in _SAID_TWICE)
+    )
 
 
 class CheckpointError(CommandError):
@@ -43,8 +56,32 @@ class Saved(NamedTuple):
     progress: dict[str, Any]
 
 
+class _WithManifest(ocp.CompositeCheckpointHandler):
+    """Writes the manifest when all files are there, which orbax then moves to their name at once.
+
+    Attributes:
+        manifest: Of the checkpoint that is being saved.
+    """
+
+    manifest: Path
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)  # On process 0 only.
+        write_json(self.manifest, _digests(Path(directory)))
+
+
+@ocp.args.register_with_handler(_WithManifest, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+    """What orbax wants beside a handler: the class of what it is given."""
+
+
 class Checkpoints:
-    """The checkpoints of one run, newest `keep` of them."""
+    """The checkpoints of one run, newest `keep` of them.
+
+    Attributes:
+        holds: Whether the JSON values of a checkpoint are such as this run saves; one with others
+            is damaged. By default all are.
+    """
 
     def __init__(self, directory: Path, keep: int = 3) -> None:
         """Opens a folder of checkpoints, which need not exist yet.
@@ -55,7 +92,9 @@ class Checkpoints:
         """
         self._directory = directory.absolute()
         self._keep = keep
-        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self.holds: Callable[[dict[str, Any]], bool] = lambda progress: True
+        self._handler = _WithManifest()
+        self._checkpointer = ocp.Checkpointer(self._handler)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> Path:
         """Saves a checkpoint, then deletes those that are too old.
@@ -74,17 +113,11 @@ class Checkpoints:
             CheckpointError: It cannot be written; the earlier ones are as they were.
         """
         path = self._directory / str(step)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-        )
+        items = _Items(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        self._handler.manifest = self._manifest_of(step)
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # Tracebacks of threads that failed.
                 self._checkpointer.save(path, items, force=True)
-            if jax.process_index() == 0:
-                manifest = self._manifest_of(step)
-                unfinished = manifest.with_suffix(".tmp")
-                unfinished.write_text(json.dumps(_digests(path), indent=1))
-                os.replace(unfinished, manifest)
         except jax.errors.JaxRuntimeError:
             raise  # Another process has gone; nothing is wrong with the disk.
         # What a disk that is full or gone raises depends on which library has met it.
@@ -92,8 +125,6 @@ class Checkpoints:
             raise CheckpointError(
                 f"{path}: the checkpoint cannot be written ({_in_short(error)})"
             ) from error
-        # Whoever left sooner could have process 0 ended before the manifest is there.
-        multihost_utils.sync_global_devices(f"saved {step}")
         self._delete(self.steps()[: -self._keep])
         return path
 
@@ -105,15 +136,17 @@ class Checkpoints:
     def _delete(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
             for step in steps:
-                self._manifest_of(step).unlink(missing_ok=True)
-                shutil.rmtree(self._directory / str(step))
+                _remove(self._directory / str(step))
+                _remove(self._manifest_of(step))
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints there are, damaged ones too, oldest first."""
         if not self._directory.is_dir():
             return []
         return sorted(
-            int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit()
+            int(entry.name)
+            for entry in self._directory.iterdir()
+            if entry.name.isdecimal() and entry.name == str(int(entry.name))
         )
 
     def newest(self, report: Callable[[str], None]) -> Saved | None:
@@ -160,42 +193,63 @@ class Checkpoints:
     def _newest_whole(self, report: Callable[[str], None]) -> int | None:
         if self._directory.is_dir():
             for entry in sorted(self._directory.iterdir()):
-                if "orbax-checkpoint-tmp" in entry.name:
+                if _UNFINISHED in entry.name:
                     report(f"{entry.name} was only half written, and is not used")
-                    shutil.rmtree(entry)
+                    _remove(entry)
         for step in reversed(self.steps()):
             damage = self._damage(step)
             if damage is None:
                 return step
             report(f"the checkpoint of step {step} is damaged ({damage}), and is not used")
             aside = self._directory / f"{step}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             (self._directory / str(step)).rename(aside)
-            self._manifest_of(step).unlink(missing_ok=True)
+            _remove(self._manifest_of(step))
         return None
 
     def _read(self, step: int, **item: Any) -> Any:
         (name,) = item
         path = self._directory / str(step)
-        return self._checkpointer.restore(path, ocp.args.Composite(**item))[name]
+        return self._checkpointer.restore(path, _Items(**item))[name]
 
     def _manifest_of(self, step: int) -> Path:
         return self._directory / f"{step}.{_MANIFEST}"
 
     def _damage(self, step: int) -> str | None:
         """Returns what is wrong with a checkpoint, None if nothing is."""
-        manifest = self._manifest_of(step)
+        path, manifest = self._directory / str(step), self._manifest_of(step)
         try:
-            expected = json.loads(manifest.read_text())
-        except (OSError, ValueError):
-            return f"{manifest.name} is missing or damaged"
-        found = _digests(self._directory / str(step))
+            expected = read_object(manifest, lambda values: True)
+        except DamagedError as error:
+            return f"{manifest.name}: {error}"
+        for stamp in _STAMPS:
+            expected.pop(stamp, None)  # Earlier versions wrote the manifest last.
+        try:
+            found = _digests(path)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
         for name in sorted(expected.keys() | found.keys()):
             if name not in found:
                 return f"{name} is missing"
             if expected.get(name) != found[name]:
                 return f"{name} has changed"
+        if not found:
+            return "it is empty"
+        try:
+            progress = self._read(step, progress=ocp.args.JsonRestore())
+        except Exception as error:  # Orbax has no one error for a part that is missing.
+            return f"progress: {_in_short(error)}"
+        if not isinstance(progress, dict) or not self.holds(progress):
+            return "progress: not the expected keys and types"
         return None
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _in_short(error: Exception) -> str:
@@ -204,10 +258,10 @@ def _in_short(error: Exception) -> str:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file below a folder, by relative path."""
+    """Returns the SHA-256 of every file below a folder but the stamps, by relative path."""
     digests = {}
     for file in sorted(path.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.relative_to(path).as_posix() not in _STAMPS:
             with file.open("rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
             digests[file.relative_to(path).as_posix()] = digest

@@ -1,5 +1,6 @@
 """Several trainings one after the other or together, of which none that is done is repeated."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,7 +21,7 @@ from launch.config import (
 )
 from launch.distributed.devices import start_devices
 from launch.trainer.preemption import Deadline, Stopped
-from launch.trainer.run_directory import CHECKPOINTS, RunDirectory, check_can_write
+from launch.trainer.run_directory import CHECKPOINTS, RunDirectory, check_can_write, only_writer
 
 _MEMBERS = "runs.txt"
 """Names of the runs whose checkpoints a folder has."""
@@ -52,7 +53,8 @@ def train_all(
         The lines of metrics of each.
 
     Raises:
-        UsageError: A run of the same folder was made with other flags, or other data.
+        UsageError: A run of the same folder was made with other flags, or other data, or another
+            process writes there.
         Diverged: A run has left the finite numbers.
         Stopped: By a signal, or the deadline; the next call goes on.
     """
@@ -61,34 +63,40 @@ def train_all(
     for run, folder in zip(runs, folders, strict=True):
         check_can_write("output_dir", folder.path)
         _check_same(run, source)
-    start_devices(runs[0].num_workers, runs[0].workers_per_device)
-    # Imported late: it takes seconds, and a mistake in the flags has been found by now.
-    from launch.trainer.checkpoints import Checkpoints
-    from launch.trainer.training import Diverged, train_together
+    with contextlib.ExitStack() as held:
+        for parent in sorted({folder.path.absolute().parent for folder in folders}):
+            held.enter_context(only_writer(parent))
+        start_devices(runs[0].num_workers, runs[0].workers_per_device)
+        # Imported late: it takes seconds, and a mistake in the flags has been found by now.
+        from launch.trainer.checkpoints import Checkpoints
+        from launch.trainer.training import Diverged, train_together
 
-    for group in _groups([run for run in runs if not folder_of(run).summary.exists()], together):
-        names = [folder_of(run).path.name for run in group]
-        place = f"{runs.index(group[0]) + 1}/{len(runs)}"
-        if number := deadline.signal_number:
-            raise Stopped(number, f"before run {place}", _SAME_COMMAND)
-        print(f"\n[{place}] {', '.join(names)}{_to_go(folders)}", flush=True)
-        checkpoints_dir = _claim_checkpoints(group)
-        checkpoints = Checkpoints(checkpoints_dir, keep=3 if keep_checkpoints else 1)
-        begun = bool(checkpoints.steps())
-        configs = [dataclasses.replace(run, resume=begun) for run in group]
-        output_dirs = [folder_of(run).path for run in group]
-        try:
-            train_together(configs, source, output_dirs, checkpoints, deadline)
-        except Stopped as stopped:
-            where = f"{stopped.where}, in run {place}"
-            raise Stopped(stopped.signal_number, where, _SAME_COMMAND) from None
-        except Diverged as diverged:
-            said = f"{', '.join(names)}: {diverged}"
-            if not may_diverge:
-                raise Diverged(said) from None
-            print(said)
-        if not keep_checkpoints:
-            shutil.rmtree(checkpoints_dir, ignore_errors=True)
+        for group in _groups([run for run in runs if not folder_of(run).is_done], together):
+            names = [folder_of(run).path.name for run in group]
+            place = f"{runs.index(group[0]) + 1}/{len(runs)}"
+            if number := deadline.signal_number:
+                raise Stopped(number, f"before run {place}", _SAME_COMMAND)
+            print(f"\n[{place}] {', '.join(names)}{_to_go(folders)}", flush=True)
+            checkpoints_dir = _claim_checkpoints(group)
+            checkpoints = Checkpoints(checkpoints_dir, keep=3 if keep_checkpoints else 1)
+            begun = bool(checkpoints.steps())
+            if not begun:
+                for run in group:
+                    folder_of(run).clear()
+            configs = [dataclasses.replace(run, resume=begun) for run in group]
+            output_dirs = [folder_of(run).path for run in group]
+            try:
+                train_together(configs, source, output_dirs, checkpoints, deadline)
+            except Stopped as stopped:
+                where = f"{stopped.where}, in run {place}"
+                raise Stopped(stopped.signal_number, where, _SAME_COMMAND) from None
+            except Diverged as diverged:
+                said = f"{', '.join(names)}: {diverged}"
+                if not may_diverge:
+                    raise Diverged(said) from None
+                print(said)
+            if not keep_checkpoints:
+                shutil.rmtree(checkpoints_dir, ignore_errors=True)
     return [folder.read_metrics() for folder in folders]
 
 
@@ -137,7 +145,7 @@ def folder_of(run: TrainConfig) -> RunDirectory:
 
 def _to_go(folders: Sequence[RunDirectory]) -> str:
     """Returns how long all runs will take together that are not done, as those that are did."""
-    took = [f.read_summary()["wall_seconds"] for f in folders if f.summary.exists()]
+    took = [f.read_summary()["wall_seconds"] for f in folders if f.is_done]
     if not took:
         return ""
     seconds = (len(folders) - len(took)) * sum(took) / len(took)
@@ -150,5 +158,5 @@ def _check_same(run: TrainConfig, source: Source) -> None:
     path = folder.path / CONFIG_FILE
     if path.exists():
         check_unchanged(run, deciding(stored_config(folder.path)), f"the run in {folder.path}")
-    if folder.summary.exists() and (data := folder.read_summary()["data"]) != source.description:
+    if folder.is_done and (data := folder.read_summary()["data"]) != source.description:
         raise UsageError(f"--data-path: expected {data}, as in {path}, found {source.description}")

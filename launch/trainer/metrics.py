@@ -13,7 +13,8 @@ from launch.cli.command_line import UsageError
 from launch.config import LOSSY, TrainConfig
 from launch.reports.curves import draw_curves
 from launch.tasks import Task
-from launch.trainer.run_directory import EPOCH_DIGITS, RunDirectory, write_json
+from launch.trainer.json_files import write_json
+from launch.trainer.run_directory import EPOCH_DIGITS, RunDirectory
 
 Summary = dict[str, Any]
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from launch.cli.command_line import CommandError
 
+_SAME_REQUEST_SECONDS = 5.0
+"""Schedulers send a signal twice, or to a process and then to its group."""
+
 
 class Stopped(CommandError):
     """A signal asked a run to stop, and nothing that it has done is lost.
@@ -74,9 +77,11 @@ class StopSignals:
 
         Args:
             numbers: Of the signals to remember.
-            second_ends: Whether a second signal ends the program at once.
+            second_ends: Whether a second signal ends the program at once; one that comes within
+                five seconds of the first is the same request.
         """
         self.received: list[int] = []
+        self._began = 0.0
         self._numbers, self._second_ends = numbers, second_ends
         self._before: dict[int, Any] = {}
 
@@ -96,7 +101,10 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
+        now = time.monotonic()
+        if not self.received:
+            self._began = now
         self.received.append(number)
-        if self._second_ends:
-            for again in self._numbers:
-                signal.signal(again, signal.SIG_DFL)
+        if self._second_ends and now - self._began >= _SAME_REQUEST_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -1,18 +1,36 @@
 """A run's folder: what was asked for, what was measured, and what came of it."""
 
+import contextlib
+import fcntl
 import json
 import os
+import shutil
+import socket
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from launch.cli.command_line import UsageError, refuse
 from launch.config import CONFIG_FILE, TrainConfig, to_json
+from launch.trainer.json_files import (
+    DamagedError,
+    is_count,
+    is_number,
+    parse_object,
+    read_object,
+    write_json,
+    write_text,
+)
 
 METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curves.png"
 CHECKPOINTS = "checkpoints"
+LOCK_FILE = "writer.lock"
 EPOCH_DIGITS = 6
 """Of the epoch in a line of metrics, after the point."""
+
+_MEASURED = ("train_loss", "delivered_fraction", "examples_per_second", "consensus_distance")
+"""What every line of metrics has, beside its step and epoch."""
 
 
 class RunDirectory:
@@ -36,6 +54,12 @@ class RunDirectory:
                     f"{name} of another run (--resume goes on with it)"
                 )
 
+    def clear(self) -> None:
+        """Deletes what was begun; the next run begins anew."""
+        for path in (self.path / CONFIG_FILE, self.metrics, self.summary, self.curves):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def create(self, config: TrainConfig) -> None:
         """Makes the folder and writes down what was asked for."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -46,28 +70,107 @@ class RunDirectory:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns all whole lines of metrics; a run that was killed may have cut the last."""
+    def read_metrics(self, report: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+        """Returns all whole lines of metrics.
+
+        Args:
+            report: Told of each line that is not: a run that was killed may have cut the last.
+        """
+        try:
+            content = self.metrics.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UsageError(f"{self.metrics}: {error.strerror}") from None
         lines = []
-        if self.metrics.exists():
-            for text in self.metrics.read_text(errors="replace").splitlines():
-                try:
-                    lines.append(json.loads(text))
-                except ValueError:
-                    break
+        for number, line in enumerate(content.split(b"\n"), 1):
+            if not line:
+                continue
+            try:
+                lines.append(parse_object(line, _is_line_of_metrics))
+            except DamagedError as error:
+                if report is not None:
+                    report(f"line {number} of {self.metrics.name} is damaged ({error})")
         return lines
 
-    def read_summary(self) -> dict[str, Any]:
-        """Returns the summary of a run that is done."""
-        values: dict[str, Any] = json.loads(self.summary.read_text())
-        return values
+    @property
+    def is_done(self) -> bool:
+        """Whether the folder holds a summary, which is written last, and it is whole."""
+        try:
+            read_object(self.summary, _is_summary)
+        except DamagedError:
+            return False
+        return True
 
-    def rewind(self, epoch: float) -> None:
-        """Drops the metrics of what comes after `epoch` and is about to be trained again."""
+    def read_summary(self) -> dict[str, Any]:
+        """Returns the summary of a run that is done.
+
+        Raises:
+            UsageError: It is missing or damaged.
+        """
+        try:
+            return read_object(self.summary, _is_summary)
+        except DamagedError as error:
+            raise UsageError(f"{self.summary}: {error}") from None
+
+    def rewind(self, epoch: float, report: Callable[[str], None]) -> None:
+        """Drops the metrics of what comes after `epoch` and is about to be trained again.
+
+        Args:
+            epoch: The run goes on from there.
+            report: Told, in one line each, of lines that are damaged, and dropped too.
+        """
         epoch = round(epoch, EPOCH_DIGITS)
-        kept = [line for line in self.read_metrics() if line["epoch"] <= epoch]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        _write(self.metrics, text)
+        kept = [line for line in self.read_metrics(report) if line["epoch"] <= epoch]
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _is_line_of_metrics(line: dict[str, Any]) -> bool:
+    return (
+        all(map(is_number, line.values()))
+        and is_count(line.get("step"))
+        and (line.keys() >= {"epoch", *_MEASURED})
+    )
+
+
+def _is_summary(values: dict[str, Any]) -> bool:
+    score = values.get("score")
+    return (
+        isinstance(score, str)
+        and isinstance(values.get("data"), str)
+        and all(is_number(values.get(key)) for key in (score, "wall_seconds"))
+    )
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds a folder, which is made if need be, for this process alone.
+
+    Relies on POSIX record locks: the kernel drops them with the process, however that ends, and
+    NFS (version 4, or 3 with lockd), Lustre (mounted with `flock`), GPFS and CephFS honour them
+    between hosts. The file stays: whoever deleted it could delete one that another has just locked.
+
+    Raises:
+        UsageError: Another process holds it, or it cannot be locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        refuse("output_dir", folder, f"a folder that can be written ({error.strerror})")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            other = " ".join(file.read(200).split()) or "another process"
+            refuse("output_dir", folder, f"a folder with one writer, found {other} writing there")
+        except OSError as error:
+            refuse("output_dir", folder, f"a file system that locks files ({error.strerror})")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def check_can_write(name: str, folder: Path) -> None:
@@ -84,14 +187,3 @@ def check_can_write(name: str, folder: Path) -> None:
             (Path(trial) / path.relative_to(parent)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         refuse(name, folder, f"a folder that can be written ({error.strerror})")
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
-    _write(path, json.dumps(values, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

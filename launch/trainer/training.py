@@ -4,10 +4,11 @@ Every process of a job runs all of this, in step with the others. Process 0 alon
 pictures, and speaks.
 """
 
+import contextlib
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,22 @@ from data import DataError, Source, partition
 from launch.channels import make_channel
 from launch.cli.command_line import DIVERGED, CommandError, UsageError
 from launch.config import CONFIG_FILE, TrainConfig, check_unchanged, deciding, make_rule
-from launch.distributed.consistency import check_consistency, check_shared, digest_of
+from launch.distributed.consistency import (
+    check_consistency,
+    check_shared,
+    digest_of,
+    refuse_together,
+)
 from launch.reports.progress import Progress
 from launch.tasks import make_task
 from launch.tasks.source import check_packets, of_flag
 from launch.trainer.checkpoints import Checkpoints, Saved
+from launch.trainer.json_files import is_count, is_number
 from launch.trainer.metrics import RunMetrics, Summary, Window, setting
 from launch.trainer.preemption import Deadline, Stopped, StopSignals
 from launch.trainer.programs import Programs, make_optimizer, named_key
 from launch.trainer.resize import resized
-from launch.trainer.run_directory import RunDirectory
+from launch.trainer.run_directory import RunDirectory, only_writer
 from launch.trainer.shards import deal
 
 
@@ -84,12 +91,13 @@ def train_together(
         The summaries on process 0; none on all others.
     """
     run = Training(configs, source, output_dirs, checkpoints, deadline or Deadline(None))
-    if configs[0].resume:
-        run.resume()
-    else:
-        run.begin()
-    run.loop()
-    return run.finish()
+    with run.only_writer():
+        if configs[0].resume:
+            run.resume()
+        else:
+            run.begin()
+        run.loop()
+        return run.finish()
 
 
 class Training:
@@ -128,6 +136,7 @@ class Training:
             for config, output_dir in zip(configs, output_dirs, strict=True)
         ]
         self._checkpoints = checkpoints or Checkpoints(self._records[0].folder.checkpoints)
+        self._checkpoints.holds = lambda values: _is_progress(values, len(configs))
         self._task = make_task(config, dataset)
         labels = dataset.train[dataset.label_key]
         parts = partition(
@@ -170,13 +179,32 @@ class Training:
         )
         self._state = self._mesh.replicate(self._programs.of_all_runs(state))
 
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Holds the folders of all runs, on process 0 for all.
+
+        Raises:
+            UsageError: Another job writes there, or a new run's folder is not free; on every
+                process.
+        """
+        with contextlib.ExitStack() as held:
+            refused = None
+            if self._first_process:
+                try:
+                    for record in self._records:
+                        held.enter_context(only_writer(record.folder.path))
+                        if not record.config.resume:
+                            record.folder.check_is_free()
+                except UsageError as error:
+                    refused = error
+            refuse_together(refused)
+            yield
+
     def begin(self) -> None:
-        """Makes the folders of new runs."""
+        """Writes down what was asked for."""
         for record in self._records:
             if self._first_process:
                 record.folder.create(record.config)
-                # Of a beginning of which no checkpoint is left.
-                record.folder.metrics.unlink(missing_ok=True)
             check_shared(record.folder.path / CONFIG_FILE)
 
     def resume(self) -> None:
@@ -205,7 +233,7 @@ class Training:
         self._say(f"resuming at step {self._step:,} of {self._total_steps:,}")
         if self._first_process:
             for record in self._records:
-                record.folder.rewind(self._step / self._steps_per_epoch)
+                record.folder.rewind(self._step / self._steps_per_epoch, report=self._say)
 
     def _resume_resized(self, saved: Saved) -> None:
         """Goes back to the beginning of the epoch of a checkpoint of another number of workers."""
@@ -367,6 +395,25 @@ class Training:
     def _say(self, text: str) -> None:
         if self._first_process:
             print(text, flush=True)
+
+
+def _is_progress(values: dict[str, Any], num_runs: int) -> bool:
+    """Returns whether these are values that `Training` saves beside the state of its runs."""
+    windows, settings = values.get("windows"), values.get("deciding", [{}] * num_runs)
+    return (
+        all(is_count(values.get(key)) and values[key] for key in ("num_workers", "steps_per_epoch"))
+        and isinstance(values.get("data_digest"), str)
+        and is_number(values.get("wall_seconds"))
+        and isinstance(settings, list)
+        and isinstance(windows, list)
+        and len(settings) == len(windows) == num_runs
+        and all(isinstance(setting, dict) for setting in settings)
+        and all(isinstance(steps, list) and all(map(_is_step, steps)) for steps in windows)
+    )
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
 class _Signals:

@@ -1,0 +1,61 @@
+"""JSON objects in files: written whole or not at all, and never trusted when they are read."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class DamagedError(ValueError):
+    """A file, or a line of one, that does not hold what it should; the message says why."""
+
+
+def parse_object(content: bytes | str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Returns a JSON object.
+
+    Args:
+        content: Its text.
+        holds: Whether the object has the keys and the types that are expected.
+
+    Raises:
+        DamagedError: It is no such object.
+    """
+    try:
+        values = json.loads(content)
+    # Bytes that are no text and numbers of too many digits are ValueErrors too.
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"not JSON: {error}") from None
+    if not isinstance(values, dict) or not holds(values):
+        raise DamagedError("not the expected keys and types")
+    return values
+
+
+def read_object(path: Path, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Returns the JSON object of a file; otherwise as `parse_object`."""
+    try:
+        return parse_object(path.read_bytes(), holds)
+    except OSError as error:
+        raise DamagedError(error.strerror or "not readable") from None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a JSON value is a number, which a bool is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """Returns whether a JSON value is an integer of at least 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
