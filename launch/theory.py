@@ -25,7 +25,8 @@ class TheoryConfig:
 
     Contraction is what an exchange leaves of the squared consensus distance; drift is how far it
     moves the mean model, squared, in units of the squared consensus distance. Both predictions are
-    exact; the measurements are real exchanges, with their standard error.
+    exact; the measurements are real exchanges, with the half-width of
+    their 95% confidence intervals.
     """
 
     num_workers: Annotated[tuple[int, ...], Within(2, 10_000)] = (2, 4, 16, 64)
@@ -51,6 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
     check_platforms()
 
     import rps_jax as rps
+    from launch.reports.report import half_width
 
     print(f"{'':>13}  {'contraction':^29}  {'drift of the mean':^29}")
     columns = f"{'predicted':>9}  {'measured':>18}"
@@ -59,12 +61,16 @@ def _run(argv: Sequence[str] | None) -> int:
         for drop_rate in config.drop_rates:
             channel = rps.Bernoulli(drop_rate)
             found = rps.theory.measure(channel, num_workers, config.num_exchanges, config.seed)
+            contraction_half, drift_half = (
+                half_width(error, config.num_exchanges)
+                for error in (found.contraction_error, found.drift_error)
+            )
             print(
                 f"{num_workers:7d} {drop_rate:5.3g}  "
                 f"{rps.theory.contraction(num_workers, drop_rate):9.6f}  "
-                f"{found.contraction:8.6f} ±{found.contraction_error:8.6f}  "
+                f"{found.contraction:8.6f} ±{contraction_half:8.6f}  "
                 f"{rps.theory.drift(num_workers, drop_rate):9.6f}  "
-                f"{found.drift:8.6f} ±{found.drift_error:8.6f}",
+                f"{found.drift:8.6f} ±{drift_half:8.6f}",
                 flush=True,
             )
     return 0

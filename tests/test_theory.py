@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import launch.theory
 import rps_jax as rps
 from rps_jax import theory
 
@@ -113,3 +114,14 @@ def test_real_exchanges_contract_and_drift_as_predicted(n, channel, expected):
 def test_bad_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_command_prints_95_percent_confidence_intervals(capsys):
+    flags = ["--num-workers", "4", "--drop-rates", "0.3", "--num-exchanges", "5"]
+    assert launch.theory.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    found = rps.theory.measure(rps.Bernoulli(0.3), 4, 5, launch.theory.TheoryConfig().seed)
+    errors = np.array([found.contraction_error, found.drift_error])
+    printed = [float(part.split()[0]) for part in lines[-1].split("±")[1:]]
+    np.testing.assert_allclose(printed, 2.776445 * errors, atol=1e-6)  # Student's t, 4 degrees

@@ -39,8 +39,12 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     n = len(values)
     if n < 2:
         return Interval(float(values[0]), float("nan"))
-    quantile = stats.t.ppf(0.975, n - 1)
-    return Interval(float(np.mean(values)), float(quantile * np.std(values, ddof=1) / n**0.5))
+    return Interval(float(np.mean(values)), half_width(np.std(values, ddof=1) / n**0.5, n))
+
+
+def half_width(standard_error: float, n: int) -> float:
+    """Returns the half-width of the 95% confidence interval of a mean of n values."""
+    return float(stats.t.ppf(0.975, n - 1) * standard_error)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
