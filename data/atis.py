@@ -130,7 +130,6 @@ def _encode(train: list[Sentence], test: list[Sentence]) -> Dataset:
         }
 
     return Dataset(
-        name="atis",
         description="ATIS",
         train=arrays(train),
         test=arrays(test),

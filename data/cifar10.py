@@ -163,7 +163,7 @@ def _source(
     def load() -> Dataset:
         with os_errors_as_data_errors():
             train, test = _load_cached(read, counts, cache_key_files) if cache_key_files else read()
-        return Dataset("cifar10", description, train, test, "label", num_classes)
+        return Dataset(description, train, test, "label", num_classes)
 
     return Source(description, counts["train"], load)
 

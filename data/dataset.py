@@ -11,7 +11,6 @@ class Dataset:
     """A training and a test split, as arrays whose leading axis is the example.
 
     Attributes:
-        name: Short name: "digits", "cifar10" or "atis".
         description: The name to put beside figures, such as "CIFAR-10 (JPEG)".
         train: Arrays of the training split, each `[N, ...]`. They may be memory maps, so that
             indexing with a worker's examples reads only those.
@@ -25,7 +24,6 @@ class Dataset:
             training split; the rest occur in the test split alone.
     """
 
-    name: str
     description: str
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]

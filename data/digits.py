@@ -29,7 +29,6 @@ def _load() -> Dataset:
     for cls in np.unique(label):
         is_test[np.flatnonzero(label == cls)[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
     return Dataset(
-        name="digits",
         description="scikit-learn digits",
         train={"image": image[~is_test], "label": label[~is_test]},
         test={"image": image[is_test], "label": label[is_test]},

@@ -40,12 +40,16 @@ from rps_jax.rules import RULES, Rule
 
 PROG = "launch.train"
 
+LOSSY = tuple(name for name, rule in RULES.items() if rule.lossy)
+"""The algorithms whose exchanges go over the lossy network."""
+
 _RULE_FLAGS = {name: flags_of(rule) for name, rule in RULES.items()}
 
 if TYPE_CHECKING:
     PresetName = str
     ChannelName = str
     Algorithm = str
+    LossyAlgorithm = str
 
     @dataclasses.dataclass(frozen=True)
     class RuleFlags:
@@ -54,6 +58,7 @@ else:
     PresetName = Literal[tuple(TASKS)]
     ChannelName = Literal[tuple(CHANNELS)]
     Algorithm = Literal[tuple(RULES)]
+    LossyAlgorithm = Literal[LOSSY]
     RuleFlags = joined("RuleFlags", _RULE_FLAGS.values())
 
 
@@ -157,9 +162,6 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     ] = 60.0
     """Seconds to wait for the other processes."""
 
-
-LOSSY = tuple(name for name, rule in RULES.items() if rule.lossy)
-"""The algorithms whose exchanges go over the lossy network."""
 
 PRESETS: dict[str, TrainConfig] = {
     name: TrainConfig(preset=name, **task.defaults) for name, task in TASKS.items()

@@ -342,7 +342,7 @@ def test_the_table_says_which_loss_the_paper_is_nearer_to() -> None:
 
 def test_a_subset_is_the_same_every_time_and_keeps_rows_together() -> None:
     arrays = {"label": np.arange(10), "image": np.arange(10)[:, None] * 2}
-    dataset = Dataset("d", "D", arrays, arrays, "label", 10)
+    dataset = Dataset("D", arrays, arrays, "label", 10)
     source = Source("D", 10, lambda: dataset)
     some = subset(source, 4, 3)
     assert (some.num_train, some.description) == (4, "4 of 10 examples of D")

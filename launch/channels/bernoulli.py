@@ -13,7 +13,7 @@ from launch.cli.fields import AT_LEAST_1, PROBABILITY
 class Flags:
     """Flags of this channel."""
 
-    drop_rate: Annotated[float | None, optional("FLOAT", "as in the trace"), PROBABILITY] = 0.1
+    drop_rate: Annotated[float | None, optional("FLOAT", "none"), PROBABILITY] = 0.1
     """Probability that a message is dropped."""
     all_gather_drop_rate: Annotated[float | None, optional("FLOAT", "the same"), PROBABILITY] = None
     """The same in the all-gather, where it differs from the reduce-scatter."""

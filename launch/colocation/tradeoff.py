@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +22,13 @@ from launch.cli.command_line import (
 from launch.colocation.options import Thresholds, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, measure_all, summary
-from launch.config import PRESETS, PROCESS_FLAGS, TrainConfig, parse
+from launch.config import PRESETS, PROCESS_FLAGS, LossyAlgorithm, TrainConfig, parse
 from launch.reports.report import interval
 from launch.tasks.source import find_source
 from launch.trainer.many_runs import train_all
 from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import Settings, save_record, simulate, with_discipline
 
-Algorithm = Literal["rps", "gradient-averaging"]
 OF_THE_QUEUE, INDEPENDENT = LOSSES = ("of the queue", "independent")
 SCORES = ("test_slot_f1", "test_accuracy")
 MEASURED = (*SCORES, "mean_model_train_loss", "consensus_distance")
@@ -52,7 +51,7 @@ class TradeoffConfig:
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     iterations: int = 100
     """Learning iterations (0.71 s) to record; training replays them, and then begins anew."""
-    algorithms: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
+    algorithms: tuple[LossyAlgorithm, ...] = ("rps", "gradient-averaging")
     """What is averaged: models or gradients."""
     seeds: Seeds = (0, 1, 2)
     """A training of each for every seed; the simulation is the same."""
@@ -216,6 +215,7 @@ def _draw(
 
     from launch.reports.curves import LABELS, STYLE
 
+    algorithms = list(dict.fromkeys(algorithm for algorithm, _ in curves))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -224,7 +224,7 @@ def _draw(
             for algorithm, kind in curves:
                 values = [_at(rows, (algorithm, kind), point, key) for point in points]
                 style: dict[str, Any] = {
-                    "color": "C0" if algorithm == "rps" else "C1",
+                    "color": f"C{algorithms.index(algorithm)}",
                     "linestyle": "-" if kind == OF_THE_QUEUE else ":",
                 }
                 label = f"{algorithm}, losses {kind}"
