@@ -14,6 +14,7 @@ from launch.config import (
     TrainConfig,
     default_output_dir,
     parse,
+    stored_config,
     to_json,
 )
 from launch.tasks import TASKS
@@ -246,6 +247,26 @@ def test_resume_checks_the_stored_values_as_the_command_line_does(
     message = refusal("--resume", "--output-dir", str(tmp_path))
     assert message.startswith(f"--output-dir {tmp_path}: config.json: {expected}")
     assert len(message) < len(str(tmp_path)) + 200
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
+def test_any_stored_value_is_accepted_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    values = [None, True, 0, -1, 1, 2**63, 10**400, 3.0, 1e308, float("nan"), float("inf")]
+    values += ["", "x", "digits", "\0", "a\nb", "\ud800", "x" * 5000, [], [1], {}, {"a": None}]
+    for value in values:
+        (tmp_path / "config.json").write_text(json.dumps({name: value}))
+        report = ""
+        try:
+            found = getattr(stored_config(tmp_path), name)
+        except UsageError as error:
+            report = error.report()
+        if report:
+            assert len(report.splitlines()) == 1
+        elif isinstance(found, Path):
+            assert found == Path(value)
+            os.fsencode(found)
+        else:
+            assert found == value
 
 
 def test_resume_refuses_a_folder_without_a_run(tmp_path: Path) -> None:

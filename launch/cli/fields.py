@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -175,7 +176,7 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
             if isinstance(value, str) and value in get_args(option):
                 return value
         elif option is Path:
-            if isinstance(value, str) and "\0" not in value:
+            if isinstance(value, str) and _names_a_file(value):
                 return Path(value)
         elif option is float:
             # Larger integers are no floating-point numbers.
@@ -186,6 +187,14 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
     names = " or ".join(_NAMES.get(option) or ", ".join(get_args(option)) for option in kinds)
     flag = name.replace("_", "-")
     raise UsageError(f"--{flag} {_shown(value)}: expected {names}")
+
+
+def _names_a_file(text: str) -> bool:
+    """Returns whether the file system can have a file of this name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 _NAMES = {
