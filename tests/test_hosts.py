@@ -25,7 +25,7 @@ ADDRESSES = {host: f"10.0.0.{host + 1}" for host in range(4)}
 
 # Eleven steps an epoch: enough of them for a cable to be cut in between.
 SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "40")
-SMALL += ("--checkpoint-every", "2", "--start-timeout", "300")
+SMALL += ("--checkpoint-every", "8", "--start-timeout", "300")
 LAST_STEP = 440
 
 

@@ -31,6 +31,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launch.trainer.many_runs, "start_devices", lambda *workers: None)
 
 
+@pytest.mark.long
 def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["tradeoff", *FLAGS, "--output-dir", "out", "--", *TRAINING]
     assert launch.colocate.main(argv) == 0
