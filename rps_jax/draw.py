@@ -39,7 +39,7 @@ def draw_exchange(
         step: int32 scalar, the number of this step.
         axis_name: the worker axis, or a tuple of axes.
         assignment: "random" draws anew at each step which worker serves which block; "fixed" has
-            worker j serve block j always.
+            worker j serve block j always. A channel that says who did is believed.
 
     Returns:
         `(delivery, state)`: what `average_models` takes, and the channel state for the next step.
@@ -55,6 +55,6 @@ def draw_exchange(
     delivery, state = channel.sample(state, channel_key, worker, num_workers)
     # A uniform cyclic shift makes the server of every single block uniform over the workers, which
     # is all that the analysis of the paper needs: each block is analysed by itself.
-    if assignment == "random":
+    if assignment == "random" and delivery.shift is None:
         delivery = delivery._replace(shift=keys.randint(shift_key, num_workers))
     return delivery, state

@@ -35,6 +35,8 @@ class Trace:
             worker sends itself arrives, whatever stands there.
         packets: how many packets a message is cut into, an integer of at least 1.
         start: the iteration that the first exchange replays, an integer.
+        shifts: int32 `[iterations]`: block j was served by host (j + shift) mod num_hosts; None
+            where that was not recorded, and whoever replays it draws.
 
     Raises:
         ValueError: by `sample`, of numbers that do not fit together.
@@ -49,13 +51,15 @@ class Trace:
     arrived: jax.Array | np.ndarray
     packets: int = dataclasses.field(metadata={"static": True})
     start: int = dataclasses.field(default=0, metadata={"static": True})
+    shifts: jax.Array | np.ndarray | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], start: int = 0) -> "Trace":
         """Reads a trace that `save` wrote, into host memory.
 
         Args:
-            path: an `.npz` file of the arrays `arrived` and `packets`, as above, and `format`, 1.
+            path: an `.npz` file of the arrays `arrived`, `packets` and, where they were recorded,
+                `shifts`, as above, and `format`, 1.
             start: the iteration that the first exchange replays.
 
         Raises:
@@ -68,6 +72,7 @@ class Trace:
                 with np.load(opened) as file:
                     version, packets = file["format"], file["packets"]
                     arrived = file["arrived"]
+                    shifts = file.get("shifts")
             # A damaged file is told in as many ways as zip, zlib and NumPy have of reading it.
             except Exception:
                 raise ValueError(
@@ -78,7 +83,7 @@ class Trace:
                 raise ValueError(f"{path}: {name}={value.tolist()!r:.80}: expected an integer")
         if version != _FORMAT:
             raise ValueError(f"{path}: format={version}: expected {_FORMAT}")
-        trace = cls(arrived, int(packets), start)
+        trace = cls(arrived, int(packets), start, shifts)
         try:
             trace._check()
         except ValueError as error:
@@ -98,16 +103,18 @@ class Trace:
         """
         self._check()
         path = Path(path)
+        arrays = {
+            "arrived": np.asarray(self.arrived),
+            "packets": np.int64(self.packets),
+            "format": np.int64(_FORMAT),
+            "description": np.array(json.dumps(description or {})),
+        }
+        if self.shifts is not None:
+            arrays["shifts"] = np.asarray(self.shifts)
         unfinished = path.with_name(path.name + ".tmp")
         try:
             with unfinished.open("wb") as file:
-                np.savez_compressed(
-                    file,
-                    arrived=np.asarray(self.arrived),
-                    packets=np.int64(self.packets),
-                    format=np.int64(_FORMAT),
-                    description=np.array(json.dumps(description or {})),
-                )
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -159,6 +166,7 @@ class Trace:
             sent=unpack(arrived[iteration, REDUCE_SCATTER, me]),
             received=unpack(arrived[iteration, REDUCE_SCATTER, :, me]),
             gathered=unpack(arrived[iteration, ALL_GATHER, :, me]),
+            shift=None if self.shifts is None else jnp.asarray(self.shifts)[iteration],
         )
         return delivery, (iteration + 1) % iterations
 
@@ -176,6 +184,12 @@ class Trace:
             raise ValueError(
                 f"arrived has shape {shape} and dtype {dtype}: expected uint8 (iterations, 2, "
                 f"num_hosts, num_hosts, {-(-self.packets // 8)}), for {self.packets} packets"
+            )
+        shifts = self.shifts
+        if shifts is not None and (shifts.shape != shape[:1] or shifts.dtype != jnp.int32):
+            raise ValueError(
+                f"shifts has shape {shifts.shape} and dtype {shifts.dtype}: expected int32 "
+                f"({shape[0]},), one for each iteration"
             )
         if not 0 <= self.start < shape[0]:
             raise ValueError(f"start={self.start}: expected an iteration in [0, {shape[0]})")

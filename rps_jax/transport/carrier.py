@@ -1,0 +1,112 @@
+"""The carrier of real datagrams: the same rules and the same step, over a network that drops."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
+
+from rps_jax.blocks import to_blocks
+from rps_jax.delivery import Delivery
+from rps_jax.transport.layout import Layout, layout_of, pack
+
+
+class Exchanged(NamedTuple):
+    """What one worker saw of one exchange.
+
+    Attributes:
+        exchange: its number; larger than asked for where this worker had fallen behind.
+        rows: uint8 `[num_workers, packets, length]`, the average of each block.
+        received: reduce-scatter; bool `[num_workers, packets]`: worker i's packets reached me.
+        gathered: all-gather; the same of server j's averages.
+        shift: block j was served by worker (j + shift) mod num_workers.
+    """
+
+    exchange: int
+    rows: np.ndarray
+    received: np.ndarray
+    gathered: np.ndarray
+    shift: int
+
+
+class Endpoint(Protocol):
+    """What moves packets for one worker; see `rps_jax.transport.Network`."""
+
+    worker: int
+    num_workers: int
+
+    def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
+        """Takes part in one exchange of packets."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Datagrams:
+    """Carries the exchanges of one worker, a compiled program that calls the host; on CPUs.
+
+    Attributes:
+        network: that this worker has joined.
+    """
+
+    network: Endpoint
+
+    def init(self, num_workers: int) -> tuple[()]:
+        """Returns `()`.
+
+        Raises:
+            ValueError: another number of workers than the network has.
+        """
+        if num_workers != self.network.num_workers:
+            expected = f"{self.network.num_workers}, those of the network"
+            raise ValueError(f"num_workers={num_workers}: expected {expected}")
+        return ()
+
+    def worker(self) -> jax.Array:
+        """Returns this worker's index."""
+        return jnp.int32(self.network.worker)
+
+    def exchange(
+        self, state: Any, key: Any, step: jax.Array | int, tree: Any, otherwise: Any
+    ) -> tuple[Any, Delivery, Any]:
+        """Averages over the network; see `rps_jax.Carrier.exchange`.
+
+        Only the receiver knows what arrived: of `sent`, a worker knows what it sent itself.
+        """
+        del key
+        n = self.network.num_workers
+        layout = layout_of(tree, n)
+        rows, restore = pack(tree, layout, n)
+        fallback, _ = to_blocks(otherwise, n, layout.packets)
+        mask = jax.ShapeDtypeStruct((n, layout.packets), bool)
+        shapes = (jax.ShapeDtypeStruct(rows.shape, rows.dtype), mask, mask)
+        averages, received, gathered, shift = buffer_callback(
+            functools.partial(self._call_network, layout),
+            (*shapes, jax.ShapeDtypeStruct((), jnp.int32)),
+            has_side_effect=True,
+        )(rows, jnp.asarray(step, jnp.int32))
+        in_blocks = jnp.roll(gathered, -shift, axis=0)
+        sent = jnp.broadcast_to(jnp.arange(n)[:, None] == self.network.worker, mask.shape)
+        delivery = Delivery(sent, received, gathered, shift)
+        return restore(averages, in_blocks, fallback), delivery, state
+
+    def sum(self, values: Any) -> Any:
+        """Returns this worker's own: no worker waits for another's metrics."""
+        return values
+
+    def _call_network(
+        self, layout: Layout, context: Any, outputs: Any, rows: Any, step: Any
+    ) -> None:
+        del context
+        seen = self.network.exchange(int(np.asarray(step)), np.asarray(rows), layout)
+        found = (seen.rows, seen.received, seen.gathered, seen.shift)
+        for output, value in zip(outputs, found, strict=True):
+            np.asarray(output)[...] = value
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def average(carrier: Datagrams, tree: Any) -> Any:
+    """Averages a pytree in the network's next exchange; what is missed stays one's own."""
+    return carrier.exchange((), None, 0, tree, tree)[0]

@@ -1,0 +1,38 @@
+"""How long to wait for the others: a little longer than it usually takes."""
+
+import statistics
+from collections import deque
+
+_SAMPLES = 20
+_FEWEST = 5
+_DEVIATIONS = 8.0
+_SHORTEST = 0.2
+
+
+class Deadline:
+    """A deadline that follows what phases take: median + 8 median absolute deviations."""
+
+    def __init__(self, longest: float) -> None:
+        """Has seen nothing yet: the deadline is the longest.
+
+        Args:
+            longest: seconds.
+        """
+        self._longest = longest
+        self._seconds: deque[float] = deque(maxlen=_SAMPLES)
+
+    def seconds(self) -> float:
+        """Returns how long to wait now."""
+        if len(self._seconds) < _FEWEST:
+            return self._longest
+        median = statistics.median(self._seconds)
+        deviation = statistics.median(abs(each - median) for each in self._seconds)
+        return min(self._longest, max(_SHORTEST, 1.5 * median + _DEVIATIONS * deviation))
+
+    def took(self, seconds: float) -> None:
+        """Takes note of a phase that ended with all that was awaited.
+
+        One that ran out of time is noted as twice its deadline, so that a deadline that was too
+        short grows again.
+        """
+        self._seconds.append(seconds)

@@ -1,0 +1,225 @@
+"""One worker's place in a network of workers that exchange their models by datagrams."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from rps_jax.transport.carrier import Datagrams, Exchanged, average
+from rps_jax.transport.deadline import Deadline
+from rps_jax.transport.inbox import PHASES, Inbox
+from rps_jax.transport.layout import Layout
+from rps_jax.transport.pacing import Pacer
+from rps_jax.transport.packets import Sealer, check_key
+from rps_jax.transport.sockets import Address, DatagramSocket
+
+_CHUNK_PACKETS = 16
+"""Datagrams to one destination before it is the next one's turn."""
+_LAST_WORDS = 3
+"""How often the end of a phase is said: two of them may be dropped."""
+
+
+class Network:
+    """One worker's end of the network; made by `join`.
+
+    Attributes:
+        worker: this worker's index.
+        num_workers: how many there are.
+        records: what was exchanged, without the rows, oldest first; empty unless `record`.
+    """
+
+    def __init__(
+        self,
+        socket: DatagramSocket,
+        addresses: Sequence[Address],
+        worker: int,
+        sealer: Sealer,
+        *,
+        seed: int,
+        link_rate: float,
+        deadline: float,
+        start_timeout: float,
+        record: bool,
+    ) -> None:
+        """Takes its parts; see `join`."""
+        self.worker, self.num_workers = worker, len(addresses)
+        self.records: list[Exchanged] = []
+        self._socket, self._addresses, self._sealer = socket, addresses, sealer
+        self._seed, self._record, self._start_timeout = seed, record, start_timeout
+        self._pacer = Pacer(link_rate)
+        self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
+        self._inbox = Inbox(worker, self.num_workers, sealer)
+        self._next = 0
+        self._closed = threading.Event()
+        self._receiver = threading.Thread(target=self._receive, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._receiver.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        self._receiver.join()
+        self._socket.close()
+
+    def average_models(self, params: Any) -> Any:
+        """RPS over the network: averages the workers' models; what is missed stays one's own.
+
+        To be called by every worker with pytrees of the same structure, shapes and dtypes.
+
+        Args:
+            params: this worker's pytree of arrays, floating or integer.
+
+        Returns:
+            The same structure, shapes and dtypes.
+
+        Raises:
+            TypeError: a leaf that has no average.
+        """
+        return average(Datagrams(self), params)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many datagrams came, by what became of them."""
+        return dict(self._inbox.counts)
+
+    def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
+        """Takes part in one exchange of packets.
+
+        Args:
+            step: number of the exchange, unless later ones have begun.
+            rows: uint8 `[num_workers, packets, length]`, this worker's blocks.
+            layout: of the packets.
+        """
+        me, n = self.worker, self.num_workers
+        number, behind = self._inbox.open_exchange(
+            max(step, self._next), layout.packets, layout.length
+        )
+        self._next = number + 1
+        shift = self._shift(number)
+        others = [(me + distance) % n for distance in range(1, n)]
+
+        # A worker that has fallen behind only listens: its model is old, the others' is not.
+        if not behind:
+            self._send(0, number, {other: rows[(other - shift) % n] for other in others})
+        contributions, received = self._close_phase(0)
+        contributions[me] = rows[(me - shift) % n]
+        received[me] = True
+        average = layout.average(contributions, received)
+
+        if not behind:
+            self._send(1, number, dict.fromkeys(others, average))
+        averages, gathered = self._close_phase(1)
+        averages[me], gathered[me] = average, True
+        in_blocks = [(block + shift) % n for block in range(n)]
+        seen = Exchanged(number, averages[in_blocks], received, gathered, shift)
+        if self._record:
+            self.records.append(seen._replace(rows=rows[:0]))
+        return seen
+
+    def _close_phase(self, phase: int) -> tuple[np.ndarray, np.ndarray]:
+        began, deadline = time.monotonic(), self._deadlines[phase]
+        # Programs start, and compile, at very different speeds.
+        allowed = deadline.seconds() if self._inbox.met_all else self._start_timeout
+        rows, arrived, timed_out = self._inbox.close_phase(phase, allowed)
+        if self._inbox.met_all:
+            deadline.took(2 * allowed if timed_out else time.monotonic() - began)
+        return rows, arrived
+
+    def _send(self, phase: int, exchange: int, blocks: dict[int, np.ndarray]) -> None:
+        """Sends a block to each destination, chunk by chunk in turn."""
+        packets = max(map(len, blocks.values()), default=0)
+        for start in range(0, packets, _CHUNK_PACKETS):
+            for destination, rows in blocks.items():
+                chunk = self._sealer.seal(
+                    phase,
+                    exchange,
+                    self.worker,
+                    destination,
+                    rows[start : start + _CHUNK_PACKETS],
+                    start,
+                )
+                self._pacer.wait(chunk.size)
+                self._socket.send(chunk, self._addresses[destination])
+        for _ in range(_LAST_WORDS):
+            for destination in blocks:
+                end = self._sealer.seal_end(phase, exchange, self.worker, destination)
+                self._socket.send(np.frombuffer(end, np.uint8)[None], self._addresses[destination])
+
+    def _shift(self, exchange: int) -> int:
+        """Draws which worker serves which block, the same on every worker."""
+        drawn = hashlib.blake2b(b"shift %d %d" % (self._seed, exchange), digest_size=8).digest()
+        return int.from_bytes(drawn) % self.num_workers
+
+    def _receive(self) -> None:
+        while not self._closed.is_set():
+            for datagram in self._socket.receive():
+                self._inbox.take(datagram)
+
+
+def join(
+    addresses: Sequence[Address],
+    worker: int,
+    key: bytes | None,
+    *,
+    run: int = 0,
+    seed: int = 0,
+    link_rate: float = 200e6,
+    deadline: float = 5.0,
+    start_timeout: float = 60.0,
+    offload: bool = True,
+    lower_effort: bool = False,
+    record: bool = False,
+) -> Network:
+    """Joins a network of workers; a context manager.
+
+    Needs nothing but UDP between the workers: no coordinator, no fixed set of participants. A
+    worker that dies is dropped messages, and one that joins again takes over the others' model.
+
+    Args:
+        addresses: host and port of every worker, the same on every worker; `addresses[worker]` is
+            bound here.
+        worker: this worker's index.
+        key: 16 to 64 secret bytes that all workers share; None accepts datagrams from anyone who
+            knows `run`.
+        run: number of the run, below 2^64: datagrams of other runs are not accepted.
+        seed: decides which worker serves which block; the same on every worker.
+        link_rate: bits a second that this worker sends at the most.
+        deadline: seconds to wait for the others in a phase at the most; less where phases take
+            less, see `rps_jax.transport.deadline`.
+        start_timeout: seconds to wait for workers that have not been heard yet.
+        offload: whether to use Linux's UDP_SEGMENT and UDP_GRO where there are any.
+        lower_effort: whether routers may drop this traffic before all other (RFC 8622).
+        record: whether to keep what arrived in each exchange, for `trace_of`.
+
+    Raises:
+        OSError: the address is taken, or none of this host's.
+        ValueError: numbers that do not fit together.
+    """
+    if not 0 <= worker < len(addresses) <= 1 << 16:
+        raise ValueError(f"worker={worker}: expected one of the {len(addresses)} addresses, from 0")
+    if not 0 <= run < 1 << 64:
+        raise ValueError(f"run={run}: expected an integer in [0, 2^64)")
+    for name, value in (
+        ("link_rate", link_rate),
+        ("deadline", deadline),
+        ("start_timeout", start_timeout),
+    ):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value}: expected a positive number")
+    check_key(key)
+    socket = DatagramSocket(addresses[worker], offload=offload, lower_effort=lower_effort)
+    return Network(
+        socket,
+        addresses,
+        worker,
+        Sealer(run, key),
+        seed=seed,
+        link_rate=link_rate,
+        deadline=deadline,
+        start_timeout=start_timeout,
+        record=record,
+    )

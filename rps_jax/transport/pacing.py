@@ -1,0 +1,25 @@
+"""When to send: no faster than a link carries, and never in long bursts."""
+
+import time
+
+
+class Pacer:
+    """A token bucket."""
+
+    def __init__(self, bits_per_second: float) -> None:
+        """Starts full.
+
+        Args:
+            bits_per_second: what the link carries.
+        """
+        self._rate = bits_per_second / 8
+        self._due = time.monotonic()
+
+    def wait(self, num_bytes: int) -> None:
+        """Waits until so many bytes may be sent."""
+        now = time.monotonic()
+        # What was not used is not saved up.
+        self._due = max(self._due, now)
+        if self._due > now:
+            time.sleep(self._due - now)
+        self._due += num_bytes / self._rate

@@ -1,0 +1,381 @@
+"""Exchanges by datagrams on loopback: workers in threads, over a network that misbehaves, seeded."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+import rps_jax as rps
+from rps_jax import transport
+from rps_jax.transport.deadline import Deadline
+from rps_jax.transport.layout import layout_of, pack
+from rps_jax.transport.packets import Refused, Sealer
+from rps_jax.transport.sockets import DatagramSocket
+
+N, KEY = 3, b"0123456789abcdef"
+
+
+class Unruly:
+    """A socket whose datagrams come late, twice, in another order, or not at all; seeded."""
+
+    def __init__(self, inner, seed, drop=0.0, twice=0.0, later=0.0):
+        self._inner, self._rng = inner, np.random.default_rng(seed)
+        self._drop, self._twice, self._later = drop, twice, later
+        self._held: deque[bytes] = deque()
+
+    def receive(self):
+        for datagram in self._inner.receive():
+            drop, twice, later = self._rng.random(3)
+            if drop < self._drop:
+                continue
+            if later < self._later:
+                self._held.append(bytes(datagram))
+                continue
+            yield datagram
+            if twice < self._twice:
+                yield datagram
+            if self._held and self._rng.random() < 0.5:
+                yield memoryview(self._held.popleft())
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+def addresses(count=N):
+    """Ports of the loopback that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        bound = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(count)]
+        for each in bound:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname() for each in bound]
+
+
+def run_workers(work, count=N, unruly: Any = None, key=KEY, **options):
+    """Runs `work(network, worker)` of every worker in a thread; returns the results in order."""
+    places = addresses(count)
+    options = {"deadline": 1.0, "start_timeout": 20.0, "record": True} | options
+
+    def run(worker):
+        network = transport.join(places, worker, key, **options)
+        if unruly:
+            network._socket = Unruly(network._socket, worker, **unruly)
+        with network, jax.default_device(jax.devices()[worker]):
+            return work(network, worker)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(run, range(count)))
+
+
+def params_of(worker, scale=1.0):
+    """More than a packet of one dtype, less than one of others, and awkward leaves."""
+    rng = np.random.default_rng(worker)
+    return {
+        "matrix": jnp.asarray(scale * rng.normal(size=(40, 50)), jnp.float32),
+        "half": jnp.asarray(rng.normal(size=11), jnp.bfloat16),
+        "count": jnp.asarray(rng.integers(-9, 9, size=3), jnp.int32),
+        "scalar": jnp.float32(rng.normal()),
+        "empty": jnp.zeros((0, 3)),
+    }
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, trees))
+
+
+def assert_close(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        tolerance = 0.02 if a.dtype == jnp.bfloat16 else 1e-5
+        np.testing.assert_allclose(
+            a.astype(np.float64), b.astype(np.float64), rtol=tolerance, atol=tolerance
+        )
+
+
+def replayed(records, models):
+    """The models after the recorded exchanges, in the simulation."""
+    trace = transport.trace_of(records)
+
+    def one_worker(params):
+        state = trace.init(N)
+        for step in range(trace.arrived.shape[0]):
+            key = jax.random.key(0)
+            delivery, state = rps.draw_exchange(trace, state, key, step, "workers")
+            params = rps.average_models(params, delivery, "workers")
+        return params
+
+    return jax.device_get(jax.vmap(one_worker, axis_name="workers")(models))
+
+
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("key", [KEY, None])
+def test_without_drops_it_is_the_mean(offload, key):
+    def work(network, worker):
+        return network.average_models(params_of(worker)), network.records
+
+    done = run_workers(work, offload=offload, key=key)
+    models = stacked([params_of(worker) for worker in range(N)])
+    assert_close(stacked([params for params, _ in done]), reference.all_reduce(models))
+    for _, (seen,) in done:
+        assert seen.received.all()
+        assert seen.gathered.all()
+
+
+@pytest.mark.parametrize(
+    "unruly",
+    [{"drop": 0.3}, {"twice": 0.5, "later": 0.3}, {"drop": 0.2, "twice": 0.3, "later": 0.2}],
+)
+def test_the_recorded_exchanges_replay_in_the_simulation(unruly):
+    def work(network, worker):
+        params = params_of(worker)
+        for _ in range(4):
+            params = network.average_models(params)
+        return params, network.records
+
+    done = run_workers(work, unruly=unruly)
+    models = stacked([params_of(worker) for worker in range(N)])
+    assert_close(stacked([params for params, _ in done]), replayed([r for _, r in done], models))
+    dropped = 1 - np.mean([seen.received.mean() for _, records in done for seen in records])
+    assert dropped > 0 or "drop" not in unruly
+    assert len({seen.shift for _, records in done for seen in records}) > 1
+
+
+def test_when_everything_is_dropped_every_worker_keeps_its_own_and_none_waits_long():
+    def work(network, worker):
+        began = time.monotonic()
+        params = [network.average_models(params_of(worker)) for _ in range(4)]
+        return params, time.monotonic() - began
+
+    done = run_workers(work, unruly={"drop": 1.0}, deadline=0.3, start_timeout=0.3)
+    for worker, (results, seconds) in enumerate(done):
+        for result in results:
+            jax.tree.map(np.testing.assert_array_equal, result, params_of(worker))
+        # Two phases of two exchanges; then nobody is waited for who has never been heard.
+        assert seconds < 30
+
+
+def test_models_that_are_equal_stay_equal():
+    def work(network, worker):
+        params = params_of(0)
+        for _ in range(3):
+            params = network.average_models(params)
+        return params
+
+    done = run_workers(work, unruly={"drop": 0.4})
+    assert_close(stacked(done), stacked([params_of(0)] * N))
+
+
+def test_a_worker_that_has_gone_is_dropped_messages_and_takes_over_the_others_model():
+    places, gone, back = addresses(), threading.Event(), threading.Event()
+    options: dict[str, Any] = {"deadline": 0.5, "start_timeout": 5.0, "record": True}
+
+    def stays(worker):
+        params = params_of(worker)
+        with transport.join(places, worker, KEY, **options) as network:
+            while not back.is_set():
+                params = network.average_models(params)
+                if network.records[-1].exchange == 2:
+                    gone.wait(20)
+            for _ in range(20):
+                params = network.average_models(params)
+            return params, network.records
+
+    def leaves():
+        params = params_of(N - 1)
+        with transport.join(places, N - 1, KEY, **options) as network:
+            for _ in range(3):
+                params = network.average_models(params)
+        gone.set()
+        time.sleep(0.5)
+        params = params_of(99, scale=100.0)  # Another life: its model is far from the others'.
+        with transport.join(places, N - 1, KEY, **options) as network:
+            for _ in range(6):
+                params = network.average_models(params)
+            back.set()
+            for _ in range(20):
+                params = network.average_models(params)
+            return params, network.records
+
+    with ThreadPoolExecutor(N) as threads:
+        futures = [threads.submit(stays, worker) for worker in range(N - 1)]
+        futures.append(threads.submit(leaves))
+        (*others, (mine, records)) = [future.result(timeout=60) for future in futures]
+    missed = [seen for seen in others[0][1] if not seen.received[N - 1].any()]
+    assert missed
+    assert records[0].exchange < records[1].exchange - 1 or records[0].exchange > 2
+    # It has come to where the others are: nothing of its own life was averaged into theirs alone.
+    for params, _ in others:
+        distance = np.abs(np.asarray(params["matrix"]) - np.asarray(mine["matrix"])).max()
+        assert distance < 100
+
+
+def sealed(sealer, **changes):
+    fields = {"phase": 0, "exchange": 0, "source": 1, "destination": 0} | changes
+    return sealer.seal(**fields, rows=np.arange(60, dtype=np.uint8).reshape(2, 30))
+
+
+def hostile(rng, sealer, count):
+    """Datagrams that must not be applied: random, cut, grown, forged, foreign, stale."""
+    genuine = sealed(sealer)[0].tobytes()
+    others = [Sealer(7, b"another key, 16+"), Sealer(8, KEY), Sealer(7, None)]
+    for _ in range(count):
+        kind = rng.integers(6)
+        if kind == 0:
+            yield rng.bytes(int(rng.integers(0, 200)))
+        elif kind == 1:
+            yield genuine[: int(rng.integers(0, len(genuine)))]
+        elif kind == 2:
+            yield genuine + rng.bytes(int(rng.integers(1, 50)))
+        elif kind == 3:
+            damaged = bytearray(genuine)
+            place = int(rng.integers(len(damaged)))
+            damaged[place] ^= int(rng.integers(1, 256))
+            yield bytes(damaged)
+        else:
+            yield sealed(others[int(rng.integers(3))])[1].tobytes()
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_hostile_datagrams_are_counted_and_never_accepted(count):
+    sealer, rng = Sealer(7, KEY), np.random.default_rng(0)
+    kinds = {}
+    for datagram in hostile(rng, sealer, count):
+        with pytest.raises(Refused) as refused:
+            sealer.open(memoryview(datagram))
+        kinds[refused.value.kind] = kinds.get(refused.value.kind, 0) + 1
+    assert sum(kinds.values()) == count
+    assert kinds.keys() == {"foreign", "truncated", "forged"}
+
+
+def test_an_attack_changes_no_result():
+    """Beside the exchange come hostile datagrams, replays and genuine ones for another worker."""
+    stop, places = threading.Event(), addresses()
+
+    def attack():
+        rng, sealer = np.random.default_rng(0), Sealer(0, KEY)
+        with socket.socket(type=socket.SOCK_DGRAM) as attacker:
+            while not stop.is_set():
+                for datagram in hostile(rng, sealer, 50):
+                    attacker.sendto(datagram, places[0])
+                stray = sealed(sealer, destination=2)
+                attacker.sendto(stray[0].tobytes(), places[0])
+                attacker.sendto(sealed(sealer, source=9)[0].tobytes(), places[0])
+                time.sleep(0.001)
+
+    def work(worker):
+        params = params_of(worker)
+        with transport.join(places, worker, KEY, deadline=1.0, record=True) as network:
+            for _ in range(5):
+                params = network.average_models(params)
+            return params, network.records, network.counts
+
+    with ThreadPoolExecutor(N + 1) as threads:
+        attacker = threads.submit(attack)
+        done = list(threads.map(work, range(N)))
+        stop.set()
+        attacker.result()
+    models = stacked([params_of(worker) for worker in range(N)])
+    found = stacked([params for params, _, _ in done])
+    assert_close(found, replayed([records for _, records, _ in done], models))
+    counts = done[0][2]
+    assert counts["foreign"] + counts["truncated"] + counts["forged"] + counts["stray"] > 0
+
+
+def loss_fn(params, model_state, batch, key):
+    del key
+    return 0.5 * jnp.sum((params["x"] - batch) ** 2), model_state
+
+
+@pytest.mark.parametrize(
+    "rule", [rps.rules.AverageModels(), rps.rules.AverageGradients(on_miss="zero")]
+)
+def test_the_law_of_the_wire(rule):
+    """A training over datagrams, and its recorded drops replayed in the simulation."""
+    size, steps, optimizer = 3000, 4, optax.sgd(0.1)
+    batches = np.random.default_rng(0).normal(size=(steps, N, size)).astype(np.float32)
+    initial = {"x": jnp.zeros(size)}
+
+    def work(network, worker):
+        carrier = transport.Datagrams(network)
+        step = jax.jit(rps.make_step(loss_fn, optimizer, rule, carrier))
+        state: Any = rps.init_train_state(initial, (), optimizer, carrier, N, algorithm=rule)
+        delivered = []
+        for batch in batches:
+            state, metrics = step(state, batch[worker])
+            delivered.append(np.mean(metrics.delivered))
+        return jax.device_get(state.params), network.records, delivered
+
+    done = run_workers(work, unruly={"drop": 0.2})
+    trace = transport.trace_of([records for _, records, _ in done])
+    step = rps.make_train_step(loss_fn, optimizer, trace, "workers", algorithm=rule)
+    one = rps.init_train_state(initial, (), optimizer, trace, N, algorithm=rule)
+    state = jax.tree.map(lambda x: jnp.stack([x] * N), one)
+    train_step = jax.jit(jax.vmap(step, axis_name="workers"))
+    for number, batch in enumerate(batches):
+        state, metrics = train_step(state, jnp.asarray(batch))
+        of_workers = [delivered[number] for _, _, delivered in done]
+        np.testing.assert_allclose(np.mean(metrics.delivered), np.mean(of_workers), rtol=1e-5)
+        assert np.mean(of_workers) < 1
+    assert_close(stacked([params for params, _, _ in done]), jax.device_get(state.params))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5, 33])
+def test_packets_hold_every_leaf_and_give_it_back(num_workers):
+    tree = params_of(0)
+    layout = layout_of(tree, num_workers)
+    assert 0 < layout.length <= 1400
+    rows, restore = pack(tree, layout, num_workers)
+    assert rows.shape == (num_workers, layout.packets, layout.length)
+    everything = jnp.ones((num_workers, layout.packets), bool)
+    fallback, _ = rps.blocks.to_blocks(tree, num_workers, layout.packets)
+    zeros = [jnp.zeros_like(block) for block in fallback]
+    jax.tree.map(np.testing.assert_array_equal, restore(rows, everything, zeros), tree)
+
+
+def test_a_deadline_follows_what_phases_take():
+    deadline = Deadline(5.0)
+    assert deadline.seconds() == 5.0
+    for seconds in (1.0, 1.1, 0.9, 1.0, 1.05):
+        deadline.took(seconds)
+    assert 1.1 < deadline.seconds() < 3.0
+    for _ in range(40):
+        deadline.took(0.001)
+    assert deadline.seconds() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"worker": 3}, ValueError, "worker=3: expected one of the 3 addresses"),
+        ({"key": b"short"}, ValueError, "key has 5 bytes: expected 16 to 64 bytes"),
+        ({"link_rate": 0}, ValueError, "link_rate=0: expected a positive number"),
+        ({"deadline": float("nan")}, ValueError, "deadline=nan: expected a positive number"),
+        ({"run": -1}, ValueError, "run=-1: expected an integer in"),
+    ],
+)
+def test_bad_arguments_raise(options, error, message):
+    arguments = {"worker": 0, "key": KEY} | options
+    with pytest.raises(error, match=message):
+        transport.join(addresses(), **arguments)
+
+
+def test_a_leaf_without_an_average_is_refused():
+    with pytest.raises(TypeError, match=r"leaf \['mask'\] has dtype bool: expected a floating"):
+        layout_of({"mask": jnp.ones(3, bool)}, N)
+
+
+def test_a_port_that_is_taken_is_said():
+    taken = DatagramSocket(("127.0.0.1", 0))
+    places = [taken.address, *addresses(1)]
+    with pytest.raises(OSError, match="Address already in use"):
+        transport.join(places, 0, KEY)
+    taken.close()
