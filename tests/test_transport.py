@@ -1,4 +1,4 @@
-"""Exchanges by datagrams on loopback: workers in threads, over a network that misbehaves, seeded."""
+"""Exchanges by datagrams on loopback: workers in threads, and a network that misbehaves, seeded."""
 
 import contextlib
 import socket

@@ -117,7 +117,7 @@ class Network:
         in_blocks = [(block + shift) % n for block in range(n)]
         seen = Exchanged(number, averages[in_blocks], received, gathered, shift)
         if self._record:
-            self.records.append(seen._replace(rows=rows[:0]))
+            self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
 
     def _close_phase(self, phase: int) -> tuple[np.ndarray, np.ndarray]:
