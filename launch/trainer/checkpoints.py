@@ -162,7 +162,7 @@ class Checkpoints:
             step = int(told) if told >= 0 else None
         if step is None:
             return None
-        return Saved(step, self._read(step, progress=ocp.args.JsonRestore()))
+        return Saved(step, self._progress(step))
 
     def restore(self, step: int, like: Any) -> Any:
         """Returns the state of a checkpoint.
@@ -182,7 +182,10 @@ class Checkpoints:
             like,
         )
         try:
-            return self._read(step, state=ocp.args.StandardRestore(abstract))
+            path = self._directory / str(step)
+            return self._checkpointer.restore(
+                path, _Items(state=ocp.args.StandardRestore(abstract))
+            ).state
         # Orbax tells of other shapes and other trees in several ways.
         except Exception as error:
             raise CheckpointError(
@@ -207,10 +210,9 @@ class Checkpoints:
             _remove(self._manifest_of(step))
         return None
 
-    def _read(self, step: int, **item: Any) -> Any:
-        (name,) = item
-        path = self._directory / str(step)
-        return self._checkpointer.restore(path, _Items(**item))[name]
+    def _progress(self, step: int) -> dict[str, Any]:
+        """Reads the JSON values from orbax's file: restoring them takes all processes."""
+        return read_object(self._directory / str(step) / "progress" / "metadata", self.holds)
 
     def _manifest_of(self, step: int) -> Path:
         return self._directory / f"{step}.{_MANIFEST}"
@@ -236,11 +238,9 @@ class Checkpoints:
         if not found:
             return "it is empty"
         try:
-            progress = self._read(step, progress=ocp.args.JsonRestore())
-        except Exception as error:  # Orbax has no one error for a part that is missing.
-            return f"progress: {_in_short(error)}"
-        if not isinstance(progress, dict) or not self.holds(progress):
-            return "progress: not the expected keys and types"
+            self._progress(step)
+        except DamagedError as error:
+            return f"progress: {error}"
         return None
 
 
