@@ -225,3 +225,48 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be written") as error:
         Checkpoints(tmp_path / "file" / "checkpoints").save(1, state(), {})
     assert "\n" not in str(error.value)
+
+
+class Killed(BaseException):
+    """What no handler of errors takes for one."""
+
+
+@pytest.mark.parametrize(("appeared", "newest"), [(False, 5), (True, 6)])
+def test_one_that_was_killed_around_its_appearance_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, appeared: bool, newest: int
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, state(5), {})
+    of = checkpoints._checkpointer if appeared else checkpoints._handler
+    name = "save" if appeared else "finalize"
+    finishes = getattr(of, name)
+
+    def finish_and_die(*args: Any, **options: Any) -> None:
+        finishes(*args, **options)
+        raise Killed
+
+    monkeypatch.setattr(of, name, finish_and_die)
+    with pytest.raises(Killed):
+        checkpoints.save(6, state(6), {})
+    assert Checkpoints(tmp_path).newest(lambda text: None) == (newest, {})
+
+
+@pytest.mark.parametrize("manifest", ["[]", "null", "5", "{}", "[" * 100_000, '{"a": 5}'])
+def test_a_manifest_that_is_none_is_damage(tmp_path: Path, manifest: str) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (5, 6):
+        checkpoints.save(step, state(step), {})
+    (tmp_path / "6.manifest.json").write_text(manifest)
+    reports: list[str] = []
+    assert checkpoints.newest(reports.append) == (5, {})
+    assert len(reports) == 1
+
+
+def test_progress_that_this_run_would_not_save_is_damage(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.holds = lambda values: values.get("of") == 5
+    for step in (5, 6):
+        checkpoints.save(step, state(step), {"of": step})
+    reports: list[str] = []
+    assert checkpoints.newest(reports.append) == (5, {"of": 5})
+    assert len(reports) == 1

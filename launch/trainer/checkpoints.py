@@ -13,6 +13,8 @@ import hashlib
 import io
 import logging
 import shutil
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,6 +124,7 @@ class Checkpoints:
             raise  # Another process has gone; nothing is wrong with the disk.
         # What a disk that is full or gone raises depends on which library has met it.
         except Exception as error:
+            _ignore_other_threads()
             raise CheckpointError(
                 f"{path}: the checkpoint cannot be written ({_in_short(error)})"
             ) from error
@@ -242,6 +245,20 @@ class Checkpoints:
         except DamagedError as error:
             return f"progress: {error}"
         return None
+
+
+def _ignore_other_threads() -> None:
+    """Keeps from stderr what the writes that orbax has given up yet fail with.
+
+    They end later, in threads of tensorstore. Those of Python have a hook of their own.
+    """
+    print_error = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            print_error(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _remove(path: Path) -> None:
