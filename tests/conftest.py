@@ -1,38 +1,50 @@
 """One strict JAX for all tests: a CPU mesh of eight devices, no silent rank promotion."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from xdist.scheduler import LoadFileScheduling
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files whose tests start several JAX processes at once: they run one after the other.
+SEVERAL_PROCESSES = {
+    "test_clusters.py",
+    "test_faults.py",
+    "test_hosts.py",
+    "test_processes.py",
+    "test_ssh.py",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that are marked long")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the long tests, unless they are asked for, and groups the others for xdist.
-
-    Tests of several processes are one group, since they starve each other; it is the longest, and
-    so goes first. Of all others, those of a file share what the first of them compiles.
-    """
+    """Leaves out the long tests, unless they are asked for; those of several processes go first."""
     if not config.getoption("long"):
-        config.hook.pytest_deselected(items=[item for item in items if _is(item, "long")])
-        items[:] = [item for item in items if not _is(item, "long")]
-    for item in items:
-        if not _is(item, "xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("processes",))
+        config.hook.pytest_deselected(items=[x for x in items if x.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    items.sort(key=lambda item: item.path.name not in SEVERAL_PROCESSES)
 
 
-def _is(item: pytest.Item, marker: str) -> bool:
-    return item.get_closest_marker(marker) is not None
+class FilesSideBySide(LoadFileScheduling):
+    """A file runs on one core, and shares what it compiles; several processes starve each other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "several processes" if Path(file).name in SEVERAL_PROCESSES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesSideBySide:
+    return FilesSideBySide(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

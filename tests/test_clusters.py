@@ -156,7 +156,6 @@ def test_what_a_pod_runs(commands: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("processes")
 def test_slurm_starts_a_training_and_goes_on_with_it(commands: Any, tmp_path: Path) -> None:
     commands("srun", SRUN)
     folder = tmp_path / "a run"
@@ -192,7 +191,6 @@ def test_slurm_queues_again_what_has_run_out_of_time(
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("processes")
 def test_jax_recognises_the_tasks_of_open_mpi_4(commands: Any, tmp_path: Path) -> None:
     commands("mpirun", MPIRUN)
     command = (sys.executable, "-m", "launch.train", *TINY, "--output-dir", str(tmp_path / "run"))
@@ -246,7 +244,6 @@ def test_open_mpi_tells_each_process_what_it_is(commands: Any, tmp_path: Path) -
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_a_training_under_the_real_open_mpi(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
@@ -260,7 +257,6 @@ def test_a_training_under_the_real_open_mpi(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_a_training_under_ray(tmp_path: Path) -> None:
     launch = (sys.executable, "-m", "launch.cluster.ray", "--processes", "2")

@@ -23,8 +23,6 @@ from launch.distributed import consistency
 from launch.distributed.consistency import check_consistency, check_shared
 from launch.local import free_port
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 ROOT = Path(__file__).parents[1]
 
 # Twenty-two steps an epoch; enough epochs for a fault to be in time.

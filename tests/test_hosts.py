@@ -17,7 +17,7 @@ from run_files import assert_same_state, read_metrics, reproducible
 
 from launch.distributed.job import process_flags
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 PORT = 8476

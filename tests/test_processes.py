@@ -16,8 +16,6 @@ from steps_of_all import steps_of_all
 
 import rps_jax as rps
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 TESTS = Path(__file__).parent
 
 

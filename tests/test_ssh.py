@@ -71,7 +71,6 @@ def test_what_is_run_on_which_host(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(found) == [*((0, "me@fd00::1"), (1, "me@fd00::1"), (2, "other"), (3, "last"))]
 
 
-@pytest.mark.xdist_group("processes")
 def test_a_training_by_a_command_that_runs_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +172,6 @@ def wait_until_none_of(folder: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("processes")
 def test_ctrl_c_saves_a_checkpoint(job: Any, tmp_path: Path) -> None:
     assert len(processes_of(tmp_path / "run")) > 2
     job.send_signal(signal.SIGINT)
@@ -186,7 +184,6 @@ def test_ctrl_c_saves_a_checkpoint(job: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("processes")
 def test_a_killed_launcher_leaves_no_process_behind(job: Any, tmp_path: Path) -> None:
     assert len(processes_of(tmp_path / "run")) > 2
     job.send_signal(signal.SIGKILL)
