@@ -1,7 +1,11 @@
 """What people run: `python -m launch.train` and its companions."""
 
+import os
 import sys
 from importlib.util import find_spec
+
+# Pictures are drawn into files; matplotlib is not to look for a window, nor to fail for one.
+os.environ["MPLBACKEND"] = "agg"
 
 # The library installs without these; said here, before any command imports them.
 _REQUIRED = (

@@ -54,7 +54,9 @@ def test_compare_writes_a_table_a_picture_and_the_runs_and_repeats_nothing(
     assert compare.main(arguments) == 0
     printed = capsys.readouterr().out
     names = {"rps-0-0", "rps-0.3-0", "local-0-0"}
-    assert set(os.listdir("out")) == {*names, "table.md", "curves.csv", "curves.png"}
+    assert set(os.listdir("out")) == {
+        *(*names, "table.md", "curves.csv", "curves.png", "writer.lock")
+    }
     table = Path("out/table.md").read_text()
     assert table in printed
     assert len(table.splitlines()) == 2 + len(names)

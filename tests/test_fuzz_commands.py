@@ -81,7 +81,7 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
 LONG_WORK = (
     (launch.train, "start_devices"),
     (launch.bench, "start_devices"),
-    (launch.trainer.many_runs, "start_devices"),
+    (launch.trainer.many_runs, "only_writer"),
     (launch.distributed.job.Job, "flags"),
     (rps_jax.theory, "measure"),
     (cifar10, "find"),

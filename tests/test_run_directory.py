@@ -260,7 +260,7 @@ def test_what_a_user_may_not_touch_is_one_line() -> None:
             with pytest.raises(UsageError, match=f"^--output-dir {path}: .*Permission denied"):
                 write()
         with pytest.raises(CheckpointError, match=r"cannot be written \(.*[Pp]ermission denied"):
-            Checkpoints(folder.checkpoints).save(1, {"params": jnp.arange(5.0)}, {})
+            Checkpoints(folder.checkpoints).save(1, {"params": np.arange(5.0)}, {})
         path.chmod(0o700)
 
 
