@@ -49,8 +49,6 @@ class FigureConfig:
     """Train for longer or shorter; in folders of its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the model's computation; parameters and averages are always float32."""
-    together: int = 1
-    """How many probabilities of arrival to train as one program, where a GPU has room."""
     time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
     """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
     runs_dir: Path = Path("runs/reproduce")
@@ -76,7 +74,6 @@ def run(figure: str, argv: Sequence[str]) -> int:
     metrics = train_all(
         trainings,
         source,
-        together=config.together,
         deadline=deadline,
         keep_checkpoints=False,
     )
@@ -104,7 +101,6 @@ def _completed(config: FigureConfig, figure: str) -> FigureConfig:
     assert config.arrivals is not None
     for arrival in config.arrivals:
         expect("arrivals", f"{arrival:g}", 0 <= arrival <= 100, "percentages, in [0, 100]")
-    expect("together", config.together, config.together >= 1, "at least 1")
     check_slot(config)
     return config
 

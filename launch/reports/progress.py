@@ -5,60 +5,57 @@ from typing import Any
 
 from tqdm import tqdm
 
+import rps_jax as rps
+from launch.trainer.schedule import Position, Schedule
+
 
 class Progress:
-    """Shows where a run is; a context manager, so that the bar is put away whatever happens."""
+    """A hook that shows where a run is.
 
-    def __init__(
-        self, epochs: int, steps_per_epoch: int, first_step: int, shown: bool = True
-    ) -> None:
-        """Starts the clock.
+    A context manager, so that the bar is put away whatever happens.
+    """
+
+    def __init__(self, schedule: Schedule, first_step: int, shown: bool = True) -> None:
+        """Takes what the bar is about.
 
         Args:
-            epochs: Of the whole run.
-            steps_per_epoch: How many steps each has.
+            schedule: Of the run.
             first_step: Steps that an earlier part of the run has taken.
             shown: Whether to show anything; one process of a job does.
         """
-        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._schedule, self._first_step, self._shown = schedule, first_step, shown
         self._measured = ""
-        self._shown = shown
-        self._bar = (
-            tqdm(
-                total=epochs * steps_per_epoch,
-                initial=first_step,
-                desc="compiling",
-                dynamic_ncols=True,
-                leave=False,
-                bar_format="{desc} {bar} {remaining}",
-            )
-            if shown and sys.stdout.isatty() and sys.stderr.isatty()
-            else None
-        )
+        self._bar: Any = None
 
     def __enter__(self) -> "Progress":
+        if self._shown and sys.stdout.isatty() and sys.stderr.isatty():
+            # How long it takes can be estimated once everything is compiled.
+            self._bar = self._make_bar("{desc}")
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def step(self, steps: int) -> None:
-        """Moves on to `steps` steps taken."""
+    def begin(self) -> None:
+        """Starts the clock of the estimate."""
         if self._bar is not None:
-            epoch = min(steps // self._steps_per_epoch + 1, self._epochs)
-            self._bar.set_description_str(
-                f"epoch {epoch}/{self._epochs}{self._measured}", refresh=False
-            )
-            self._bar.update(steps - self._bar.n)
+            self._bar.close()
+            self._bar = self._make_bar("{desc} {bar} {remaining}")
 
-    def record(self, line: dict[str, Any], run: str = "") -> None:
-        """Shows a line of metrics.
+    def on_metrics(self, metrics: rps.StepMetrics) -> None:
+        """Does nothing."""
 
-        Args:
-            line: Of the metrics.
-            run: Name of the run, where there are several.
-        """
+    def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
+        """Moves on."""
+        if self._bar is not None:
+            epochs = self._schedule.epochs
+            epoch = min(at.step // self._schedule.steps_per_epoch + 1, epochs)
+            self._bar.set_description_str(f"epoch {epoch}/{epochs}{self._measured}", refresh=False)
+            self._bar.update(at.step - self._bar.n)
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Shows a line of metrics."""
         # Short: a terminal of 80 columns holds it, with room for the bar.
         self._measured = (
             f" loss {line['train_loss']:.4f} distance {line['consensus_distance']:.2g}"
@@ -69,5 +66,16 @@ class Progress:
             return
         score = line.get("test_slot_f1", line.get("test_accuracy"))
         test = "" if score is None else f" test {score:.4f}"
-        of = f"{run} " if run else ""
-        print(f"{of}epoch {line['epoch']:.4g}/{self._epochs}{self._measured}{test}", flush=True)
+        print(
+            f"epoch {line['epoch']:.4g}/{self._schedule.epochs}{self._measured}{test}", flush=True
+        )
+
+    def _make_bar(self, bar_format: str) -> Any:
+        return tqdm(
+            total=self._schedule.total_steps,
+            initial=self._first_step,
+            desc="compiling",
+            dynamic_ncols=True,
+            leave=False,
+            bar_format=bar_format,
+        )

@@ -78,23 +78,25 @@ class _Items(ocp.args.Composite):
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest `keep` of them.
+    """The checkpoints of one run, newest `keep` of them."""
 
-    Attributes:
-        holds: Whether the JSON values of a checkpoint are such as this run saves; one with others
-            is damaged. By default all are.
-    """
-
-    def __init__(self, directory: Path, keep: int = 3) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 3,
+        holds: Callable[[dict[str, Any]], bool] = lambda progress: True,
+    ) -> None:
         """Opens a folder of checkpoints, which need not exist yet.
 
         Args:
             directory: Where they are.
             keep: How many to keep.
+            holds: Whether the JSON values of a checkpoint are such as this run saves; one with
+                others is damaged.
         """
         self._directory = directory.absolute()
         self._keep = keep
-        self.holds: Callable[[dict[str, Any]], bool] = lambda progress: True
+        self._holds = holds
         self._handler = _WithManifest()
         self._checkpointer = ocp.Checkpointer(self._handler)
 

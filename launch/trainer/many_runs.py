@@ -1,12 +1,9 @@
-"""Several trainings one after the other or together, of which none that is done is repeated."""
+"""Several trainings one after the other, of which none that is done is repeated."""
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from data import Source
@@ -17,14 +14,11 @@ from launch.config import (
     check_unchanged,
     deciding,
     stored_config,
-    to_json,
 )
 from launch.distributed.devices import start_devices
 from launch.trainer.preemption import Deadline, Stopped
-from launch.trainer.run_directory import CHECKPOINTS, RunDirectory, check_can_write, only_writer
+from launch.trainer.run_directory import RunDirectory, check_can_write, only_writer
 
-_MEMBERS = "runs.txt"
-"""Names of the runs whose checkpoints a folder has."""
 _SAME_COMMAND = "the same command"
 
 
@@ -32,7 +26,6 @@ def train_all(
     runs: Sequence[TrainConfig],
     source: Source,
     *,
-    together: int = 1,
     deadline: Deadline | None = None,
     keep_checkpoints: bool = True,
     may_diverge: bool = False,
@@ -42,7 +35,6 @@ def train_all(
     Args:
         runs: Configurations with an `output_dir` each, of the same number of workers.
         source: The data of them all.
-        together: How many runs that differ in their drop rates only to train as one program.
         deadline: When to stop with a checkpoint; by default never.
         keep_checkpoints: Whether a run that is done keeps its checkpoints; if not, one that is
             under way has only its newest.
@@ -69,72 +61,38 @@ def train_all(
         start_devices(runs[0].num_workers, runs[0].workers_per_device)
         # Imported late: it takes seconds, and a mistake in the flags has been found by now.
         from launch.trainer.checkpoints import Checkpoints
-        from launch.trainer.training import Diverged, train_together
+        from launch.trainer.metrics import Diverged
+        from launch.trainer.training import train
 
-        for group in _groups([run for run in runs if not folder_of(run).is_done], together):
-            names = [folder_of(run).path.name for run in group]
-            place = f"{runs.index(group[0]) + 1}/{len(runs)}"
-            if number := deadline.signal_number:
-                raise Stopped(number, f"before run {place}", _SAME_COMMAND)
-            print(f"\n[{place}] {', '.join(names)}{_to_go(folders)}", flush=True)
-            checkpoints_dir = _claim_checkpoints(group)
-            checkpoints = Checkpoints(checkpoints_dir, keep=3 if keep_checkpoints else 1)
-            begun = bool(checkpoints.steps())
+        for number, (run, folder) in enumerate(zip(runs, folders, strict=True), 1):
+            if folder.is_done:
+                continue
+            place = f"{number}/{len(runs)}"
+            if signal_number := deadline.signal_number:
+                raise Stopped(signal_number, f"before run {place}", _SAME_COMMAND)
+            print(f"\n[{place}] {folder.path.name}{_to_go(folders)}", flush=True)
+            begun = bool(Checkpoints(folder.checkpoints).steps())
             if not begun:
-                for run in group:
-                    folder_of(run).clear()
-            configs = [dataclasses.replace(run, resume=begun) for run in group]
-            output_dirs = [folder_of(run).path for run in group]
+                folder.clear()
             try:
-                train_together(configs, source, output_dirs, checkpoints, deadline)
+                train(
+                    dataclasses.replace(run, resume=begun),
+                    source,
+                    folder.path,
+                    keep_checkpoints=3 if keep_checkpoints else 1,
+                    deadline=deadline,
+                )
             except Stopped as stopped:
                 where = f"{stopped.where}, in run {place}"
                 raise Stopped(stopped.signal_number, where, _SAME_COMMAND) from None
             except Diverged as diverged:
-                said = f"{', '.join(names)}: {diverged}"
+                said = f"{folder.path.name}: {diverged}"
                 if not may_diverge:
                     raise Diverged(said) from None
                 print(said)
             if not keep_checkpoints:
-                shutil.rmtree(checkpoints_dir, ignore_errors=True)
+                shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return [folder.read_metrics() for folder in folders]
-
-
-def _groups(runs: Sequence[TrainConfig], most: int) -> list[list[TrainConfig]]:
-    """Returns the runs in groups that can be trained together, in the order of their first."""
-    alike: dict[str, list[list[TrainConfig]]] = {}
-    for run in runs:
-        common = to_json(run) | {"drop_rate": None, "output_dir": None}
-        groups = alike.setdefault(json.dumps(common, sort_keys=True), [])
-        if not groups or len(groups[-1]) == most:
-            groups.append([])
-        groups[-1].append(run)
-    found = [group for groups in alike.values() for group in groups]
-    return sorted(found, key=lambda group: runs.index(group[0]))
-
-
-def _claim_checkpoints(group: Sequence[TrainConfig]) -> Path:
-    """Returns the folder of the checkpoints of runs that are trained together.
-
-    Checkpoints of the same runs in other company are deleted: the metrics of a run follow one of
-    them only.
-    """
-    own = [folder_of(run).checkpoints for run in group]
-    names = [folder_of(run).path.name for run in group]
-    parent = folder_of(group[0]).path.parent
-    digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
-    mine = own[0] if len(group) == 1 else parent / f"{CHECKPOINTS}-{digest}"
-    shared = [path.parent for path in parent.glob(f"{CHECKPOINTS}-*/{_MEMBERS}")]
-    others = [path for path in shared if set(names) & set((path / _MEMBERS).read_text().split())]
-    not_ours = {*own, *others} - {mine}
-    if not all((folder_of(run).path / CONFIG_FILE).exists() for run in group):
-        not_ours.add(mine)  # Left from runs whose folders have been deleted.
-    for path in not_ours:
-        shutil.rmtree(path, ignore_errors=True)
-    if len(group) > 1:
-        mine.mkdir(parents=True, exist_ok=True)
-        (mine / _MEMBERS).write_text("\n".join(names))
-    return mine
 
 
 def folder_of(run: TrainConfig) -> RunDirectory:

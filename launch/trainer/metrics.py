@@ -1,22 +1,24 @@
-"""What is kept of a run while it trains: its measurements, and at its end a summary."""
+"""The lines of metrics of a run."""
 
-import platform
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 import rps_jax as rps
-from launch.channels import CHANNELS
-from launch.cli.command_line import UsageError
-from launch.config import LOSSY, TrainConfig
-from launch.reports.curves import draw_curves
-from launch.tasks import Task
-from launch.trainer.json_files import write_json
-from launch.trainer.run_directory import EPOCH_DIGITS, RunDirectory
+from launch.cli.command_line import DIVERGED, CommandError
+from launch.trainer.resume import Start
+from launch.trainer.run_directory import EPOCH_DIGITS
+from launch.trainer.schedule import Position
+from launch.trainer.setup import Setup
 
-Summary = dict[str, Any]
+
+class Diverged(CommandError):
+    """The training has left the finite numbers; the message says when, and what is kept."""
+
+    exit_status = DIVERGED
 
 
 class Window:
@@ -26,14 +28,21 @@ class Window:
         steps: `[loss, delivered fraction]` of each; a checkpoint holds them too.
     """
 
-    def __init__(self, steps: list[list[float]]) -> None:
-        """Goes on from the steps of an earlier part of the run."""
-        self.steps = steps
+    def __init__(
+        self, steps: list[list[float]], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """Goes on from the steps of an earlier part of the run.
+
+        Args:
+            steps: Those of the window that were taken already.
+            clock: Returns seconds.
+        """
+        self.steps, self._clock = steps, clock
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leaves out of the throughput whatever happened before now."""
-        self._timed_from, self._began = len(self.steps), time.perf_counter()
+        self._timed_from, self._began = len(self.steps), self._clock()
 
     def add(self, loss: float, delivered: float) -> None:
         """Adds a step."""
@@ -46,83 +55,80 @@ class Window:
         return {
             "train_loss": float(loss),
             "delivered_fraction": float(delivered),
-            "examples_per_second": round(examples / (time.perf_counter() - self._began), 1),
+            "examples_per_second": round(examples / (self._clock() - self._began), 1),
         }
 
 
-class RunMetrics:
-    """A run's folder, and what is about to be written there.
+class Recorder:
+    """A hook that measures, and writes lines of metrics.
 
     Attributes:
-        config: Of the run.
-        folder: Of the run.
-        window: The steps since the last line of metrics.
+        window: The steps since the last line.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunDirectory) -> None:
-        """Has measured nothing yet; writes nothing."""
-        self.config, self.folder = config, folder
-        self.window = Window([])
-
-    def line(self, step: int, epoch: float, measured: dict[str, float]) -> dict[str, Any]:
-        """Returns a line of metrics, and begins the next window.
+    def __init__(
+        self,
+        setup: Setup,
+        start: Start,
+        show: Callable[[dict[str, Any]], None],
+        saved: Callable[[], list[int]],
+    ) -> None:
+        """Has measured nothing yet.
 
         Args:
-            step: Steps taken.
-            epoch: The same in epochs.
-            measured: What was measured of the models after this step.
+            setup: The training.
+            start: Where it begins or goes on.
+            show: Shown each line.
+            saved: Returns the steps of the checkpoints that there are.
         """
-        examples_per_step = self.config.num_workers * self.config.batch_size
-        averages = self.window.averages(examples_per_step)
+        self._setup, self._show, self._saved = setup, show, saved
+        self._step = start.step
+        self.window = Window(start.window)
+
+    def begin(self) -> None:
+        """Starts the clock."""
+        self.window.restart_clock()
+
+    def on_metrics(self, metrics: rps.StepMetrics) -> None:
+        """Adds a step to the window."""
+        self._step += 1
+        self.window.add(float(metrics.loss), float(np.mean(metrics.delivered)))
+        self._check_finite("the training loss", self.window.steps[-1][0])
+
+    def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
+        """Writes a line where one is due."""
+        del signal_number
+        if not at.logs:
+            return
+        config = self._setup.config
+        averages = self.window.averages(config.num_workers * config.batch_size)
+        measured = {"consensus_distance": self.check_models(state)}
+        if at.epoch_ends:
+            measured |= self._setup.evaluator.scores(state, self._setup.train, self._setup.test)
+            self._check_finite("the mean model's loss", measured["mean_model_train_loss"])
+            self._check_finite("the mean model's test loss", measured["test_loss"])
+        line = {"step": at.step, "epoch": round(at.epoch, EPOCH_DIGITS), **averages, **measured}
+        if self._setup.first_process:
+            self._setup.directory.append(line)
+        self._show(line)
+        # Neither measuring nor writing counts as training.
         self.window = Window([])
-        return {"step": step, "epoch": round(epoch, EPOCH_DIGITS), **averages, **measured}
 
-    def summarise(self, step: int, task: Task, data: str, devices: str, seconds: float) -> Summary:
-        """Writes the summary: the run is done.
-
-        Args:
-            step: The last.
-            task: What was learned.
-            data: Its description.
-            devices: The same of what it ran on.
-            seconds: How long it took.
+    def check_models(self, state: rps.TrainState) -> float:
+        """Returns the consensus distance of models that are finite.
 
         Raises:
-            UsageError: The metrics of the last step are not in the folder.
+            Diverged: They are not.
         """
-        lines = self.folder.read_metrics()
-        if not lines or lines[-1]["step"] != step:
-            raise UsageError(f"{self.folder.metrics}: expected the metrics of step {step:,} in it")
-        config = self.config
-        summary = {
-            **lines[-1],
-            "score": task.score,
-            "algorithm": config.algorithm,
-            "drop_rate": config.drop_rate if config.algorithm in LOSSY else None,
-            "num_workers": config.num_workers,
-            "model_state": config.model_state,
-            "data": data,
-            "wall_seconds": round(seconds, 2),
-            "devices": devices,
-            "versions": {
-                "python": platform.python_version(),
-                "jax": jax.__version__,
-                "rps_jax": rps.__version__,
-            },
-        }
-        write_json(self.folder.summary, summary)
-        return summary
+        distance = self._setup.evaluator.consensus_distance(state)
+        self._check_finite("the consensus distance", distance)
+        return distance
 
-    def draw(self, task: Task, data: str) -> None:
-        """Draws the picture."""
-        title = f"{task.model_name} on {data}: {setting(self.config)}"
-        draw_curves(self.folder.read_metrics(), task.score, title, self.folder.curves)
-
-
-def setting(config: TrainConfig) -> str:
-    """Returns what a run averages and drops, for people."""
-    workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
-    if config.algorithm not in LOSSY:
-        return f"{workers}, {config.algorithm}"
-    dropped = CHANNELS[config.channel].describe(config)
-    return f"{workers}, {config.algorithm}, {dropped}"
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            total, saved = self._setup.schedule.total_steps, self._saved()
+            kept = f"the checkpoint of step {saved[-1]:,} is kept" if saved else "no checkpoint yet"
+            raise Diverged(
+                f"{what} is {value} at step {self._step:,} of {total:,}; {kept}; a "
+                "smaller --learning-rate or a --clip-norm may help"
+            )

@@ -1,0 +1,102 @@
+"""The training loop."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+import rps_jax as rps
+from launch.trainer.schedule import Position
+from launch.trainer.setup import Setup
+
+
+class Hook(Protocol):
+    """What happens beside the steps: every hook is told, in the order of the list."""
+
+    def begin(self) -> None:
+        """Is told that everything is compiled and the first step is about to be taken."""
+        ...
+
+    def on_metrics(self, metrics: rps.StepMetrics) -> None:
+        """Takes the metrics of a step, in host memory, in the order of the steps."""
+        ...
+
+    def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
+        """Looks at a step that has been dispatched; finished, where `at.logs` or a signal came.
+
+        Args:
+            at: The place in the run.
+            state: The workers' state.
+            signal_number: A signal that any process has received, the same on all; 0 for none.
+        """
+        ...
+
+
+def train_loop(
+    setup: Setup,
+    state: rps.TrainState,
+    first_step: int,
+    received: Callable[[], int],
+    hooks: Sequence[Hook],
+) -> None:
+    """Trains to the end.
+
+    Args:
+        setup: The training.
+        state: The workers' state; its buffers are given up.
+        first_step: Steps that were taken to it.
+        received: Returns the signal that this process has received, 0 for none.
+        hooks: Metrics, checkpoints, progress; what one raises ends the loop.
+    """
+    schedule, arrays = setup.schedule, setup.train.arrays
+    signals = _Signals(setup.mesh)
+    order, pending = _order(setup, first_step), None
+    setup.train_step.compile(setup.channel, state, arrays, order, signals.of(0))
+    for hook in hooks:
+        hook.begin()
+    for step in range(first_step, schedule.total_steps):
+        at = schedule.after(step + 1)
+        if step > first_step and step % schedule.steps_per_epoch == 0:
+            order = _order(setup, step)
+        previous = pending
+        state, *pending = setup.train_step(
+            setup.channel, state, arrays, order, signals.of(received())
+        )
+        # The metrics of a step are waited for while the next one runs, unless they are due.
+        signal_number = _take(previous, hooks)
+        if at.logs or signal_number:
+            signal_number = max(signal_number, _take(pending, hooks))
+            pending = None
+        for hook in hooks:
+            hook.after_step(at, state, signal_number)
+
+
+def _order(setup: Setup, step: int) -> jax.Array:
+    epoch = step // setup.schedule.steps_per_epoch
+    return setup.train_step.order(setup.data_key, setup.train.arrays, epoch)
+
+
+def _take(pending: Any, hooks: Sequence[Hook]) -> int:
+    """Waits for a step and gives its metrics to the hooks; returns the signal of any process."""
+    if pending is None:
+        return 0
+    metrics, signal_number = jax.device_get(pending)
+    for hook in hooks:
+        hook.on_metrics(metrics)
+    return int(signal_number)
+
+
+class _Signals:
+    """What the workers of this process pass on to all: the number of a signal, or 0."""
+
+    def __init__(self, mesh: rps.WorkerMesh) -> None:
+        self._mesh = mesh
+        self._on_devices: dict[int, jax.Array] = {}
+
+    def of(self, number: int) -> jax.Array:
+        """Returns the number for each worker; put on the devices once, not at every step."""
+        if number not in self._on_devices:
+            rows = np.full(len(self._mesh.local_workers), number, np.int32)
+            self._on_devices[number] = self._mesh.put(rows)
+        return self._on_devices[number]

@@ -1,0 +1,147 @@
+"""Where a run begins: at its start, or where its newest checkpoint has left it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import rps_jax as rps
+from launch.cli.command_line import UsageError
+from launch.config import CONFIG_FILE, check_unchanged, deciding
+from launch.distributed.consistency import check_shared
+from launch.trainer.checkpoints import Checkpoints, Saved
+from launch.trainer.json_files import is_count, is_number
+from launch.trainer.resize import resized
+from launch.trainer.setup import Setup
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on.
+
+    Attributes:
+        step: Steps taken.
+        state: The workers' state.
+        window: Loss and delivered fraction of each step since the last line of metrics.
+        wall_seconds: How long the run has taken so far.
+    """
+
+    step: int
+    state: rps.TrainState
+    window: list[list[float]]
+    wall_seconds: float
+
+
+def progress_of(setup: Setup, window: list[list[float]], wall_seconds: float) -> dict[str, Any]:
+    """Returns what a checkpoint holds beside the state, as JSON values.
+
+    Args:
+        setup: The training.
+        window: As in `Start`.
+        wall_seconds: As in `Start`.
+    """
+    return {
+        "num_workers": setup.config.num_workers,
+        "steps_per_epoch": setup.schedule.steps_per_epoch,
+        "window": window,
+        "wall_seconds": wall_seconds,
+        "data_digest": setup.data_digest,
+        "deciding": deciding(setup.config),
+    }
+
+
+def is_progress(values: dict[str, Any]) -> bool:
+    """Returns whether these are values of `progress_of`, or what an earlier version wrote."""
+    window, earlier = values.get("window"), "deciding" not in values
+    return (
+        all(is_count(values.get(key)) and values[key] for key in ("num_workers", "steps_per_epoch"))
+        and isinstance(values.get("data_digest"), str)
+        and is_number(values.get("wall_seconds"))
+        and (earlier or isinstance(values["deciding"], dict))
+        and (earlier or (isinstance(window, list) and all(map(_is_step, window))))
+    )
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+def begin(setup: Setup) -> Start:
+    """Writes down what was asked for, and begins at the first step."""
+    if setup.first_process:
+        setup.directory.create(setup.config)
+    check_shared(setup.directory.path / CONFIG_FILE)
+    return Start(0, setup.initial, [], 0.0)
+
+
+def resume(setup: Setup, checkpoints: Checkpoints, say: Callable[[str], None]) -> Start:
+    """Goes back to the newest checkpoint, or to the start if there is none.
+
+    Args:
+        setup: The training.
+        checkpoints: Of the run.
+        say: Told, in a line each, of damage, and where the run goes on.
+
+    Raises:
+        UsageError: The checkpoint is of other data or flags, or of an earlier version.
+        CheckpointError: It cannot be read.
+    """
+    saved = checkpoints.newest(report=say)
+    start = Start(0, setup.initial, [], 0.0)
+    if saved is not None:
+        _check_same_run(setup, saved)
+        before = saved.progress["num_workers"]
+        if before == setup.config.num_workers:
+            state = checkpoints.restore(saved.step, setup.initial)
+            window = saved.progress["window"]
+            start = Start(saved.step, state, window, saved.progress["wall_seconds"])
+        else:
+            start = _resized(setup, checkpoints, saved)
+            say(
+                f"{setup.config.num_workers} workers go on with what {before} have learned in "
+                f"{start.step // setup.schedule.steps_per_epoch} epochs"
+            )
+    say(f"resuming at step {start.step:,} of {setup.schedule.total_steps:,}")
+    if setup.first_process:
+        setup.directory.rewind(start.step / setup.schedule.steps_per_epoch, report=say)
+    return start
+
+
+def _check_same_run(setup: Setup, saved: Saved) -> None:
+    path, config = setup.directory.path, setup.config
+    if saved.progress["data_digest"] != setup.data_digest:
+        raise UsageError(f"--data-path: expected the data that {path} began with")
+    if "deciding" not in saved.progress:
+        raise UsageError(
+            f"--output-dir {path}: expected a run of this version of rps-jax, found checkpoints of "
+            "an earlier one"
+        )
+    check_unchanged(config, saved.progress["deciding"], f"the checkpoint in {path}")
+    before = saved.progress["num_workers"]
+    if before != config.num_workers and not config.allow_resize:
+        raise UsageError(
+            f"--num-workers {config.num_workers}: expected {before}, as the checkpoint of step "
+            f"{saved.step} has it (--allow-resize goes on with another number)"
+        )
+
+
+def _resized(setup: Setup, checkpoints: Checkpoints, saved: Saved) -> Start:
+    """Goes back to the beginning of the epoch of a checkpoint of another number of workers."""
+    before = saved.progress["num_workers"]
+    epochs = saved.step // saved.progress["steps_per_epoch"]
+    step = epochs * setup.schedule.steps_per_epoch
+    like = jax.tree.map(lambda leaf: np.zeros((before, *leaf.shape[1:]), leaf.dtype), setup.initial)
+    # What a channel remembers is of links between so many workers: it begins anew.
+    of_channel = jax.tree.map(
+        lambda leaf: np.zeros((before, *np.shape(leaf)), np.asarray(leaf).dtype),
+        setup.channel.init(before),
+    )
+    whole = checkpoints.restore(saved.step, like._replace(channel_state=of_channel))
+    local = whole._replace(channel_state=())
+    state = setup.mesh.put(resized(local, setup.mesh.local_workers, step))
+    state = state._replace(channel_state=setup.initial.channel_state)
+    wall_seconds = saved.progress["wall_seconds"]
+    checkpoints.save_alone(step, state, progress_of(setup, [], wall_seconds))
+    if setup.first_process:
+        setup.directory.create(setup.config)
+    return Start(step, state, [], wall_seconds)

@@ -1,0 +1,177 @@
+"""Everything that a training needs and that does not change while it runs."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import rps_jax as rps
+from data import DataError, Source, partition
+from launch.channels import make_channel
+from launch.cli.command_line import UsageError
+from launch.config import TrainConfig, deciding, make_rule
+from launch.distributed.consistency import check_consistency, digest_of
+from launch.tasks import Task, make_task
+from launch.tasks.source import check_packets, of_flag
+from launch.trainer.evaluate import Evaluator
+from launch.trainer.run_directory import RunDirectory
+from launch.trainer.schedule import Schedule, make_optimizer
+from launch.trainer.shards import Shards, deal
+from launch.trainer.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A training, ready to begin or to go on.
+
+    Attributes:
+        config: Of the run.
+        directory: Where its results go.
+        mesh: Where the workers are.
+        task: Data and model.
+        data: Description of the data.
+        data_digest: A digest of them.
+        train: The training examples of each worker.
+        test: The test examples, dealt in their order.
+        schedule: How long the run is.
+        channel: Where its drops come from, on the devices.
+        data_key: Decides the order of the examples, together with worker and epoch.
+        train_step: The step of all workers.
+        evaluator: Measures their models.
+        initial: The state in which they start, `[num_workers, ...]`.
+    """
+
+    config: TrainConfig
+    directory: RunDirectory
+    mesh: rps.WorkerMesh
+    task: Task
+    data: str
+    data_digest: str
+    train: Shards
+    test: Shards
+    schedule: Schedule
+    channel: rps.Channel
+    data_key: jax.Array
+    train_step: TrainStep
+    evaluator: Evaluator
+    initial: rps.TrainState
+
+    @property
+    def devices(self) -> str:
+        """What it runs on, for people."""
+        devices = self.mesh.mesh.devices
+        text = f"{devices.size} x {devices.flat[0].device_kind}"
+        processes = jax.process_count()
+        return text if processes == 1 else f"{text} in {processes} processes"
+
+    @property
+    def first_process(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return jax.process_index() == 0
+
+
+def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
+    """Loads the data, deals them out, and makes the programs and the initial state.
+
+    Args:
+        config: A checked configuration.
+        source: The data, found and checked.
+        output_dir: Where the results go; where there are several processes, that of process 0
+            counts.
+
+    Raises:
+        UsageError: The devices cannot hold the workers, the data are damaged, or the processes were
+            not given the same.
+    """
+    try:
+        mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
+    except ValueError as error:
+        raise UsageError(f"the devices cannot hold the workers: {error}") from None
+    channel = make_channel(config)
+    try:
+        dataset = source.load()
+    except DataError as error:
+        raise of_flag(config, error) from error
+    digest = digest_of(dataset)
+    directory = check_consistency(config, f"{source.description} {digest}", output_dir)
+
+    labels, test_labels = (split[dataset.label_key] for split in (dataset.train, dataset.test))
+    parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
+    test_parts = np.array_split(np.arange(len(test_labels)), config.num_workers)
+    train = deal(mesh, dataset.train, parts)
+    schedule = Schedule(
+        config.epochs,
+        min(train.sizes) // config.batch_size,
+        config.log_every,
+        config.checkpoint_every,
+    )
+    optimizer = make_optimizer(config, schedule.total_steps)
+    task, train_step, evaluator = _programs(
+        config, digest, mesh, schedule, lambda: make_task(config, dataset), optimizer
+    )
+
+    # Run once: compiling it well would take longer than running it.
+    init = jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 0})
+    params, model_state = init(_named_key(config.seed, "model"))
+    packets = getattr(channel, "packets", None)
+    if packets is not None:
+        check_packets(config, packets, params)
+    initial = rps.init_train_state(
+        params,
+        model_state,
+        optimizer,
+        channel,
+        config.num_workers,
+        config.seed,
+        algorithm=make_rule(config),
+    )
+    return Setup(
+        config=config,
+        directory=RunDirectory(directory),
+        mesh=mesh,
+        task=task,
+        data=source.description,
+        data_digest=digest,
+        train=train,
+        test=deal(mesh, dataset.test, test_parts),
+        schedule=schedule,
+        channel=train_step.shared(channel),
+        data_key=_named_key(config.seed, "data"),
+        train_step=train_step,
+        evaluator=evaluator,
+        initial=mesh.replicate(initial),
+    )
+
+
+_MOST_KEPT = 4
+_kept: dict[Any, tuple[Task, TrainStep, Evaluator]] = {}
+
+
+def _programs(
+    config: TrainConfig,
+    digest: str,
+    mesh: rps.WorkerMesh,
+    schedule: Schedule,
+    make: Any,
+    optimizer: Any,
+) -> tuple[Task, TrainStep, Evaluator]:
+    """Returns the task and its programs, those of an earlier run where they are the same."""
+    arguments = {"seed", "label_skew", "drop_rate", "all_gather_drop_rate", "trace_sha256"}
+    static = tuple(item for item in deciding(config).items() if item[0] not in arguments)
+    key = (repr(static), digest, mesh, schedule.steps_per_epoch)
+    if key not in _kept:
+        if len(_kept) == _MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        task = make()
+        step = TrainStep(config, mesh, task, optimizer, schedule.steps_per_epoch)
+        _kept[key] = task, step, Evaluator(mesh, task)
+    return _kept[key]
+
+
+def _named_key(seed: int, purpose: str) -> jax.Array:
+    """Returns a key of its own for each thing that is random beside the training steps."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

@@ -1,0 +1,121 @@
+"""The compiled training step over all workers, and the order of their examples."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
+
+import rps_jax as rps
+from data import epoch_order, take
+from launch.config import TrainConfig, make_rule
+from launch.tasks import Task
+
+
+class TrainStep:
+    """The step of all workers, compiled once for all runs that differ in drop rate or seed alone.
+
+    Whatever decides a drop is an argument: the channel, and the keys of the state.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: rps.WorkerMesh,
+        task: Task,
+        optimizer: optax.GradientTransformation,
+        steps_per_epoch: int,
+    ) -> None:
+        """Describes the programs; nothing is compiled yet.
+
+        Args:
+            config: Of the run.
+            mesh: Where the workers are.
+            task: Data and model.
+            optimizer: Of the local step.
+            steps_per_epoch: Batches that every worker takes of its examples.
+        """
+        axis, batch_size = mesh.axis_name, config.batch_size
+        rule = make_rule(config)
+
+        def start_epoch(key: jax.Array, arrays: Any, epoch: jax.Array) -> jax.Array:
+            for part in (jax.lax.axis_index(axis), epoch):
+                key = jax.random.fold_in(key, part)
+            return epoch_order(key, arrays["weight"])
+
+        def train_step(
+            channel: rps.Channel, state: rps.TrainState, arrays: Any, order: Any, signal: Any
+        ) -> Any:
+            step_of_worker = rps.make_train_step(
+                task.loss_fn,
+                optimizer,
+                channel,
+                axis,
+                algorithm=rule,
+                assignment=config.assignment,
+                model_state_policy=config.model_state,
+            )
+            start = state.step % steps_per_epoch * batch_size
+            state, metrics = step_of_worker(state, take(arrays, order, start, batch_size))
+            return state, metrics, jax.lax.pmax(signal, axis)
+
+        self._mesh = mesh
+        self._start_epoch = mesh.spmd(start_epoch, (P(), P("workers"), P()), P("workers"))
+        self._step = mesh.spmd(
+            train_step,
+            (P(), *(P("workers"),) * 4),
+            (P("workers"), P(), P()),
+            donate_argnums=(1,),
+        )
+        self._compiled: dict[Any, Any] = {}
+
+    def shared(self, tree: Any) -> Any:
+        """Puts values that every process has on all devices."""
+
+        def put(value: Any) -> jax.Array:
+            array = np.asarray(jnp.asarray(value))
+            sharding = self._mesh.sharding(P())
+            return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+        return jax.tree.map(put, tree)
+
+    def order(self, key: jax.Array, arrays: Any, epoch: int) -> jax.Array:
+        """Returns the order in which each worker takes its examples in an epoch.
+
+        Args:
+            key: Of the run.
+            arrays: The training examples, `[num_workers, capacity, ...]`.
+            epoch: Epochs taken.
+        """
+        return self._start_epoch(key, arrays, epoch)
+
+    def compile(self, *arguments: Any) -> None:
+        """Compiles the step for arguments like these; returns when every process has.
+
+        JAX's CPU collectives (Gloo) give up on processes that come 30 seconds late.
+        """
+        kind = self._kind(arguments)
+        if kind not in self._compiled:
+            self._compiled[kind] = self._step.lower(*arguments).compile()
+        multihost_utils.sync_global_devices("compiled")
+
+    def __call__(self, *arguments: Any) -> tuple[rps.TrainState, rps.StepMetrics, jax.Array]:
+        """Takes a step; the buffers of the state are given up.
+
+        Args:
+            arguments: The channel, the state, the training examples, their order, and a number for
+                each worker, `[num_workers]`: zero, or the signal that its process has received.
+
+        Returns:
+            The state, the metrics, and the greatest of the numbers.
+        """
+        state, metrics, signal = self._compiled[self._kind(arguments)](*arguments)
+        return state, metrics, signal
+
+    def _kind(self, arguments: tuple[Any, ...]) -> Any:
+        # Of one mesh and one configuration, channels alone can differ in shape.
+        leaves, structure = jax.tree.flatten(arguments[0])
+        return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -1,0 +1,60 @@
+"""What is left of a run that is done: its summary and its picture."""
+
+import platform
+from typing import Any
+
+import jax
+
+import rps_jax as rps
+from launch.channels import CHANNELS
+from launch.cli.command_line import UsageError
+from launch.config import LOSSY, TrainConfig
+from launch.reports.curves import draw_curves
+from launch.trainer.json_files import write_json
+from launch.trainer.setup import Setup
+
+Summary = dict[str, Any]
+
+
+def summarise(setup: Setup, wall_seconds: float) -> Summary:
+    """Writes the summary and the picture of a run; returns the summary.
+
+    Args:
+        setup: The training.
+        wall_seconds: How long it took.
+
+    Raises:
+        UsageError: The metrics of the last step are not in the run directory.
+    """
+    config, directory, step = setup.config, setup.directory, setup.schedule.total_steps
+    lines = directory.read_metrics()
+    if not lines or lines[-1]["step"] != step:
+        raise UsageError(f"{directory.metrics}: expected the metrics of step {step:,} in it")
+    summary = {
+        **lines[-1],
+        "score": setup.task.score,
+        "algorithm": config.algorithm,
+        "drop_rate": config.drop_rate if config.algorithm in LOSSY else None,
+        "num_workers": config.num_workers,
+        "model_state": config.model_state,
+        "data": setup.data,
+        "wall_seconds": round(wall_seconds, 2),
+        "devices": setup.devices,
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "rps_jax": rps.__version__,
+        },
+    }
+    write_json(directory.summary, summary)
+    title = f"{setup.task.model_name} on {setup.data}: {setting(config)}"
+    draw_curves(lines, setup.task.score, title, directory.curves)
+    return summary
+
+
+def setting(config: TrainConfig) -> str:
+    """Returns what a run averages and drops, for people."""
+    workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
+    if config.algorithm not in LOSSY:
+        return f"{workers}, {config.algorithm}"
+    return f"{workers}, {config.algorithm}, {CHANNELS[config.channel].describe(config)}"
