@@ -263,8 +263,7 @@ def test_a_manifest_that_is_none_is_damage(tmp_path: Path, manifest: str) -> Non
 
 
 def test_progress_that_this_run_would_not_save_is_damage(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.holds = lambda values: values.get("of") == 5
+    checkpoints = Checkpoints(tmp_path, holds=lambda values: values.get("of") == 5)
     for step in (5, 6):
         checkpoints.save(step, state(step), {"of": step})
     reports: list[str] = []

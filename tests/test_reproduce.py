@@ -9,17 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_files import read_metrics
 
 import launch.reproduce
 import launch.trainer.many_runs
 from data import DataError, Dataset, Source, subset
-from launch.config import PRESETS
 from launch.figures import paper
 from launch.figures.runs import Curve, Shared
 from launch.figures.tables import claims, table
-from launch.tasks.source import find_source
-from launch.trainer.many_runs import train_all
 from launch.trainer.preemption import Deadline
 from launch.trainer.run_directory import RunDirectory
 
@@ -87,7 +83,7 @@ def test_a_figure_and_the_one_that_shares_its_runs(
     made = json.loads((folder / "run.json").read_text())
     assert made["command"] == (
         "python -m launch.reproduce fig4c --scale reduced --seeds 3 4 --arrivals 100 90 "
-        "--on-miss own --dtype float32 --together 1"
+        "--on-miss own --dtype float32"
     )
     assert made["data"] == "32 of 64 examples of ATIS"
     assert made["settings"]["momentum"] == made["settings"]["weight_decay"] == 0
@@ -150,16 +146,14 @@ def stop_after_an_epoch(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         assert launch.reproduce.main(argv) == 128 + signal.SIGALRM
 
 
-@pytest.mark.parametrize("together", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
-    together: str,
     atis: str,
     small: None,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "90", "50"]
-    argv += ["--time-limit", "1000", "--together", together]
+    argv += ["--time-limit", "1000"]
     assert launch.reproduce.main([*argv, "--runs-dir", "whole", "--output-dir", "whole"]) == 0
 
     stop_after_an_epoch(argv, monkeypatch)
@@ -175,62 +169,6 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     assert [(Path("docs/results/fig4c-reduced") / name).read_text() for name in names] == [
         (Path("whole") / name).read_text() for name in names
     ]
-
-
-@pytest.mark.long
-def test_what_goes_on_in_other_company_begins_anew(
-    atis: str, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "90", "50"]
-    stop_after_an_epoch(argv, monkeypatch)
-    stop_after_an_epoch([*argv, "--together", "2"], monkeypatch)
-    assert len(list(Path("runs").rglob("checkpoints*"))) == 1
-    assert launch.reproduce.main(argv) == 0
-    assert not list(Path("runs").rglob("checkpoints*"))
-    for folder in Path("runs/reproduce/lstm-reduced").iterdir():
-        assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]
-
-
-@pytest.mark.long
-def test_runs_that_are_trained_together_are_those_that_are_trained_alone(
-    atis: str, small: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "100", "70", "40"]
-    for name in ("1", "2"):
-        places = ["--runs-dir", name, "--output-dir", name]
-        assert launch.reproduce.main([*argv, *places, "--together", name]) == 0
-    printed = capsys.readouterr().out
-    for line in ("[1/3] rps-100-0, rps-70-0\n", "[3/3] rps-40-0, about "):
-        assert line in printed
-    for folder in Path("1/lstm-reduced").glob("*-0"):
-        alone, together = read_metrics(folder), read_metrics(Path("2/lstm-reduced") / folder.name)
-        assert len(alone) == len(together) == 3
-        for one, other in zip(alone, together, strict=True):
-            assert one["delivered_fraction"] == other["delivered_fraction"]
-            for key in one.keys() - {"examples_per_second"}:
-                assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
-
-
-@pytest.mark.long
-def test_batch_norm_and_shared_devices_go_together_too(tmp_path: Path) -> None:
-    base = dataclasses.replace(
-        PRESETS["digits"], num_workers=4, batch_size=64, epochs=1, workers_per_device=2
-    )
-    found = [
-        train_all(
-            [
-                dataclasses.replace(base, drop_rate=rate, output_dir=tmp_path / f"{most}-{rate}")
-                for rate in (0.0, 0.3)
-            ],
-            find_source(base),
-            together=most,
-        )
-        for most in (1, 2)
-    ]
-    for (alone,), (together,) in zip(*found, strict=True):
-        assert alone["delivered_fraction"] == together["delivered_fraction"]
-        for key in ("train_loss", "mean_model_train_loss", "consensus_distance", "test_loss"):
-            assert alone[key] == pytest.approx(together[key], rel=0.02, abs=1e-5), key
 
 
 def test_a_time_limit_stops_the_run_that_it_meets(
@@ -256,7 +194,6 @@ def test_a_time_limit_stops_the_run_that_it_meets(
         ("fig4a --seeds -1 --data-path .", "--seed -1: expected an integer"),
         ("fig4a --scale big", "--scale big: expected"),
         ("fig4a --on-miss zero", "--on-miss zero: expected none in figure 4, where models are"),
-        ("fig4a --together 0", "--together 0: expected at least 1"),
         ("fig4a --time-limit 0", "--time-limit 0.0: expected a positive number of seconds"),
         ("fig5a --output-dir /dev/null/x", "--output-dir /dev/null/x: expected a folder that"),
         ("search --learning-rates 0", "--learning-rate 0.0: expected a positive number"),

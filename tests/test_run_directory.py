@@ -167,8 +167,9 @@ def test_no_damage_to_any_file_of_a_run_is_a_traceback(tmp_path: Path) -> None:
                 read(*arguments)
             except UsageError as error:
                 reports.append(error.report())
-        checkpoints = Checkpoints(folder.checkpoints)
-        checkpoints.holds = lambda values: values.get("num_workers") == 4
+        checkpoints = Checkpoints(
+            folder.checkpoints, holds=lambda values: values.get("num_workers") == 4
+        )
         saved = checkpoints.newest(reports.append)
         assert saved is not None
         restored = checkpoints.restore(saved.step, state)

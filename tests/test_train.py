@@ -17,11 +17,12 @@ from PIL import Image
 from run_files import assert_same_state, read_metrics, reproducible
 
 import launch.train
-import launch.trainer.training
+import launch.trainer.setup
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.metrics import Window
 from launch.trainer.run_directory import RunDirectory
+from launch.trainer.schedule import Position
 
 ROOT = Path(__file__).parents[1]
 
@@ -181,14 +182,14 @@ def test_a_finished_run_resumes_to_the_same_summary(
 
 def at_step(monkeypatch: pytest.MonkeyPatch, when: int, act: Any) -> None:
     """Does something in the training loop after so many steps."""
-    step = Progress.step
+    after_step = Progress.after_step
 
-    def patched(self: Progress, steps: int) -> None:
-        step(self, steps)
-        if steps == when:
+    def patched(self: Progress, at: Position, *state_and_signal: Any) -> None:
+        after_step(self, at, *state_and_signal)
+        if at.step == when:
             act()
 
-    monkeypatch.setattr(Progress, "step", patched)
+    monkeypatch.setattr(Progress, "after_step", patched)
 
 
 SHORT = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "2")
@@ -442,7 +443,7 @@ def test_ctrl_c_before_the_training_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch.trainer.training, "make_task", interrupt)
+    monkeypatch.setattr(launch.trainer.setup, "deal", interrupt)
     assert run(tmp_path / "run", *SHORT) == 128 + signal.SIGINT
     assert capsys.readouterr().err == "error: interrupted\n"
     assert not (tmp_path / "run").exists()

@@ -60,7 +60,7 @@ class Progress:
         self._measured = (
             f" loss {line['train_loss']:.4f} distance {line['consensus_distance']:.2g}"
             f" delivered {100 * line['delivered_fraction']:.3g}%"
-            f" {line['examples_per_second']:,.0f} ex/s"
+            f" {_in_short(line['examples_per_second'])} ex/s"
         )
         if self._bar is not None or not self._shown:
             return
@@ -79,3 +79,8 @@ class Progress:
             leave=False,
             bar_format=bar_format,
         )
+
+
+def _in_short(rate: float) -> str:
+    """Returns a number in at most five characters, however fast a small model trains."""
+    return f"{rate:.0f}" if rate < 10_000 else f"{rate / 1000:.0f}k"

@@ -217,7 +217,7 @@ class Checkpoints:
 
     def _progress(self, step: int) -> dict[str, Any]:
         """Reads the JSON values from orbax's file: restoring them takes all processes."""
-        return read_object(self._directory / str(step) / "progress" / "metadata", self.holds)
+        return read_object(self._directory / str(step) / "progress" / "metadata", self._holds)
 
     def _manifest_of(self, step: int) -> Path:
         return self._directory / f"{step}.{_MANIFEST}"
