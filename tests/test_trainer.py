@@ -48,4 +48,12 @@ def test_runs_that_differ_in_seed_or_drop_rate_share_their_programs(tmp_path) ->
     assert first.evaluator is other.evaluator
     assert isinstance(other.channel, rps.Bernoulli)
     assert float(other.channel.drop_rate) == 0.5
+    skewed = set_up(dataclasses.replace(base, label_skew=0.5), source, tmp_path)
+    for setup in (first, other, skewed):  # Their shares have other shapes.
+        order = setup.train_step.order(setup.data_key, setup.train.arrays, 0)
+        signals = setup.mesh.put(np.zeros(4, np.int32))
+        arguments = setup.channel, setup.initial, setup.train.arrays, order, signals
+        setup.train_step.compile(*arguments)
+        _, metrics, _ = setup.train_step(*arguments)
+        assert np.isfinite(metrics.loss)
     assert not np.array_equal(first.initial.key, other.initial.key)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 import rps_jax as rps
 from data import DataError, Source, partition
-from launch.channels import make_channel
+from launch.channels import ChannelFlags, make_channel
 from launch.cli.command_line import UsageError
+from launch.cli.fields import fields_of
 from launch.config import TrainConfig, deciding, make_rule
 from launch.distributed.consistency import check_consistency, digest_of
 from launch.tasks import Task, make_task
@@ -148,6 +151,7 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
 
 _MOST_KEPT = 4
 _kept: dict[Any, tuple[Task, TrainStep, Evaluator]] = {}
+"""The programs of the last few runs of this process, oldest first."""
 
 
 def _programs(
@@ -155,12 +159,15 @@ def _programs(
     digest: str,
     mesh: rps.WorkerMesh,
     schedule: Schedule,
-    make: Any,
-    optimizer: Any,
+    make: Callable[[], Task],
+    optimizer: optax.GradientTransformation,
 ) -> tuple[Task, TrainStep, Evaluator]:
-    """Returns the task and its programs, those of an earlier run where they are the same."""
-    arguments = {"seed", "label_skew", "drop_rate", "all_gather_drop_rate", "trace_sha256"}
-    static = tuple(item for item in deciding(config).items() if item[0] not in arguments)
+    """Returns the task and its programs, those of an earlier run where they are the same.
+
+    Seed, shares of the data and channel are arguments of the programs.
+    """
+    arguments = {"seed", "label_skew", "channel", *fields_of(ChannelFlags)}
+    static = [item for item in deciding(config).items() if item[0] not in arguments]
     key = (repr(static), digest, mesh, schedule.steps_per_epoch)
     if key not in _kept:
         if len(_kept) == _MOST_KEPT:

@@ -16,9 +16,9 @@ from launch.tasks import Task
 
 
 class TrainStep:
-    """The step of all workers, compiled once for all runs that differ in drop rate or seed alone.
+    """The step of all workers, compiled once for all runs that differ in drops or seed alone.
 
-    Whatever decides a drop is an argument: the channel, and the keys of the state.
+    Whatever decides a drop is an argument: the channel, and the key in the state.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class TrainStep:
         return state, metrics, signal
 
     def _kind(self, arguments: tuple[Any, ...]) -> Any:
-        # Of one mesh and one configuration, channels alone can differ in shape.
-        leaves, structure = jax.tree.flatten(arguments[0])
+        # Of one mesh and one configuration, the channel and the workers' shares differ in shape.
+        channel, _, arrays, *_ = arguments
+        leaves, structure = jax.tree.flatten((channel, arrays))
         return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
