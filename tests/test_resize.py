@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bursts import Bursts
 from run_files import read_metrics, saved_state
 
 import launch.train
+import launch.trainer.setup
 import rps_jax as rps
 from launch.trainer.resize import resized
 
@@ -118,3 +120,20 @@ def test_a_run_goes_on_with_more_or_fewer_workers(
 def test_a_resize_is_only_for_a_run_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.train.main(["--allow-resize"]) == 2
     assert "--allow-resize requires --resume" in capsys.readouterr().err
+
+
+def test_another_number_of_workers_has_a_fresh_channel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory of links between so many workers says nothing of another number."""
+    monkeypatch.setattr(launch.train, "start_devices", lambda *workers: None)
+    monkeypatch.setattr(launch.trainer.setup, "make_channel", lambda config: Bursts())
+    folder = ["--output-dir", str(tmp_path / "run")]
+    assert launch.train.main([*SMALL, "--num-workers", "4", *folder]) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "33")
+    resume = ["--resume", "--allow-resize", "--num-workers", "6", "--epochs", "3", *folder]
+    assert launch.train.main(resume) == 0
+    (last,) = sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*[0-9]"))[-1:]
+    begun, bad = saved_state(tmp_path / "run", int(last.name))["channel_state"]
+    assert np.asarray(begun).all()
+    assert all(np.shape(mask) == (6, 6) for mask in jax.tree.leaves(bad))
