@@ -15,7 +15,7 @@ from launch.cli.command_line import exit_status, subcommand
 
 COMMANDS = {
     "simulate": "one setting: completion times of the web, drops of the training",
-    "plan": "what training must lose, if anything, for the web to be fast enough",
+    "plan": "how much training traffic must be dropped, if any, for the web to be fast enough",
     "fig6": "figure 6 of the paper: drops against the speed-up of the web",
     "fig7": "figure 7 of the paper: drops against the messages served",
     "tradeoff": "both halves: what training reaches under the drops that make the web faster",

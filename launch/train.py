@@ -1,4 +1,4 @@
-"""Trains over a network that loses messages: `python -m launch.train --help`.
+"""Trains over a network that drops messages: `python -m launch.train --help`.
 
     python -m launch.train                                  the digits, offline, in about a minute
     python -m launch.train --preset atis-lstm --data-path ATIS

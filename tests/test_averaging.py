@@ -80,7 +80,7 @@ def test_equals_the_reference_for_the_same_delivery(way, n):
 
 
 @pytest.mark.parametrize(("way", "n"), places())
-def test_without_loss_it_is_the_mean(way, n):
+def test_without_drops_it_is_the_mean(way, n):
     params = awkward_params(n)
     results, _ = run(way, n, params, 0.0)
     expected = reference.all_reduce(params)
@@ -89,7 +89,7 @@ def test_without_loss_it_is_the_mean(way, n):
 
 
 @pytest.mark.parametrize(("way", "n"), places())
-def test_when_all_is_lost_every_worker_keeps_its_own(way, n):
+def test_when_all_is_dropped_every_worker_keeps_its_own(way, n):
     params = awkward_params(n)
     results, delivery = run(way, n, params, 1.0)
     assert (delivery.sent == np.eye(n, dtype=bool)).all()
@@ -122,7 +122,7 @@ def test_a_dropped_poison_reaches_no_one(way, n, poison):
     ("way", "n", "packets"),
     [("vmap", 5, 1), ("vmap", 5, 3), ("shard_map", 3, 3), ("vmap_in_shard_map", 6, 3)],
 )
-def test_packets_are_lost_one_by_one(way, n, packets):
+def test_packets_are_dropped_one_by_one(way, n, packets):
     params = awkward_params(n)
     results, delivery = run(way, n, params, 0.4, packets=packets)
     assert delivery.sent.shape == (n, n, packets)

@@ -26,8 +26,8 @@ KEYS = {
     "completed",
     "unfinished",
     "learning_sent",
-    "learning_lost",
-    "learning_loss",
+    "learning_dropped",
+    "learning_drop_fraction",
     "packet_hops",
     "wall_seconds",
 }
@@ -46,12 +46,12 @@ def test_simulate_prints_one_json_object(capsys):
     assert found.keys() >= KEYS
     assert found["completed"] > 100
     assert found["unfinished"] == 0
-    assert found["learning_loss"] == found["learning_lost"] / found["learning_sent"] > 0
+    assert found["learning_drop_fraction"] == found["learning_dropped"] / found["learning_sent"] > 0
     assert 0 < found["mean_completion_ms"] < found["p99_completion_ms"]
     everything = simulated(capsys, "--threshold-bytes", "inf")
-    assert everything["learning_lost"] == 0
+    assert everything["learning_dropped"] == 0
     alone = simulated(capsys, "--learning", "none", "--learning-gbps", "2.4")
-    assert alone["learning_loss"] == 0
+    assert alone["learning_drop_fraction"] == 0
     assert alone["mean_completion_ms"] < found["mean_completion_ms"]
     strict = ["--discipline", "strict-priority", "--learning-buffer-bytes", "1e6"]
     assert simulated(capsys, *strict)["mean_completion_ms"] < everything["mean_completion_ms"]
@@ -67,7 +67,7 @@ def test_simulate_prints_a_table_and_says_what_is_not_complete(capsys):
 
 
 def test_a_record_is_what_training_reads(capsys, tmp_path):
-    path = tmp_path / "losses.npz"
+    path = tmp_path / "trace.npz"
     arguments = ["--duration", "2.9", "--threshold-bytes", "20000", "--record", str(path)]
     found = simulated(capsys, *arguments)
     with np.load(path) as file:
@@ -80,9 +80,9 @@ def test_a_record_is_what_training_reads(capsys, tmp_path):
     assert arrived.shape == (4, 2, 16, 16, 297)
     assert arrived[:, :, range(16), range(16)].all()
     away = ~np.eye(16, dtype=bool)
-    loss = 1 - arrived[1:][:, :, away].mean()
-    assert loss == pytest.approx(found["learning_loss"], rel=0.1)
-    assert description["summary"]["learning_loss"] == found["learning_loss"]
+    dropped = 1 - arrived[1:][:, :, away].mean()
+    assert dropped == pytest.approx(found["learning_drop_fraction"], rel=0.1)
+    assert description["summary"]["learning_drop_fraction"] == found["learning_drop_fraction"]
     assert description["settings"]["threshold_bytes"] == 20000
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
@@ -99,8 +99,8 @@ def test_fig6_writes_everything_and_repeats_nothing(capsys, tmp_path, monkeypatc
     assert len(rows) == 2 * 2 * 3
     by = {(row["learning"], row["seed"], row["discipline"]): row for row in rows}
     for (learning, seed, discipline), row in by.items():
-        lost = float(row["learning_loss"])
-        assert (lost > 0) == (discipline == "threshold")
+        dropped = float(row["learning_drop_fraction"])
+        assert (dropped > 0) == (discipline == "threshold")
         base = by[learning, seed, "fifo"]
         speedup = float(base["mean_completion_ms"]) / float(row["mean_completion_ms"])
         assert float(row["speedup_mean"]) == pytest.approx(speedup)
@@ -191,9 +191,9 @@ def test_fig7_writes_everything(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("target_ms", "status", "answer"),
     [
-        ("2", 0, "Training does not have to lose anything: under strict priority,"),
-        ("1000", 0, "Training has to lose nothing, and the web needs no priority."),
-        ("0.5", 1, "No loss is enough: the web alone has a mean above 0.5 ms."),
+        ("2", 0, "Nothing has to be dropped: under strict priority,"),
+        ("1000", 0, "Nothing has to be dropped, and the web needs no priority."),
+        ("0.5", 1, "No drop rate is enough: the web alone has a mean above 0.5 ms."),
     ],
 )
 def test_plan_answers(target_ms, status, answer, capsys, tmp_path):
@@ -203,7 +203,7 @@ def test_plan_answers(target_ms, status, answer, capsys, tmp_path):
     assert answer in out
     assert all(len(line) <= 80 for line in out.splitlines())
     (alone,) = [line for line in out.splitlines() if line.startswith("web alone")]
-    assert alone.split()[-3:-1] == ["-", "-"]  # There is no learning to lose.
+    assert alone.split()[-3:-1] == ["-", "-"]  # There is no learning to drop.
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_it_equals_the_slow_twin(discipline):
     completions = [(max(expected[first:end]) - now) / 1e9 for now, first, end in messages]
     np.testing.assert_array_equal(found.completion_ms, completions)
     lost = [index for index in numbers if expected[index] is None]
-    assert found.learning_lost == len(lost)
+    assert found.learning_dropped == len(lost)
     assert (len(lost) > 0) == (discipline != "fifo")
     arrived = found.arrived.ravel()
     seen = [(number, expected[k] is not None) for k, number in numbers.items()]
@@ -144,16 +144,16 @@ def test_web_messages_of_a_seed_hang_on_nothing_else():
     np.testing.assert_array_equal(faster.hosts[: len(block.times)], block.hosts)
 
 
-def test_an_infinite_threshold_loses_nothing():
+def test_an_infinite_threshold_drops_nothing():
     found = simulate(change(threshold_bytes=math.inf))
     assert found.learning_sent > 1000
-    assert found.learning_lost == 0
+    assert found.learning_dropped == 0
     same(found, simulate(with_discipline(SMALL, "fifo")))
 
 
-def test_a_lower_threshold_loses_more_and_at_zero_the_web_is_nearly_alone():
+def test_a_lower_threshold_drops_more_and_at_zero_the_web_is_nearly_alone():
     found = [simulate(change(threshold_bytes=size)) for size in (0, 3000, 10_000, 50_000, math.inf)]
-    losses = [one.learning_lost for one in found]
+    losses = [one.learning_dropped for one in found]
     assert losses == sorted(losses, reverse=True)
     assert len(set(losses)) == len(losses)
     means = [one.completion_ms.mean() for one in found]
@@ -167,7 +167,7 @@ def test_a_lower_threshold_loses_more_and_at_zero_the_web_is_nearly_alone():
 def test_web_packets_overtake_learning_under_strict_priority(transport):
     settings = change(transport=transport)
     first = simulate(with_discipline(settings, "strict-priority", learning_buffer_bytes=math.inf))
-    assert first.learning_lost == 0
+    assert first.learning_dropped == 0
     fifo = simulate(with_discipline(settings, "fifo"))
     alone = simulate(change(settings, learning="none"))
     means = [found.completion_ms.mean() for found in (alone, first, fifo)]
@@ -182,9 +182,9 @@ def test_random_drops_are_of_their_probability_at_each_port():
     for offered, dropped, *_ in counts:
         # Within 4 standard errors.
         assert abs(dropped - p * offered) < 4 * (offered * p * (1 - p)) ** 0.5
-    assert simulate(with_discipline(SMALL, "random", drop_probability=0)).learning_lost == 0
-    all_lost = simulate(with_discipline(SMALL, "random", drop_probability=1))
-    assert all_lost.learning_lost == all_lost.learning_sent
+    assert simulate(with_discipline(SMALL, "random", drop_probability=0)).learning_dropped == 0
+    all_dropped = simulate(with_discipline(SMALL, "random", drop_probability=1))
+    assert all_dropped.learning_dropped == all_dropped.learning_sent
 
 
 def test_limits_of_the_disciplines_agree():
@@ -272,7 +272,7 @@ def test_a_trace_replays_what_it_says(tmp_path):
             simulate(settings)
 
 
-def test_a_record_is_of_whole_iterations_and_agrees_with_the_loss():
+def test_a_record_is_of_whole_iterations_and_agrees_with_the_drops():
     settings = change(duration=3.5 * SMALL.period)
     found = simulate(settings, record=True)
     assert found.arrived.shape == (3, 2, 4, 4, settings.chunk_packets)
@@ -283,7 +283,7 @@ def test_a_record_is_of_whole_iterations_and_agrees_with_the_loss():
     )
     assert np.count_nonzero(~found.arrived) == lost
     whole = simulate(change(settings, duration=3 * SMALL.period))
-    assert whole.learning_lost == lost
+    assert whole.learning_dropped == lost
     assert whole.learning_sent == 3 * 2 * 4 * 3 * settings.chunk_packets
     with pytest.raises(ValueError, match="expected bursty"):
         simulate(change(learning="poisson"), record=True)
@@ -371,5 +371,5 @@ def test_closed_forms_at_their_limits():
     # The conservation law: priorities share out the wait of one queue.
     whole = closed_forms.fifo(0.3, 0.4, 1.0).web
     assert 0.3 * waits.web + 0.4 * waits.learning == pytest.approx(0.7 * whole)
-    assert closed_forms.md1k_loss(0.5, 60) == pytest.approx(0, abs=1e-12)
-    assert closed_forms.md1k_loss(2.0, 40) == pytest.approx(1 / 2)
+    assert closed_forms.md1k_drop_fraction(0.5, 60) == pytest.approx(0, abs=1e-12)
+    assert closed_forms.md1k_drop_fraction(2.0, 40) == pytest.approx(1 / 2)

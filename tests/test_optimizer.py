@@ -120,7 +120,7 @@ def test_the_train_step_suffers_the_same_drops(algorithm, make):
 
 
 @pytest.mark.parametrize("make", [models, gradients])
-def test_a_checkpoint_of_the_optimizer_state_resumes_the_same_losses(make, tmp_path):
+def test_a_checkpoint_of_the_optimizer_state_resumes_the_same_drops(make, tmp_path):
     whole, _ = steps("vmap", make, 5)
     params, opt_state = steps("vmap", make, 2)
     leaves, structure = jax.tree.flatten(opt_state)

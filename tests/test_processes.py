@@ -93,7 +93,7 @@ def test_every_algorithm_trains_alike_with_virtual_workers(workers_per_device, o
     assert_same_training(steps_of_all(rps.worker_mesh(N, workers_per_device)), one_process)
 
 
-def test_messages_were_lost_in_these_trainings(one_process):
+def test_messages_were_dropped_in_these_trainings(one_process):
     sent = np.stack([one_process[f"rps['delivery-{i}'].sent"] for i in range(4)])
     assert 0.5 < sent.mean() < 0.95
 

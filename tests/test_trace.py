@@ -1,4 +1,4 @@
-"""The laws of channels, held by a trace: what was recorded is what is lost, wherever it runs."""
+"""The laws of channels, held by a trace: what was recorded is what is dropped, wherever it runs."""
 
 import functools
 import io
@@ -90,7 +90,7 @@ def test_replays_what_was_recorded_and_begins_anew(way, n):
             np.testing.assert_allclose(fractions.reduce_scatter, scattered, rtol=1e-6)
             np.testing.assert_allclose(fractions.all_gather, gathered, rtol=1e-6)
         shifts.add(int(delivery.shift[0]))
-    assert n < 5 or len(shifts) > 1  # Whoever serves a block, its link loses what it lost.
+    assert n < 5 or len(shifts) > 1  # Whoever serves a block, its link drops what it dropped.
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -155,8 +155,8 @@ def test_the_masks_need_no_communication_and_no_copy_of_the_trace():
 
 def test_a_file_is_read_back(tmp_path):
     arrived = recorded(4)
-    save(tmp_path / "losses.npz", arrived)
-    trace = rps.Trace.load(tmp_path / "losses.npz", start=2)
+    save(tmp_path / "trace.npz", arrived)
+    trace = rps.Trace.load(tmp_path / "trace.npz", start=2)
     assert (trace.num_hosts, trace.packets, trace.start) == (4, PACKETS, 2)
     np.testing.assert_array_equal(trace.arrived, np.packbits(arrived, axis=-1))
 
@@ -183,7 +183,7 @@ def test_a_file_is_read_back(tmp_path):
     ],
 )
 def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, changes, start, message):
-    path = tmp_path / "losses.npz"
+    path = tmp_path / "trace.npz"
     save(path, recorded(4), **changes)
     with pytest.raises(ValueError, match=f"^{path}: .*{message}") as refused:
         rps.Trace.load(path, start)
@@ -192,7 +192,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, changes, star
 
 @pytest.mark.parametrize("damage", ["empty", "text", "array", "other arrays", "cut", "flipped"])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage):
-    path = tmp_path / "losses.npz"
+    path = tmp_path / "trace.npz"
     save(path, recorded(4))
     whole = path.read_bytes()
     if damage == "array":
@@ -204,7 +204,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage):
         path.write_bytes(
             {
                 "empty": b"",
-                "text": b"losses",
+                "text": b"drops",
                 "cut": whole[:-40],
                 "flipped": whole[:90] + bytes(255 - byte for byte in whole[90:150]) + whole[150:],
             }[damage]
@@ -277,8 +277,8 @@ def test_a_state_beyond_the_end_is_refused_or_begins_anew():
 
 
 def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"losses\.npz"):
-        rps.Trace.load(tmp_path / "losses.npz")
+    with pytest.raises(FileNotFoundError, match=r"trace\.npz"):
+        rps.Trace.load(tmp_path / "trace.npz")
 
 
 def test_another_number_of_workers_raises_at_trace_time():

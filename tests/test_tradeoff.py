@@ -1,4 +1,4 @@
-"""Training under the losses of a simulated queue, from the queue to the picture."""
+"""Training under the drops of a simulated queue, from the queue to the picture."""
 
 import csv
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
     with open("out/tradeoff.csv") as file:
         queue, independent = csv.DictReader(file)
     assert (queue["losses"], independent["losses"]) == ("of the queue", "independent")
-    assert 0 < float(queue["learning_loss"]) < 1
+    assert 0 < float(queue["learning_drop_fraction"]) < 1
     assert 0 < float(queue["test_accuracy"]) <= 1
 
     # The run was trained with what the simulation recorded, at the rate that the table gives.
@@ -46,7 +46,7 @@ def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
     trace = rps.Trace.load(losses)
     bits = np.unpackbits(np.asarray(trace.arrived), axis=-1, count=trace.packets)
     between = bits[:, :, ~np.eye(4, dtype=bool)]
-    assert float(queue["learning_loss"]) == pytest.approx(1 - between.mean())
+    assert float(queue["learning_drop_fraction"]) == pytest.approx(1 - between.mean())
     assert "drops as in losses-100kB-" in capsys.readouterr().out
     for name in ("tradeoff.png", "table.md", "run.json"):
         assert (Path("out") / name).stat().st_size > 0

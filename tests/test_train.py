@@ -321,7 +321,7 @@ def test_a_trace_and_its_resume(
     assert reproducible(tmp_path / "run") == reproducible(tmp_path / "whole")
 
 
-def test_gradients_are_lost_as_in_the_trace(tmp_path: Path) -> None:
+def test_gradients_are_dropped_as_in_the_trace(tmp_path: Path) -> None:
     arrive = write_trace(tmp_path / "losses.npz")
     flags = (*SHORT, "--log-every", "1", "--epochs", "1", "--algorithm", "gradient-averaging")
     flags += ("--channel", "trace", "--trace", str(tmp_path / "losses.npz"))

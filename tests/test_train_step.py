@@ -112,7 +112,7 @@ def test_the_assignment_can_be_fixed():
     np.testing.assert_allclose(state.params["x"], x, rtol=1e-5, atol=1e-5)
 
 
-def test_without_loss_models_and_gradients_agree():
+def test_without_drops_models_and_gradients_agree():
     """With plain SGD, averaging models is averaging gradients while the models are equal."""
     runs = [
         run(4, channel=rps.Reliable(), algorithm=algorithm)[0].params["x"]
@@ -131,7 +131,7 @@ def test_placement_changes_nothing(workers_per_device):
         (spread, metrics),
         (packed, packed_metrics),
     )
-    # The losses are the same to the bit.
+    # The drops are the same to the bit.
     np.testing.assert_array_equal(metrics.delivered, packed_metrics.delivered)
 
 

@@ -1,4 +1,4 @@
-"""Figure 6 of the paper: the share of learning traffic lost against the speed-up of the web."""
+"""Figure 6 of the paper: the share of learning traffic dropped against the speed-up of the web."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ COLUMNS = {"mean": "mean_completion_ms", "p99": "p99_completion_ms"}
 
 @dataclasses.dataclass(frozen=True)
 class Fig6Config:
-    """Measure how much faster web messages complete as learning packets are lost.
+    """Measure how much faster web messages complete as learning packets are dropped.
 
-    The baseline is the same queue with nothing lost. Every point is of the same web messages and
+    The baseline is the same queue without drops. Every point is of the same web messages and
     the same learning packets as its baseline. Points that are done already are not repeated.
     """
 
@@ -105,12 +105,12 @@ def _rows(jobs: list[Job], values: list[dict[str, Any]]) -> list[dict[str, Any]]
 def _table(config: Fig6Config, rows: list[dict[str, Any]]) -> str:
     curves = Curves(rows, config.seeds)
     lines = [
-        f"Speed-up of web messages over a FIFO that loses nothing; {config.iterations - 1} "
+        f"Speed-up of web messages over a FIFO that drops nothing; {config.iterations - 1} "
         f"learning iterations, seeds {', '.join(map(str, config.seeds))}; ± is the half-width of a "
         "95% confidence interval.",
         "",
-        "| learning | messages/s | FIFO, mean ms | 10% lost: mean | 10% lost: p99 "
-        "| paper, 10% lost | strict priority: mean | p99 | lost |",
+        "| learning | messages/s | FIFO, mean ms | 10% dropped: mean | 10% dropped: p99 "
+        "| paper, 10% dropped | strict priority: mean | p99 | dropped |",
         "|---" * 9 + "|",
     ]
     for learning in LEARNING:
@@ -120,12 +120,12 @@ def _table(config: Fig6Config, rows: list[dict[str, Any]]) -> str:
                 learning,
                 f"{web_rate:g}",
                 curves.under("fifo", "mean_completion_ms", **curve),
-                curves.at_loss(CLAIMED_AT, "speedup_mean", **curve) or "-",
-                curves.at_loss(CLAIMED_AT, "speedup_p99", **curve) or "-",
+                curves.at_drops(CLAIMED_AT, "speedup_mean", **curve) or "-",
+                curves.at_drops(CLAIMED_AT, "speedup_p99", **curve) or "-",
                 "> 1.2" if learning == "bursty" else "",
                 curves.under("strict-priority", "speedup_mean", **curve),
                 curves.under("strict-priority", "speedup_p99", **curve),
-                f"{curves.under('strict-priority', 'learning_loss', **curve).mean:.2%}",
+                f"{curves.under('strict-priority', 'learning_drop_fraction', **curve).mean:.2%}",
             ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     unfinished = sum(row["unfinished"] for row in rows)
@@ -154,7 +154,7 @@ def _draw(config: Fig6Config, rows: list[dict[str, Any]], path: Path) -> None:
                     plot_curve(axes, curves, value, color, style, **curve)
                 plot_strict(axes, curves, value, color, learning="bursty", web_rate=web_rate)
             axes.axvline(100 * CLAIMED_AT, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-            axes.set(xlabel="learning packets lost (%)", title="mean completion time")
+            axes.set(xlabel="learning packets dropped (%)", title="mean completion time")
             axes.set_xlim(left=-2)  # Stars are at 0.
         near.set(ylabel="speed-up", xlim=(-0.5, 20), ylim=(0.95, 2.5))
         near.plot(100 * CLAIMED_AT, 1.2, "k_", markersize=12, zorder=6)
@@ -166,7 +166,7 @@ def _draw(config: Fig6Config, rows: list[dict[str, Any]], path: Path) -> None:
         others: list[dict[str, Any]] = [
             {"label": "bursty learning"},
             {"linestyle": ":", "label": "smooth learning"},
-            {"linestyle": "", "marker": "*", "label": "strict priority, none lost"},
+            {"linestyle": "", "marker": "*", "label": "strict priority, none dropped"},
             {"linestyle": "", "marker": "_", "label": "paper: above this"},
         ]
         handles = rates + [Line2D([], [], color="0.3", **other) for other in others]

@@ -1,4 +1,4 @@
-"""Figure 7 of the paper: the share of learning traffic lost against the web messages served."""
+"""Figure 7 of the paper: the share of learning traffic dropped against the web messages served."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ class Fig7Config:
 
     For each point, the web's rate is sought at which the mean completion time is the target; all
     rates are tried on the same messages at stretched times. The baseline is the rate that a queue
-    serves which loses nothing. Points that are done already are not repeated.
+    serves which drops nothing. Points that are done already are not repeated.
     """
 
     targets_ms: Annotated[tuple[float, ...], Within(0.001, 1e6)] = (2, 5, 10)
@@ -136,21 +136,22 @@ def _rows(jobs: list[Job], values: list[Values]) -> list[Values]:
 def _table(config: Fig7Config, rows: list[Values]) -> str:
     curves = Curves(rows, config.seeds)
     lines = [
-        "Web messages served at the same mean completion time, over those of a FIFO that loses "
+        "Web messages served at the same mean completion time, over those of a FIFO that drops "
         f"nothing; bursty learning, {config.iterations - 1} iterations, seeds "
         f"{', '.join(map(str, config.seeds))}; ± is the half-width of a 95% confidence interval. "
         "The cost of a message falls by 1 - 1 / served.",
         "",
-        "| mean ms | FIFO, messages/s | served, 10% lost | cost, 10% lost "
-        "| most served | lost there | strict priority: served | lost |",
+        "| mean ms | FIFO, messages/s | served, 10% dropped | cost, 10% dropped "
+        "| most served | dropped there | strict priority: served | dropped |",
         "|---" * 8 + "|",
     ]
     for target in config.targets_ms:
         if not any(row["target_ms"] == target for row in rows):
             lines.append(f"| {target:g} | never so fast |" + " |" * 6)
             continue
-        at_claim = curves.at_loss(CLAIMED_AT, "served", target_ms=target)
-        losses, served = curves.over_loss("served", target_ms=target)
+        strict = functools.partial(curves.under, "strict-priority", target_ms=target)
+        at_claim = curves.at_drops(CLAIMED_AT, "served", target_ms=target)
+        dropped, served = curves.over_drops("served", target_ms=target)
         best = max(range(len(served)), key=lambda place: served[place].mean)
         cells = [
             f"{target:g}",
@@ -158,9 +159,9 @@ def _table(config: Fig7Config, rows: list[Values]) -> str:
             at_claim or "-",
             f"-{1 - 1 / at_claim.mean:.1%}" if at_claim else "-",
             served[best],
-            f"{losses[best]:.0%}",
-            curves.under("strict-priority", "served", target_ms=target),
-            f"{curves.under('strict-priority', 'learning_loss', target_ms=target).mean:.2%}",
+            f"{dropped[best]:.0%}",
+            strict("served"),
+            f"{strict('learning_drop_fraction').mean:.2%}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     bounds = sum(row["reached"] == "capacity" for row in rows)
@@ -195,7 +196,7 @@ def _draw(config: Fig7Config, rows: list[Values], path: Path) -> None:
                     axes.plot([], [], color=color, label=f"mean of {target:g} ms")
             axes.plot([], [], "*", color="0.3", markersize=9, label="strict priority")
             axes.axvline(100 * CLAIMED_AT, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-            axes.set(xlabel="learning packets lost (%)", ylabel="messages served, over FIFO's")
+            axes.set(xlabel="learning packets dropped (%)", ylabel="messages served, over FIFO's")
             axes.set_xlim(left=-2)  # Stars are at 0.
         near.set_xlim(-0.5, 20)
         figure.legend(*far.get_legend_handles_labels(), loc="outside right center")

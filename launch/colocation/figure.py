@@ -10,7 +10,7 @@ from launch.reports.report import Interval, interval
 from rps_jax.colocation import Settings, with_discipline
 
 CLAIMED_AT = 0.10
-"""The share of learning packets lost of which the paper's text speaks."""
+"""The share of learning packets dropped that the paper's text names."""
 
 Row = dict[str, Any]
 
@@ -19,7 +19,7 @@ def variants(fifo: Settings, thresholds_kb: Sequence[float]) -> Iterator[Setting
     """Yields the points of a curve: the baseline, the thresholds, and strict priority.
 
     Args:
-        fifo: The baseline, which loses nothing.
+        fifo: The baseline, which drops nothing.
         thresholds_kb: Thousands of bytes.
     """
     yield fifo
@@ -31,35 +31,35 @@ def variants(fifo: Settings, thresholds_kb: Sequence[float]) -> Iterator[Setting
 class Curves:
     """The rows of a figure, by what is drawn.
 
-    Each row has `seed`, `discipline`, `learning_loss`, what tells the curves apart, and values.
-    Those of a curve are in the order of `variants`.
+    Each row has `seed`, `discipline`, `learning_drop_fraction`, what tells the curves apart, and
+    values. Those of a curve are in the order of `variants`.
     """
 
     def __init__(self, rows: list[Row], seeds: Sequence[int]) -> None:
         """Takes the rows of all curves and seeds."""
         self._rows, self._seeds = rows, seeds
 
-    def over_loss(self, name: str, **curve: Any) -> tuple[np.ndarray, list[Interval]]:
-        """Returns the mean share lost at each threshold, and a value there.
+    def over_drops(self, name: str, **curve: Any) -> tuple[np.ndarray, list[Interval]]:
+        """Returns the mean share dropped at each threshold, and a value there.
 
         Args:
             name: Of the value.
             **curve: What tells the curve from others.
         """
         rows = [self._thresholds(seed, curve) for seed in self._seeds]
-        losses = np.mean([[row["learning_loss"] for row in one] for one in rows], axis=0)
+        dropped = np.mean([[row["learning_drop_fraction"] for row in one] for one in rows], axis=0)
         values = zip(*([row[name] for row in one] for one in rows), strict=True)
-        return losses, [interval(value) for value in values]
+        return dropped, [interval(value) for value in values]
 
-    def at_loss(self, loss: float, name: str, **curve: Any) -> Interval | None:
-        """Returns a value at a loss, between the thresholds; None if none loses as much."""
+    def at_drops(self, share: float, name: str, **curve: Any) -> Interval | None:
+        """Returns a value at a share of drops, between thresholds; None if none drops as much."""
         found = []
         for seed in self._seeds:
             rows = self._thresholds(seed, curve)
-            losses = [row["learning_loss"] for row in rows]
-            if losses[-1] < loss:
+            dropped = [row["learning_drop_fraction"] for row in rows]
+            if dropped[-1] < share:
                 return None
-            found.append(float(np.interp(loss, losses, [row[name] for row in rows])))
+            found.append(float(np.interp(share, dropped, [row[name] for row in rows])))
         return interval(found)
 
     def under(self, discipline: str, name: str, **curve: Any) -> Interval:
@@ -83,15 +83,15 @@ def plot_curve(
     axes: Any, curves: Curves, name: str, color: str, style: str = "-", **curve: Any
 ) -> None:
     """Draws a curve and its band of confidence."""
-    losses, found = curves.over_loss(name, **curve)
+    dropped, found = curves.over_drops(name, **curve)
     mean = np.array([value.mean for value in found])
     half = np.array([value.half_width for value in found])
-    axes.plot(100 * losses, mean, style, color=color, marker=".", markersize=4)
-    axes.fill_between(100 * losses, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+    axes.plot(100 * dropped, mean, style, color=color, marker=".", markersize=4)
+    axes.fill_between(100 * dropped, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
 
 
 def plot_strict(axes: Any, curves: Curves, name: str, color: str, **curve: Any) -> None:
     """Draws a star where strict priority is."""
-    loss = 100 * curves.under("strict-priority", "learning_loss", **curve).mean
+    dropped = 100 * curves.under("strict-priority", "learning_drop_fraction", **curve).mean
     value = curves.under("strict-priority", name, **curve).mean
-    axes.plot(loss, value, "*", color=color, markersize=9, zorder=5)
+    axes.plot(dropped, value, "*", color=color, markersize=9, zorder=5)

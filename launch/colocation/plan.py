@@ -1,4 +1,4 @@
-"""Answers an operator: what must training lose for a fast web service, and does it have to?"""
+"""Plans a switch: how much training traffic must be dropped for a fast web service, if any."""
 
 import dataclasses
 import math
@@ -16,18 +16,18 @@ from rps_jax.colocation import PARAMETERS, SettingError, Settings, layout, simul
 
 STEPS = 8
 """Halvings of the range in which the threshold is sought: to 1% of it or so."""
-COLUMNS = ("mean", "p99", "loss", "learning_wait_ms", "peak_bytes")
-"""What is measured: completion times in ms, share of learning lost, mean sum of a learning packet's
-waits at its two ports, and the most bytes that waited at any port."""
+COLUMNS = ("mean", "p99", "drop_fraction", "learning_wait_ms", "peak_bytes")
+"""What is measured: completion times in ms, share of learning packets dropped, mean sum of a
+learning packet's waits at its two ports, and the most bytes that waited at any port."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig(Settings):
-    """Find out what training must lose for web messages to complete in time, and if it has to.
+    """Find out how much training traffic must be dropped for web messages to complete in time.
 
-    Four ways are simulated on the same traffic: the web alone; one queue that loses nothing;
-    strict priority, which loses nothing either; and one queue with the highest threshold that is
-    fast enough, which loses the least. Points that are done already are not repeated.
+    Four ways are simulated on the same traffic: the web alone; one queue that drops nothing;
+    strict priority, which drops nothing either; and one queue with the highest threshold that is
+    fast enough, which drops the least. Points that are done already are not repeated.
     """
 
     target_ms: float = 3.0
@@ -80,7 +80,7 @@ def point(job: Job) -> Values:
     values = (
         found["mean_completion_ms"],
         found["p99_completion_ms"],
-        found["learning_loss"],
+        found["learning_drop_fraction"],
         1000 * waited.sum(),
         result.peak_bytes.max(),
     )
@@ -96,7 +96,7 @@ def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings]
         f"{settings.learning_gbps:g} Gbps of {settings.learning} learning;\n"
         f"{what} to be at most {target:g} ms. Seeds {', '.join(map(str, config.seeds))}.\n"
     )
-    print(f"{'':<26}{'mean ms':>9}{'p99 ms':>9}{'learning lost':>15}{'waits ms':>10}")
+    print(f"{'':<26}{'mean ms':>9}{'p99 ms':>9}{'dropped':>15}{'waits ms':>10}")
 
     def show(name: str, found: Values) -> bool:
         fast = bool(found[of] <= target)
@@ -104,10 +104,10 @@ def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings]
             print(f"{name:<26}more than the links carry")
             return False
         none = math.isnan(found["learning_wait_ms"])  # There is no learning, or none gets through.
-        loss = "-" if none else f"{found['loss']:.2%}"
+        dropped = "-" if none else f"{found['drop_fraction']:.2%}"
         wait = "-" if none else f"{found['learning_wait_ms']:.3g}"
         print(
-            f"{name:<26}{found['mean']:>9.3g}{found['p99']:>9.3g}{loss:>15}{wait:>10}"
+            f"{name:<26}{found['mean']:>9.3g}{found['p99']:>9.3g}{dropped:>15}{wait:>10}"
             f"  {'ok' if fast else 'slow'}",
             flush=True,
         )
@@ -118,7 +118,7 @@ def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings]
         refuse("duration", settings.duration, "longer: no message is complete")
     fast_alone = show("web alone", alone)
     fifo = measure(with_discipline(settings, "fifo"))
-    fast_as_it_is = show("one queue, nothing lost", fifo)
+    fast_as_it_is = show("one queue, no drops", fifo)
     strict = measure(with_discipline(settings, "strict-priority", learning_buffer_bytes=math.inf))
     fast_first = show("strict priority", strict)
 
@@ -165,20 +165,20 @@ def _say(
     """Prints the answer and returns the exit status."""
     alone, as_it_is, first = fast
     if as_it_is:
-        print("Training has to lose nothing, and the web needs no priority.")
+        print("Nothing has to be dropped, and the web needs no priority.")
         return 0
     if not alone:
-        print(f"No loss is enough: the web alone has a {what} above {target:g} ms.")
+        print(f"No drop rate is enough: the web alone has a {what} above {target:g} ms.")
         return 1
     assert least is not None
     if first:
         print(
-            "Training does not have to lose anything: under strict priority, its packets wait\n"
+            "Nothing has to be dropped: under strict priority, learning packets wait\n"
             f"{strict['learning_wait_ms']:.3g} ms on average, and up to "
             f"{strict['peak_bytes'] / 1e6:.3g} MB wait at a port."
         )
     if least[of] <= target:
-        print(f"With one queue and a threshold, it must lose {least['loss']:.1%}.")
+        print(f"With one queue and a threshold, {least['drop_fraction']:.1%} is dropped.")
     else:
         print("One queue with a threshold is never fast enough.")
     return 0 if first or least[of] <= target else 1

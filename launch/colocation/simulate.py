@@ -20,7 +20,7 @@ from rps_jax.colocation import Result, Settings, layout, save_record, simulate
 class SimulateConfig(Settings):
     """Simulate a web service and a training job that share one switch.
 
-    Times and losses are of the messages and packets that come after the warm-up and before the end
+    Times and drops are of the messages and packets that come after the warm-up and before the end
     of the duration. Then what is under way may still arrive, for up to --drain seconds.
     """
 
@@ -79,7 +79,7 @@ def _print_table(settings: Settings, result: Result) -> None:
     row("not complete", "{:,}", found["unfinished"])
     row("retransmissions", "{:,} ({:,} time-outs)", found["retransmissions"], found["time_outs"])
     row("learning packets", "{:,}", found["learning_sent"])
-    row("lost", "{:,} ({:.2%})", found["learning_lost"], found["learning_loss"])
+    row("dropped", "{:,} ({:.2%})", found["learning_dropped"], found["learning_drop_fraction"])
     for kind in ("web", "learning"):
         waits = [found[f"{hop}_{kind}_wait_us"] for hop in ("nic", "switch")]
         row(f"{kind} packets wait", "{:.1f} us at the card, {:.1f} us at the switch", *waits)

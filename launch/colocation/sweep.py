@@ -1,4 +1,4 @@
-"""Many simulations over the processor's cores, of which nothing that is finished is ever lost.
+"""Many simulations over the processor's cores, of which whatever is finished is kept.
 
 Each result is a line of a file, added as soon as it is there. A sweep that is stopped and started
 again goes on where it was; results of other settings, or of another version of the simulation, are

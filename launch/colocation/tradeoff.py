@@ -1,7 +1,7 @@
-"""The paper's two halves in one: what training loses, and what the web gains by it.
+"""Both halves of the paper: the drops of training traffic, and what the web gains by them.
 
-Losses in a queue come in bursts. So training runs under exactly the losses that a simulation
-recorded, and beside it under independent losses of the same rate.
+Drops in a queue come in bursts. So training runs under exactly the drops that a simulation
+recorded, and beside it under independent drops of the same rate.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ MEASURED = (*SCORES, "mean_model_train_loss", "consensus_distance")
 
 Row = dict[str, Any]
 Curve = tuple[str, str]
-"""The algorithm, and the kind of losses."""
+"""The algorithm, and the kind of drops."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TradeoffConfig:
-    """Train under the losses that make a web service faster.
+    """Train under the drops that make a web service faster.
 
     Flags of launch.train, for every run, may follow after " -- "; a host is a worker.
     """
@@ -56,7 +56,7 @@ class TradeoffConfig:
     seeds: Seeds = (0, 1, 2)
     """A training of each for every seed; the simulation is the same."""
     output_dir: Path = Path("docs/results/tradeoff")
-    """Folder of the picture, the table, the losses and the runs."""
+    """Folder of the picture, the table, the traces and the runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +65,24 @@ class Point:
 
     Attributes:
         threshold_kb: Thousands of bytes.
-        speedup: Of the web's mean completion time, over the same queue with nothing lost.
-        reduce_scatter_loss: Share of packets lost in that phase.
-        all_gather_loss: The same of the other.
+        speedup: Of the web's mean completion time, over the same queue without drops.
+        reduce_scatter_drops: Share of packets dropped in that phase.
+        all_gather_drops: The same of the other.
         packets: How many packets a message has.
-        losses: File of what arrived.
+        trace: File of what arrived.
     """
 
     threshold_kb: float
     speedup: float
-    reduce_scatter_loss: float
-    all_gather_loss: float
+    reduce_scatter_drops: float
+    all_gather_drops: float
     packets: int
-    losses: Path
+    trace: Path
 
     @property
-    def loss(self) -> float:
-        """The share of packets lost in both phases."""
-        return (self.reduce_scatter_loss + self.all_gather_loss) / 2
+    def drop_fraction(self) -> float:
+        """The share of packets dropped in both phases."""
+        return (self.reduce_scatter_drops + self.all_gather_drops) / 2
 
 
 def run(argv: Sequence[str]) -> int:
@@ -109,9 +109,9 @@ def run(argv: Sequence[str]) -> int:
     rows = [
         {
             "algorithm": algorithm,
-            "losses": kind,
+            "drops": kind,
             "threshold_kb": point.threshold_kb,
-            "learning_loss": point.loss,
+            "learning_drop_fraction": point.drop_fraction,
             "speedup": point.speedup,
             "seed": seed,
             **{key: value for key, value in lines[-1].items() if key in MEASURED},
@@ -146,7 +146,7 @@ def _simulate(config: TradeoffConfig, fifo: Settings) -> list[Point]:
     points = []
     for kb in sorted(config.thresholds_kb, reverse=True):
         settings = with_discipline(fifo, "threshold", threshold_bytes=1000 * kb)
-        path = config.output_dir / f"losses-{kb:g}kB-{Job(settings).key(summary)[:8]}.npz"
+        path = config.output_dir / f"trace-{kb:g}kB-{Job(settings).key(summary)[:8]}.npz"
         if not path.exists():
             save_record(path, settings, simulate(settings, record=True))
         with np.load(path) as file:
@@ -154,8 +154,8 @@ def _simulate(config: TradeoffConfig, fifo: Settings) -> list[Point]:
             packets = int(file["packets"])
             arrived = np.unpackbits(file["arrived"], axis=-1, count=packets)
         speedup = base["mean_completion_ms"] / found["mean_completion_ms"]
-        lost = [float(1 - arrived[:, phase][:, between].mean()) for phase in (0, 1)]
-        points.append(Point(kb, speedup, lost[0], lost[1], packets, path))
+        dropped = [float(1 - arrived[:, phase][:, between].mean()) for phase in (0, 1)]
+        points.append(Point(kb, speedup, dropped[0], dropped[1], packets, path))
     return points
 
 
@@ -166,11 +166,11 @@ def _training(
     own = ["--algorithm", algorithm, "--seed", str(seed)]
     own += ["--output-dir", str(config.output_dir / "runs" / name)]
     if kind == OF_THE_QUEUE:
-        own += ["--channel", "trace", "--trace", str(point.losses)]
+        own += ["--channel", "trace", "--trace", str(point.trace)]
     else:
         own += ["--packets", str(point.packets)]
-        own += ["--drop-rate", repr(point.reduce_scatter_loss)]
-        own += ["--all-gather-drop-rate", repr(point.all_gather_loss)]
+        own += ["--drop-rate", repr(point.reduce_scatter_drops)]
+        own += ["--all-gather-drop-rate", repr(point.all_gather_drops)]
     return parse([*flags, *own])
 
 
@@ -179,7 +179,7 @@ def _at(rows: list[Row], curve: Curve, point: Point, key: str) -> list[float]:
     return [
         row[key]
         for row in rows
-        if (row["algorithm"], row["losses"], row["threshold_kb"]) == (*curve, point.threshold_kb)
+        if (row["algorithm"], row["drops"], row["threshold_kb"]) == (*curve, point.threshold_kb)
     ]
 
 
@@ -195,13 +195,13 @@ def _table(
         f"seeds {', '.join(map(str, config.seeds))}; ± is the half-width of a 95% confidence "
         "interval.",
         "",
-        "| web is faster by | learning lost | "
-        + " | ".join(f"{algorithm}, losses {kind}" for algorithm, kind in curves)
+        "| web is faster by | learning dropped | "
+        + " | ".join(f"{algorithm}, drops {kind}" for algorithm, kind in curves)
         + " |",
         "|---" * (2 + len(curves)) + "|",
     ]
     for point in points:
-        cells = [f"{point.speedup:.3g}x", f"{point.loss:.1%}"]
+        cells = [f"{point.speedup:.3g}x", f"{point.drop_fraction:.1%}"]
         cells += [str(interval(_at(rows, curve, point, score))) for curve in curves]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -227,7 +227,7 @@ def _draw(
                     "color": f"C{algorithms.index(algorithm)}",
                     "linestyle": "-" if kind == OF_THE_QUEUE else ":",
                 }
-                label = f"{algorithm}, losses {kind}"
+                label = f"{algorithm}, drops {kind}"
                 axes.plot(speedups, [np.mean(x) for x in values], marker="o", label=label, **style)
                 for speedup, seeds in zip(speedups, values, strict=True):
                     axes.plot([speedup] * len(seeds), seeds, ".", color=style["color"], alpha=0.4)
@@ -237,7 +237,7 @@ def _draw(
         for axes in (left, right):
             for point in points:
                 axes.annotate(
-                    f"{point.loss:.0%}\nlost",
+                    f"{point.drop_fraction:.0%}\ndropped",
                     (point.speedup, 1.0),
                     xycoords=("data", "axes fraction"),
                     ha="center",

@@ -11,7 +11,7 @@ from rps_jax.colocation import layout, validation
 class ValidateConfig:
     """Hold the simulation to the closed forms of queueing theory.
 
-    Waits are in microseconds, losses in percent, both at the hosts' network cards; +- is the
+    Waits are in microseconds, drops in percent, both at the hosts' network cards; +- is the
     half-width of a 95% confidence interval. Exit status 1 if one is off by 2%, or by 4 standard
     errors.
     """

@@ -55,7 +55,7 @@ def draw(
 
 
 def _style(curve: Curve, curves: Sequence[Curve]) -> dict[str, Any]:
-    """Returns a hue for each algorithm, darker the less arrives; dashed if nothing is lost."""
+    """Returns a hue for each algorithm, darker the less arrives; dashed without drops."""
     arrivals = sorted((c.arrival for c in curves if c.shared == curve.shared), reverse=True)
     depth = 0.45 + 0.5 * arrivals.index(curve.arrival) / max(1, len(arrivals) - 1)
     return {

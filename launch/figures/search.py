@@ -21,10 +21,10 @@ Schedule = Literal["constant", "cosine", "step"]
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """Find the learning rate, batch size and schedule that train best where nothing is lost.
+    """Find the learning rate, batch size and schedule that train best without drops.
 
     The best has the lowest training loss of the mean model at the end. Figures 4 and 5 are made
-    with it at every rate of loss.
+    with it at every drop rate.
     """
 
     model: Model = "lstm"
@@ -123,7 +123,7 @@ def _write(config: SearchConfig, scale: Scale, runs: Sequence[TrainConfig]) -> N
     score = summaries[done[0]]["score"]
     best = min(done, key=lambda run: summaries[run]["mean_model_train_loss"])
     lines = [
-        f"{summaries[best]['data']}, {best.num_workers} workers, nothing lost; {best.epochs} "
+        f"{summaries[best]['data']}, {best.num_workers} workers, no drops; {best.epochs} "
         f"epochs, seed {config.seed}.",
         "",
         f"| learning rate | batch size | schedule | training loss of the mean model "

@@ -12,7 +12,7 @@ from launch.reports.report import Interval, interval
 NAMES: dict[Shared, str] = {
     "rps": "models (RPS)",
     "gradient-averaging": "gradients",
-    "gradient-averaging-zero": "gradients, none applied where the average is lost",
+    "gradient-averaging-zero": "gradients, none applied where the average is dropped",
 }
 
 

@@ -1,4 +1,4 @@
-"""The case study of section 7 of the paper: what losing learning traffic buys its neighbours.
+"""The case study of section 7 of the paper: colocation of training with a web service.
 
 Packets of a web service and of a training job share the links of one switch. `simulate` takes
 `Settings` and gives a `Result`; `validation` holds it to queueing theory.

@@ -49,21 +49,21 @@ def priority(web_load: float, learning_load: float, service: float) -> Waits:
 
 
 def erlang_b(load: float) -> float:
-    """Returns the share that is lost at one server where nobody can wait, at any load."""
+    """Returns the share that is dropped at one server without a queue, at any load."""
     return load / (1 + load)
 
 
-def md1k_loss(load: float, places: int) -> float:
-    """Returns the share that M/D/1/K loses, at any load.
+def md1k_drop_fraction(load: float, places: int) -> float:
+    """Returns the share that M/D/1/K drops, at any load.
 
     By the chain of what each departure leaves behind: with pi_0 the share of departures that leave
-    nobody, a share 1 - 1 / (pi_0 + rho) is lost.
+    nobody, a share 1 - 1 / (pi_0 + rho) is dropped.
 
     Args:
         load: rho.
         places: K, of packets, that under transmission included.
 
-    >>> round(md1k_loss(0.8, 1), 6) == round(erlang_b(0.8), 6)
+    >>> round(md1k_drop_fraction(0.8, 1), 6) == round(erlang_b(0.8), 6)
     True
     """
     arrivals = [math.exp(-load) * load**k / math.factorial(k) for k in range(places)]

@@ -101,7 +101,7 @@ class Settings:
     """CSV file to replay: a line a packet of time_s, source, destination, bytes."""
 
     discipline: Discipline = "threshold"
-    """Which learning packets wait, and which are dropped, at each port; fifo loses none."""
+    """Which learning packets wait, and which are dropped, at each port; fifo drops none."""
     threshold_bytes: float | None = None
     """threshold: drop a learning packet that would make more than this wait (inf: none). 100000
     where nothing is said."""
@@ -200,7 +200,7 @@ class Settings:
 
     @property
     def capacity(self) -> float:
-        """Web messages a second that the links can carry beside what learning cannot lose."""
+        """Web messages a second that fit on the links beside the learning that is not dropped."""
         one = dataclasses.replace(self, web_rate=1.0).web_load
         return (1 - self._undroppable) / one
 

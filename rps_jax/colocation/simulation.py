@@ -32,7 +32,7 @@ class Result:
         completion_ms: float64 `[messages]`, time that each message took, in order of arrival; nan
             if it is not complete when the simulation ends.
         learning_sent: Learning packets sent.
-        learning_lost: Those of them that were dropped.
+        learning_dropped: Those of them that were dropped.
         counts: float64 `[2 * num_hosts, 2, 4]`: at each port (network cards, then the switch's), of
             web and learning, packets that came, were dropped, began to be transmitted, and the sum
             of seconds that these had waited.
@@ -50,7 +50,7 @@ class Result:
 
     completion_ms: np.ndarray
     learning_sent: int
-    learning_lost: int
+    learning_dropped: int
     counts: np.ndarray
     peak_bytes: np.ndarray
     totals: dict[str, int]
@@ -61,15 +61,15 @@ class Result:
     def summary(self) -> dict[str, float | int | None]:
         """Returns the numbers that matter, by name; None where there is nothing to measure."""
         taken = self.completion_ms[~np.isnan(self.completion_ms)]
-        loss = self.learning_lost / self.learning_sent if self.learning_sent else 0.0
+        drop_fraction = self.learning_dropped / self.learning_sent if self.learning_sent else 0.0
         return {
             "mean_completion_ms": float(taken.mean()) if len(taken) else None,
             "p99_completion_ms": float(np.quantile(taken, 0.99)) if len(taken) else None,
             "completed": len(taken),
             "unfinished": len(self.completion_ms) - len(taken),
             "learning_sent": self.learning_sent,
-            "learning_lost": self.learning_lost,
-            "learning_loss": loss,
+            "learning_dropped": self.learning_dropped,
+            "learning_drop_fraction": drop_fraction,
             "packet_hops": self.packet_hops,
             "wall_seconds": self.wall_seconds,
         }
@@ -131,7 +131,7 @@ def simulate(
     return Result(
         completion_ms=_completions(state),
         learning_sent=int(control["measured_sent"]),
-        learning_lost=int(control["measured_lost"]),
+        learning_dropped=int(control["measured_lost"]),
         counts=counts,
         peak_bytes=state.ports["peak"].copy(),
         totals={

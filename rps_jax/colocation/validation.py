@@ -23,7 +23,7 @@ class Case:
         settings: Where it is measured, but for seed and duration.
         expected: What theory says: seconds, or a share.
         of: The class, WEB_CLASS or LEARNING_CLASS, that it is of.
-        counted: WAITED, a mean wait; or DROPPED, a share that is lost.
+        counted: WAITED, a mean wait; or DROPPED, a share that is dropped.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def cases() -> tuple[Case, ...]:
-    """Returns every closed form: waits in one queue and in two, and losses."""
+    """Returns every closed form: waits in one queue and in two, and drops."""
     payload = 1460
     base = Settings(transport="ideal", message_bytes=payload, learning="none", discipline="fifo")
     service = base.mtu_bytes * base.ps_per_byte / 1e12
@@ -110,12 +110,12 @@ def cases() -> tuple[Case, ...]:
     found.append(Case("priority: web", both, waits.web, web, waited))
     found.append(Case("priority: learning", both, waits.learning, learning, waited))
     for load in (0.15, 0.8, 1.5):
-        loss = closed_forms.erlang_b(load)
-        found.append(Case(f"Erlang B, load {load}", bounded(load, 0), loss, learning, dropped))
+        share = closed_forms.erlang_b(load)
+        found.append(Case(f"Erlang B, load {load}", bounded(load, 0), share, learning, dropped))
     for load, places in ((0.8, 5), (1.2, 10)):
-        loss = closed_forms.md1k_loss(load, places)
+        share = closed_forms.md1k_drop_fraction(load, places)
         settings = bounded(load, places - 1)
-        found.append(Case(f"M/D/1/{places}, load {load}", settings, loss, learning, dropped))
+        found.append(Case(f"M/D/1/{places}, load {load}", settings, share, learning, dropped))
     return tuple(found)
 
 
