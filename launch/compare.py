@@ -33,7 +33,8 @@ from launch.config import (
     check,
     parse,
 )
-from launch.reports.report import interval, write_csv
+from launch.reports.intervals import interval
+from launch.reports.tables import markdown_table, write_csv
 from launch.tasks.source import find_source
 from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.run_directory import check_can_write
@@ -125,12 +126,12 @@ def _grouped(results: list[Any]) -> dict[str, list[Any]]:
 
 def _table(results: list[Any], score: str) -> str:
     keys = ("mean_model_train_loss", "train_loss", score, "consensus_distance")
-    rows = ["| | " + " | ".join(key.replace("_", " ") for key in keys) + " |"]
-    rows.append("|---" * (1 + len(keys)) + "|")
-    for label, seeds in _grouped(results).items():
-        cells = (str(interval([ends[-1][key] for ends in seeds])) for key in keys)
-        rows.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+    header = ["", *(key.replace("_", " ") for key in keys)]
+    rows = [
+        [label, *(interval([ends[-1][key] for ends in seeds]) for key in keys)]
+        for label, seeds in _grouped(results).items()
+    ]
+    return "\n".join(markdown_table(header, rows)) + "\n"
 
 
 def _rows(results: list[Any], score: str) -> list[dict[str, Any]]:

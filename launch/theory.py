@@ -52,7 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
     check_platforms()
 
     import rps_jax as rps
-    from launch.reports.report import half_width
+    from launch.reports.intervals import half_width
 
     print(f"{'':>13}  {'contraction':^29}  {'drift of the mean':^29}")
     columns = f"{'predicted':>9}  {'measured':>18}"

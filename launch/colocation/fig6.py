@@ -10,6 +10,7 @@ from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict
 from launch.colocation.options import Thresholds, check_sweep, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, default_processes, measure_all, summary
+from launch.reports.tables import markdown_table
 from rps_jax.colocation import Settings
 
 LEARNING: tuple[Literal["bursty", "poisson"], ...] = ("bursty", "poisson")
@@ -109,14 +110,14 @@ def _table(config: Fig6Config, rows: list[dict[str, Any]]) -> str:
         f"learning iterations, seeds {', '.join(map(str, config.seeds))}; ± is the half-width of a "
         "95% confidence interval.",
         "",
-        "| learning | messages/s | FIFO, mean ms | 10% dropped: mean | 10% dropped: p99 "
-        "| paper, 10% dropped | strict priority: mean | p99 | dropped |",
-        "|---" * 9 + "|",
     ]
+    header = ["learning", "messages/s", "FIFO, mean ms", "10% dropped: mean", "10% dropped: p99"]
+    header += ["paper, 10% dropped", "strict priority: mean", "p99", "dropped"]
+    cells = []
     for learning in LEARNING:
         for web_rate in config.web_rates:
             curve: dict[str, Any] = {"learning": learning, "web_rate": web_rate}
-            cells = [
+            row = [
                 learning,
                 f"{web_rate:g}",
                 curves.under("fifo", "mean_completion_ms", **curve),
@@ -127,7 +128,8 @@ def _table(config: Fig6Config, rows: list[dict[str, Any]]) -> str:
                 curves.under("strict-priority", "speedup_p99", **curve),
                 f"{curves.under('strict-priority', 'learning_drop_fraction', **curve).mean:.2%}",
             ]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            cells.append(row)
+    lines += markdown_table(header, cells)
     unfinished = sum(row["unfinished"] for row in rows)
     if unfinished:
         lines += ["", f"{unfinished} messages did not complete; means are of the others."]

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from scipy.optimize import brentq
 from scipy.special import expit, logit
@@ -15,6 +15,7 @@ from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict
 from launch.colocation.options import Thresholds, check_sweep
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, Values, default_processes, measure_all, summary
+from launch.reports.tables import markdown_table
 from rps_jax.colocation import Settings
 
 LEAST, MOST = 100.0, 0.97
@@ -141,19 +142,19 @@ def _table(config: Fig7Config, rows: list[Values]) -> str:
         f"{', '.join(map(str, config.seeds))}; ± is the half-width of a 95% confidence interval. "
         "The cost of a message falls by 1 - 1 / served.",
         "",
-        "| mean ms | FIFO, messages/s | served, 10% dropped | cost, 10% dropped "
-        "| most served | dropped there | strict priority: served | dropped |",
-        "|---" * 8 + "|",
     ]
+    header = ["mean ms", "FIFO, messages/s", "served, 10% dropped", "cost, 10% dropped"]
+    header += ["most served", "dropped there", "strict priority: served", "dropped"]
+    cells: list[list[Any]] = []
     for target in config.targets_ms:
         if not any(row["target_ms"] == target for row in rows):
-            lines.append(f"| {target:g} | never so fast |" + " |" * 6)
+            cells.append([f"{target:g}", "never so fast", *[""] * 6])
             continue
         strict = functools.partial(curves.under, "strict-priority", target_ms=target)
         at_claim = curves.at_drops(CLAIMED_AT, "served", target_ms=target)
         dropped, served = curves.over_drops("served", target_ms=target)
         best = max(range(len(served)), key=lambda place: served[place].mean)
-        cells = [
+        row = [
             f"{target:g}",
             curves.under("fifo", "web_rate", target_ms=target),
             at_claim or "-",
@@ -163,7 +164,8 @@ def _table(config: Fig7Config, rows: list[Values]) -> str:
             strict("served"),
             f"{strict('learning_drop_fraction').mean:.2%}",
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        cells.append(row)
+    lines += markdown_table(header, cells)
     bounds = sum(row["reached"] == "capacity" for row in rows)
     if bounds:
         lines += [

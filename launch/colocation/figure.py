@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.reports.report import Interval, interval
+from launch.reports.intervals import Interval, interval
 from rps_jax.colocation import Settings, with_discipline
 
 CLAIMED_AT = 0.10

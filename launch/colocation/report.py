@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.reports.report import command_line, machine, versions, write_csv
+from launch.reports.provenance import command_line, machine, versions
+from launch.reports.tables import write_csv
 from launch.trainer.json_files import write_json
 
 

@@ -23,7 +23,8 @@ from launch.colocation.options import Thresholds, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, measure_all, summary
 from launch.config import PRESETS, PROCESS_FLAGS, LossyAlgorithm, TrainConfig, parse
-from launch.reports.report import interval
+from launch.reports.intervals import interval
+from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source
 from launch.trainer.many_runs import train_all
 from launch.trainer.run_directory import check_can_write
@@ -195,15 +196,18 @@ def _table(
         f"seeds {', '.join(map(str, config.seeds))}; ± is the half-width of a 95% confidence "
         "interval.",
         "",
-        "| web is faster by | learning dropped | "
-        + " | ".join(f"{algorithm}, drops {kind}" for algorithm, kind in curves)
-        + " |",
-        "|---" * (2 + len(curves)) + "|",
     ]
-    for point in points:
-        cells = [f"{point.speedup:.3g}x", f"{point.drop_fraction:.1%}"]
-        cells += [str(interval(_at(rows, curve, point, score))) for curve in curves]
-        lines.append("| " + " | ".join(cells) + " |")
+    header = ["web is faster by", "learning dropped"]
+    header += [f"{algorithm}, drops {kind}" for algorithm, kind in curves]
+    cells = [
+        [
+            f"{point.speedup:.3g}x",
+            f"{point.drop_fraction:.1%}",
+            *(interval(_at(rows, curve, point, score)) for curve in curves),
+        ]
+        for point in points
+    ]
+    lines += markdown_table(header, cells)
     return "\n".join(lines) + "\n"
 
 

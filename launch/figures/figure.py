@@ -20,7 +20,7 @@ from launch.figures.paper import (
 from launch.figures.results import write_run
 from launch.figures.runs import Curve, Run, Shared, curves_of, find_data, plan
 from launch.figures.tables import table
-from launch.reports.report import write_csv
+from launch.reports.tables import write_csv
 from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.preemption import Deadline
 
@@ -155,7 +155,7 @@ def _write(
     paper = {} if scale.reduced else TRAINING_LOSS[model]
     title = (
         f"{figure}: {summaries[0]['data']}, {scale.config.num_workers} workers, "
-        f"{scale.config.epochs} epochs"
+        f"{scale.config.epochs} epoch{'s' * (scale.config.epochs > 1)}"
     )
     if scale.reduced:
         title += f"\nreduced: {scale.reduced}"

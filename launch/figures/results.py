@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.config import TrainConfig
 from launch.figures.paper import Scale
-from launch.reports.report import command_line, machine, versions
+from launch.reports.provenance import command_line, machine, versions
 from launch.trainer.json_files import write_json
 
 _SETTINGS = (

@@ -13,6 +13,7 @@ from launch.figures.options import check_slot, given_or
 from launch.figures.paper import SCALES, Model, Scale, ScaleName
 from launch.figures.results import write_run
 from launch.figures.runs import find_data
+from launch.reports.tables import markdown_table
 from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.preemption import Deadline
 
@@ -122,22 +123,21 @@ def _write(config: SearchConfig, scale: Scale, runs: Sequence[TrainConfig]) -> N
         raise UsageError("--learning-rates: expected smaller ones; every training has diverged")
     score = summaries[done[0]]["score"]
     best = min(done, key=lambda run: summaries[run]["mean_model_train_loss"])
-    lines = [
-        f"{summaries[best]['data']}, {best.num_workers} workers, no drops; {best.epochs} "
-        f"epochs, seed {config.seed}.",
-        "",
-        f"| learning rate | batch size | schedule | training loss of the mean model "
-        f"| {score.replace('_', ' ')} | |",
-        "|---" * 6 + "|",
-    ]
+    header = ["learning rate", "batch size", "schedule", "training loss of the mean model"]
+    header += [score.replace("_", " "), ""]
+    rows = []
     for run in runs:
         cells = [f"{run.learning_rate:g}", run.batch_size, run.schedule, "diverged", "", ""]
         if run in summaries:
             found = summaries[run]
             cells[3:5] = [f"{found['mean_model_train_loss']:.4f}", f"{found[score]:.4f}"]
             cells[5] = "best" * (run == best)
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    text = "\n".join(lines) + "\n"
+        rows.append(cells)
+    title = (
+        f"{summaries[best]['data']}, {best.num_workers} workers, no drops; {best.epochs} "
+        f"epoch{'s' * (best.epochs > 1)}, seed {config.seed}."
+    )
+    text = "\n".join([title, "", *markdown_table(header, rows)]) + "\n"
     config.output_dir.mkdir(parents=True, exist_ok=True)
     (config.output_dir / "table.md").write_text(text)
     write_run(config.output_dir, "search", config, scale, best, list(summaries.values()))

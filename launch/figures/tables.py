@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from launch.figures.runs import Curve, Shared
-from launch.reports.report import Interval, interval
+from launch.reports.intervals import Interval, interval
+from launch.reports.tables import markdown_table
 
 NAMES: dict[Shared, str] = {
     "rps": "models (RPS)",
@@ -105,17 +106,12 @@ def table(
         score: What the test metric is called.
         seeds: Of each curve.
     """
-    lines = [
-        f"At the end of training, seeds {', '.join(map(str, seeds))}"
-        + ("; ± is the half-width of a 95% confidence interval." if len(seeds) > 1 else "."),
-        "",
-        "| shared | arrival | paper: training loss | training loss of the mean model "
-        f"| training loss, mini-batches | {score} | consensus distance |",
-        "|---" * 7 + "|",
-    ]
+    header = ["shared", "arrival", "paper: training loss", "training loss of the mean model"]
+    header += ["training loss, mini-batches", score, "consensus distance"]
+    rows = []
     for curve in curves:
         known = paper.get(curve.arrival) if curve.shared == "rps" else None
-        cells = [
+        row = [
             NAMES[curve.shared],
             f"{curve.arrival:g}%",
             "" if known is None else f"{known:g}",
@@ -124,13 +120,22 @@ def table(
             interval(curve.test_metric[:, -1]),
             f"{np.mean(curve.consensus_distance[:, -1]):.2g}",
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *_nearer(curves, paper)]
-
-    lines += ["| the paper's claim | of | difference, claimed | measured | |", "|---" * 5 + "|"]
-    for claim in claims(curves, score):
-        cells = [claim.text, claim.quantity, claim.bounds, claim.difference, claim.verdict]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append(row)
+    lines = [
+        f"At the end of training, seeds {', '.join(map(str, seeds))}"
+        + ("; ± is the half-width of a 95% confidence interval." if len(seeds) > 1 else "."),
+        "",
+        *markdown_table(header, rows),
+        "",
+        *_nearer(curves, paper),
+        *markdown_table(
+            ["the paper's claim", "of", "difference, claimed", "measured", ""],
+            [
+                (c.text, c.quantity, c.bounds, c.difference, c.verdict)
+                for c in claims(curves, score)
+            ],
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 

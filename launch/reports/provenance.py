@@ -1,0 +1,41 @@
+"""How a result was made: the command, the machine, and the versions."""
+
+import dataclasses
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> str:
+    """Returns the processor's name, where the system tells, and how many cores it has."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {os.cpu_count()} cores"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of Python and of some packages."""
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def command_line(module: str, config: Any, leave_out: Sequence[str]) -> str:
+    """Returns the command that a configuration is of, with all its options.
+
+    Args:
+        module: What is run, as in `python -m MODULE`.
+        config: A dataclass, a field a flag.
+        leave_out: Fields that do not decide the result.
+    """
+    options = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in leave_out and value is not None:
+            values = value if isinstance(value, tuple) else (value,)
+            shown = (str(x).removesuffix(".0") for x in values)
+            options += [f"--{field.name.replace('_', '-')}", *shown]
+    return shlex.join(["python", "-m", *module.split(), *options])
