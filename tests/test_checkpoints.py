@@ -269,3 +269,16 @@ def test_progress_that_this_run_would_not_save_is_damage(tmp_path: Path) -> None
     reports: list[str] = []
     assert checkpoints.newest(reports.append) == (5, {"of": 5})
     assert len(reports) == 1
+
+
+def test_the_clock_does_not_say_which_checkpoint_is_newest(tmp_path: Path) -> None:
+    """A clock that was set back makes later files look older."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (5, 6):
+        checkpoints.save(step, state(step), {})
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            os.utime(path, (1e9 - step, 1e9 - step))
+    assert Checkpoints(tmp_path).newest(print) == (6, {})
+    restored = checkpoints.restore(6, state(0))
+    for found, saved in zip(jax.tree.leaves(restored), jax.tree.leaves(state(6)), strict=True):
+        np.testing.assert_array_equal(found, saved)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rps_jax.colocation import (
-    PARAMETERS,
+    PARAMS,
     SettingError,
     Settings,
     closed_forms,
@@ -188,8 +188,8 @@ def test_random_drops_are_of_their_probability_at_each_port():
 
 
 def test_limits_of_the_disciplines_agree():
-    def run(discipline, **parameters):
-        return simulate(with_discipline(SMALL, discipline, **parameters))
+    def run(discipline, **params):
+        return simulate(with_discipline(SMALL, discipline, **params))
 
     fifo, room = run("fifo"), {"learning_buffer_bytes": 30_000}
     same(run("fraction", low_priority_fraction=1, **room), run("strict-priority", **room))
@@ -359,10 +359,10 @@ def test_bad_settings_say_what_was_expected(changes, message):
 
 
 def test_parameters_not_given_are_those_of_the_discipline():
-    for discipline, defaults in PARAMETERS.items():
+    for discipline, defaults in PARAMS.items():
         settings = with_discipline(SMALL, discipline)
         settings.check()
-        assert settings.parameters == defaults
+        assert settings.params == defaults
 
 
 def test_closed_forms_at_their_limits():

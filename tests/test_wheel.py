@@ -5,11 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,3 +102,16 @@ def test_a_command_without_its_extra_says_so_in_one_line():
     command = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert command.returncode == 2
     assert command.stderr == 'error: tyro not installed: pip install "rps-jax[launch]"\n'
+
+
+def test_a_missing_extra_is_found_by_all_that_it_brings():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = extras["optional-dependencies"]
+    brought = {
+        canonicalize_name(Requirement(text).name)
+        for text in extras["launch"] + extras["colocation"]
+    }
+    of_import = importlib.metadata.packages_distributions()
+    looked_for = {canonicalize_name(of_import[name][0]) for name in launch._REQUIRED}
+    # This one is imported by tensorflow-datasets alone.
+    assert looked_for == brought - {"rps-jax", "importlib-resources"}

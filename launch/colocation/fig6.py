@@ -95,7 +95,7 @@ def _rows(jobs: list[Job], values: list[dict[str, Any]]) -> list[dict[str, Any]]
                 "web_rate": s.web_rate,
                 "seed": s.seed,
                 "discipline": s.discipline,
-                "threshold_bytes": s.parameters.get("threshold_bytes", ""),
+                "threshold_bytes": s.params.get("threshold_bytes", ""),
                 **found,
                 **{f"speedup_{name}": base[key] / found[key] for name, key in COLUMNS.items()},
             }

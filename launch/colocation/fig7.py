@@ -126,7 +126,7 @@ def _rows(jobs: list[Job], values: list[Values]) -> list[Values]:
                 "target_ms": job.target_ms,
                 "seed": s.seed,
                 "discipline": s.discipline,
-                "threshold_bytes": s.parameters.get("threshold_bytes", ""),
+                "threshold_bytes": s.params.get("threshold_bytes", ""),
                 **found,
                 "served": found["web_rate"] / base,
             }

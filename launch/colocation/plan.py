@@ -12,7 +12,7 @@ from launch.cli.command_line import Seeds, Within, expect, read_command, refuse
 from launch.colocation.options import settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
 from launch.trainer.run_directory import check_can_write
-from rps_jax.colocation import PARAMETERS, SettingError, Settings, layout, simulate, with_discipline
+from rps_jax.colocation import PARAMS, SettingError, Settings, layout, simulate, with_discipline
 
 STEPS = 8
 """Halvings of the range in which the threshold is sought: to 1% of it or so."""
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     config = read_command(PlanConfig, "launch.colocate plan", argv, PlanConfig())
     expect("target_ms", config.target_ms, 0 < config.target_ms < math.inf, "a time above 0")
     default = PlanConfig()
-    for name in ("discipline", "seed", *{name for own in PARAMETERS.values() for name in own}):
+    for name in ("discipline", "seed", *{name for own in PARAMS.values() for name in own}):
         if getattr(config, name) != getattr(default, name):
             refuse(name, getattr(config, name), "none: the plan compares disciplines and seeds")
     settings = settings_of(config)

@@ -66,7 +66,7 @@ def _details(result: Result, settings: Settings) -> dict[str, Any]:
 
 def _print_table(settings: Settings, result: Result) -> None:
     found = result.summary() | _details(result, settings)
-    parameters = ", ".join(f"{key} {value:g}" for key, value in settings.parameters.items())
+    parameters = ", ".join(f"{key} {value:g}" for key, value in settings.params.items())
     print(f"{'discipline':<23}{settings.discipline}{f' ({parameters})' if parameters else ''}")
 
     def row(name: str, text: str, *values: Any) -> None:

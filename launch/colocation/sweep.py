@@ -12,13 +12,11 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from launch.reports.bars import make_bar
 from rps_jax.colocation import Settings, simulate
 from rps_jax.colocation.compiled import source_digest
 
@@ -65,7 +63,8 @@ def measure_all(
     keys = [job.key(measure) for job in jobs]
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in known}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file, _bar(len(jobs), len(jobs) - len(missing)) as bar:
+    bar = make_bar("simulating", len(jobs), initial=len(jobs) - len(missing), unit="point")
+    with path.open("a") as file, bar:
         if missing:
             _compile()
         for key, values in _work(measure, missing, processes):
@@ -120,18 +119,6 @@ def _measure(work: tuple[Callable[[Job], Values], str, Job]) -> tuple[str, Value
 def _compile() -> None:
     """Compiles the core once, where each process would do it for itself."""
     simulate(Settings(duration=1e-3, warmup=0.0))
-
-
-def _bar(total: int, done: int) -> "tqdm[Any]":
-    return tqdm(
-        total=total,
-        initial=done,
-        desc="simulating",
-        unit="point",
-        dynamic_ncols=True,
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 def _read(path: Path) -> dict[str, Values]:

@@ -1,8 +1,6 @@
 """What a person sees while a simulation runs: a bar on a terminal, and nothing elsewhere."""
 
-import sys
-
-from tqdm import tqdm
+from launch.reports.bars import REMAINING, make_bar
 
 
 class SecondsBar:
@@ -16,13 +14,8 @@ class SecondsBar:
             quiet: Show nothing.
         """
         self._seconds = seconds
-        self._bar = tqdm(
-            total=round(seconds, 3),
-            desc="compiling, once",
-            dynamic_ncols=True,
-            leave=False,
-            disable=quiet or not sys.stderr.isatty(),
-            bar_format="{desc} {bar} {remaining}",
+        self._bar = make_bar(
+            "compiling, once", round(seconds, 3), shown=not quiet, bar_format=REMAINING
         )
 
     def __enter__(self) -> "SecondsBar":

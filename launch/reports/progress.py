@@ -3,9 +3,8 @@
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 import rps_jax as rps
+from launch.reports.bars import REMAINING, make_bar
 from launch.trainer.schedule import Position, Schedule
 
 
@@ -41,7 +40,7 @@ class Progress:
         """Starts the clock of the estimate."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = self._make_bar("{desc} {bar} {remaining}")
+            self._bar = self._make_bar(REMAINING)
 
     def on_metrics(self, metrics: rps.StepMetrics) -> None:
         """Does nothing."""
@@ -71,12 +70,10 @@ class Progress:
         )
 
     def _make_bar(self, bar_format: str) -> Any:
-        return tqdm(
-            total=self._schedule.total_steps,
+        return make_bar(
+            "compiling",
+            self._schedule.total_steps,
             initial=self._first_step,
-            desc="compiling",
-            dynamic_ncols=True,
-            leave=False,
             bar_format=bar_format,
         )
 

@@ -10,7 +10,7 @@ from rps_jax.colocation import closed_forms as closed_forms
 from rps_jax.colocation import reference as reference
 from rps_jax.colocation import validation as validation
 from rps_jax.colocation.record import save_record as save_record
-from rps_jax.colocation.settings import PARAMETERS as PARAMETERS
+from rps_jax.colocation.settings import PARAMS as PARAMS
 from rps_jax.colocation.settings import SettingError as SettingError
 from rps_jax.colocation.settings import Settings as Settings
 from rps_jax.colocation.settings import with_discipline as with_discipline

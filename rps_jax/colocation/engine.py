@@ -13,9 +13,9 @@ import numba
 from rps_jax.colocation.compiled import WITHOUT_COUNTING, inlined, source_digest
 from rps_jax.colocation.events import NO_EVENT, pop_timer, schedule
 from rps_jax.colocation.layout import LEARNING, NEVER
-from rps_jax.colocation.pools import release, take
-from rps_jax.colocation.ports import come, leave_link
-from rps_jax.colocation.transport import receive, start_message, timer_comes_up
+from rps_jax.colocation.pools import alloc_packet, free_packet
+from rps_jax.colocation.ports import enqueue, leave_link
+from rps_jax.colocation.transport import receive, start_message, timer_expires
 
 DONE, NEED_MESSAGES, NEED_LEARNING, NEED_PACKETS, NEED_CONNECTIONS, NEED_TIMERS = range(6)
 """Why the core returns."""
@@ -27,7 +27,7 @@ def send_learning(
     place, host, now,
 ):  # fmt: skip
     """A host sends a learning packet."""
-    index = take(control, packets)
+    index = alloc_packet(control, packets)
     packet = packets[index]
     packet.kind = LEARNING
     packet.owner = numbers[place]
@@ -37,7 +37,7 @@ def send_learning(
     control.learning_sent += 1
     if control.measure_from <= now < control.measure_until:
         control.measured_sent += 1
-    come(control, tree, ports, packets, connections, counts, host, index, now)
+    enqueue(control, tree, ports, packets, connections, counts, host, index, now)
 
 
 def _compile() -> Callable[..., int]:
@@ -80,12 +80,12 @@ def _compile() -> Callable[..., int]:
                 packet = packets[index]
                 if leaf < hosts:
                     port = hosts + packet.destination
-                    come(control, tree, ports, packets, connections, counts, port, index, now)
+                    enqueue(control, tree, ports, packets, connections, counts, port, index, now)
                 elif packet.kind == LEARNING:
                     control.learning_delivered += 1
                     if arrived.size > 0:
                         arrived[packet.owner] = True
-                    release(control, packets, index)
+                    free_packet(control, packets, index)
                 else:
                     receive(
                         control, tree, ports, packets, connections, scoreboard, timers, counts,
@@ -122,7 +122,7 @@ def _compile() -> Callable[..., int]:
             else:
                 slot = timers[0].connection
                 pop_timer(control, timers)
-                timer_comes_up(
+                timer_expires(
                     control, tree, ports, packets, connections, scoreboard, timers, counts, slot,
                     now,
                 )  # fmt: skip

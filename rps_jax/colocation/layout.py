@@ -126,9 +126,9 @@ CONTROL = np.dtype(
         ("measure_from", "i8"),
         ("measure_until", "i8"),
         # Free lists and the heap.
-        ("free_packet", "i8"),
+        ("packet_free_list", "i8"),
         ("free_packets", "i8"),
-        ("free_connection", "i8"),
+        ("connection_free_list", "i8"),
         ("free_connections", "i8"),
         ("num_timers", "i8"),
         ("first_timer", "i8"),

@@ -1,4 +1,4 @@
-"""Packets and connections, taken from their pools and given back."""
+"""Pools of packets and connections: alloc and free."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -7,37 +7,37 @@ from rps_jax.colocation.layout import CLOSED, FREE
 
 
 @inlined
-def take(control, packets):
-    """Takes a packet from the pool, which has one."""
-    index = control.free_packet
-    control.free_packet = packets[index].next
+def alloc_packet(control, packets):
+    """Allocates a packet; the pool has one."""
+    index = control.packet_free_list
+    control.packet_free_list = packets[index].next
     control.free_packets -= 1
     return index
 
 
 @inlined
-def release(control, packets, index):
-    """Gives a packet back."""
-    packets[index].next = control.free_packet
-    control.free_packet = index
+def free_packet(control, packets, index):
+    """Frees a packet."""
+    packets[index].next = control.packet_free_list
+    control.packet_free_list = index
     control.free_packets += 1
 
 
 @inlined
-def take_connection(control, connections):
-    """Takes a connection from the pool, which has one."""
-    slot = control.free_connection
-    control.free_connection = connections[slot].next
+def alloc_connection(control, connections):
+    """Allocates a connection; the pool has one."""
+    slot = control.connection_free_list
+    control.connection_free_list = connections[slot].next
     control.free_connections -= 1
     return slot
 
 
 @inlined
-def release_connection(control, connections, slot):
-    """Gives a connection back if it is closed and no packet and no timer speaks of it any more."""
+def free_connection(control, connections, slot):
+    """Frees a connection if it is closed and no packet and no timer refers to it."""
     c = connections[slot]
     if c.state == CLOSED and c.timers == 0 and c.in_network == 0:
         c.state = FREE
-        c.next = control.free_connection
-        control.free_connection = slot
+        c.next = control.connection_free_list
+        control.connection_free_list = slot
         control.free_connections += 1

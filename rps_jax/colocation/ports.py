@@ -22,7 +22,7 @@ from rps_jax.colocation.layout import (
     WAITED,
     WEB_CLASS,
 )
-from rps_jax.colocation.pools import release, release_connection
+from rps_jax.colocation.pools import free_connection, free_packet
 
 THRESHOLD, STRICT_PRIORITY, DRR, FRACTION, RANDOM, POLICER, DEADLINE = range(7)
 
@@ -39,11 +39,11 @@ DISCIPLINES = {
 
 
 @inlined
-def come(control, tree, ports, packets, connections, counts, where, index, now):
-    """A packet comes to a port: it is transmitted, waits, or is dropped."""
+def enqueue(control, tree, ports, packets, connections, counts, where, index, now):
+    """Enqueues a packet at a port: it is transmitted at once, waits, or is dropped."""
     port, packet = ports[where], packets[index]
     control.hops += 1
-    catch_up(control, ports, packets, connections, counts, where, now)
+    start_due_transmissions(control, ports, packets, connections, counts, where, now)
     idle = port.free_at <= now
     packet.queued = now
     kind = LEARNING_CLASS if packet.kind == LEARNING else WEB_CLASS
@@ -101,13 +101,13 @@ def admit(control, port, packet, where, idle, now):
 
 
 @inlined
-def catch_up(control, ports, packets, connections, counts, where, now):
+def start_due_transmissions(control, ports, packets, connections, counts, where, now):
     """Starts every transmission that a port starts up to now."""
     port = ports[where]
     while port.free_at <= now and (port.head[0] >= 0 or port.head[1] >= 0):
         queue = 0 if port.head[0] >= 0 else 1
         if control.discipline == DRR:
-            queue = turn_of(control, port, packets)
+            queue = dequeue_turn(control, port, packets)
         index = port.head[queue]
         packet = packets[index]
         port.head[queue] = packet.next
@@ -116,7 +116,7 @@ def catch_up(control, ports, packets, connections, counts, where, now):
 
 
 @inlined
-def turn_of(control, port, packets):
+def dequeue_turn(control, port, packets):
     """Returns the queue whose turn it is by deficit round robin; one at least has a packet.
 
     Shreedhar and Varghese, "Efficient Fair Queuing Using Deficit Round Robin", 1996.
@@ -163,7 +163,7 @@ def transmit(control, ports, packets, connections, counts, where, index, start):
 @inlined
 def leave_link(control, tree, ports, packets, connections, counts, where, now):
     """Takes the packet that now arrives at the far end of a port's link, and returns it."""
-    catch_up(control, ports, packets, connections, counts, where, now)
+    start_due_transmissions(control, ports, packets, connections, counts, where, now)
     port = ports[where]
     index = port.link_head
     port.link_head = packets[index].next
@@ -186,8 +186,8 @@ def drop(control, packets, connections, counts, where, index):
     else:
         control.web_dropped += 1
         connections[packet.owner].in_network -= 1
-        release_connection(control, connections, packet.owner)
-    release(control, packets, index)
+        free_connection(control, connections, packet.owner)
+    free_packet(control, packets, index)
 
 
 @inlined

@@ -38,7 +38,7 @@ def deliver(settings: Settings, packets: list[Packet]) -> list[int | None]:
         settings: The network and its discipline.
         packets: In order of time; those of one time enter in their order.
     """
-    n, of, name = settings.num_hosts, settings.parameters, settings.discipline
+    n, of, name = settings.num_hosts, settings.params, settings.discipline
     propagation = round(settings.propagation_us * 1_000_000)
     # Of each port: network cards, then ports of the switch.
     queues = [(deque[int](), deque[int]()) for _ in range(2 * n)]

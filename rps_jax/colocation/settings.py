@@ -19,7 +19,7 @@ Discipline = Literal[
     "deadline",
 ]
 
-PARAMETERS: dict[str, dict[str, float]] = {
+PARAMS: dict[str, dict[str, float]] = {
     "fifo": {},
     "threshold": {"threshold_bytes": 100_000},
     "strict-priority": {"learning_buffer_bytes": 100_000},
@@ -53,7 +53,7 @@ class Settings:
 
     Every host has a full-duplex link to the switch; packets queue at the host's network card and
     at the switch's port towards their destination. Parameters of a discipline that are not given
-    are those of `PARAMETERS`; those of another discipline are refused.
+    are those of `PARAMS`; those of another discipline are refused.
 
     Raises:
         SettingError: A setting is out of its range, or the network could never carry the load.
@@ -141,14 +141,14 @@ class Settings:
         _check(self)
 
     @property
-    def parameters(self) -> dict[str, float]:
+    def params(self) -> dict[str, float]:
         """The parameters of the discipline, and what each is."""
-        given = {name: getattr(self, name) for name in PARAMETERS[self.discipline]}
-        return PARAMETERS[self.discipline] | {k: v for k, v in given.items() if v is not None}
+        given = {name: getattr(self, name) for name in PARAMS[self.discipline]}
+        return PARAMS[self.discipline] | {k: v for k, v in given.items() if v is not None}
 
     def as_json(self) -> dict[str, Any]:
         """Returns the settings as JSON has them: no infinities, and the parameters as they are."""
-        values = dataclasses.asdict(self) | self.parameters
+        values = dataclasses.asdict(self) | self.params
         shown = {name: value for name, value in values.items() if value is not None}
         return {
             name: "inf" if value == math.inf else str(value) if isinstance(value, Path) else value
@@ -207,7 +207,7 @@ class Settings:
     @property
     def _undroppable(self) -> float:
         """Share of each link that learning takes however much web traffic there is."""
-        load, of = self.learning_load, self.parameters
+        load, of = self.learning_load, self.params
         if self.discipline == "fifo":
             return load
         if math.inf in (of.get("threshold_bytes"), of.get("learning_buffer_bytes")):
@@ -223,16 +223,16 @@ class Settings:
         return 0.0
 
 
-def with_discipline(settings: Settings, discipline: Discipline, **parameters: float) -> Settings:
+def with_discipline(settings: Settings, discipline: Discipline, **params: float) -> Settings:
     """Returns the same settings under another discipline.
 
     Args:
         settings: Whose own discipline is put away.
         discipline: The new one.
-        **parameters: Its parameters; those not given are those of `PARAMETERS`.
+        **params: Its parameters; those not given are those of `PARAMS`.
     """
-    none: dict[str, Any] = dict.fromkeys(name for given in PARAMETERS.values() for name in given)
-    return dataclasses.replace(settings, discipline=discipline, **{**none, **parameters})
+    none: dict[str, Any] = dict.fromkeys(name for given in PARAMS.values() for name in given)
+    return dataclasses.replace(settings, discipline=discipline, **{**none, **params})
 
 
 _MOST_BYTES = "at most 10^15, or inf"
@@ -300,11 +300,11 @@ def _check(s: Settings) -> None:
 
 
 def _check_discipline(s: Settings, expect: Any) -> None:
-    for name in {name for own in PARAMETERS.values() for name in own} - s.parameters.keys():
-        others = ", ".join(key for key, own in PARAMETERS.items() if name in own)
+    for name in {name for own in PARAMS.values() for name in own} - s.params.keys():
+        others = ", ".join(key for key, own in PARAMS.items() if name in own)
         expect(name, getattr(s, name) is None, f"none with {s.discipline} (it is of {others})")
     least = {"web_weight": 1.0, "policer_burst_bytes": float(s.mtu_bytes)}
-    for name, value in s.parameters.items():
+    for name, value in s.params.items():
         if name in ("low_priority_fraction", "drop_probability"):
             expect(name, 0 <= value <= 1, "a share in [0, 1]")
         else:

@@ -154,7 +154,7 @@ def _new_state(s: Settings) -> State:
     control = np.zeros(1, layout.CONTROL)
     packets = s.packets_per_message
     last = s.message_bytes - (packets - 1) * (s.mtu_bytes - s.header_bytes) + s.header_bytes
-    of = s.parameters
+    of = s.params
     # The first blocks of traffic are asked for at once.
     values = {
         "num_hosts": n,
@@ -181,8 +181,8 @@ def _new_state(s: Settings) -> State:
         "measure_from": _ps(s.warmup, 1),
         "measure_until": _ps(s.duration, 1),
         "first_timer": NEVER,
-        "free_packet": -1,
-        "free_connection": -1,
+        "packet_free_list": -1,
+        "connection_free_list": -1,
     }
     for name, value in values.items():
         control[name] = value
@@ -229,10 +229,10 @@ def _grow(state: State, reason: int) -> State:
         return state._replace(timers=_doubled(state.timers))
     if reason == engine.NEED_PACKETS:
         packets = _doubled(state.packets, 4 * int(control["packets_per_message"]) + 4096)
-        _free(packets, len(state.packets), control, "free_packet")
+        _free(packets, len(state.packets), control, "packet")
         return state._replace(packets=packets)
     connections = _doubled(state.connections, 256)
-    _free(connections, len(state.connections), control, "free_connection")
+    _free(connections, len(state.connections), control, "connection")
     scoreboard = np.zeros((len(connections), state.scoreboard.shape[1]), np.uint8)
     scoreboard[: len(state.scoreboard)] = state.scoreboard
     return state._replace(connections=connections, scoreboard=scoreboard)
@@ -244,13 +244,13 @@ def _doubled(pool: np.ndarray, at_least: int = 0) -> np.ndarray:
     return larger
 
 
-def _free(pool: np.ndarray, first: int, control: np.void, name: str) -> None:
-    """Puts all from `first` on in the list of those that are free."""
+def _free(pool: np.ndarray, first: int, control: np.void, kind: str) -> None:
+    """Puts all from `first` on into the free list of a kind."""
     following = np.arange(first + 1, len(pool) + 1)
-    following[-1] = control[name]
+    following[-1] = control[f"{kind}_free_list"]
     pool["next"][first:] = following
-    control[name] = first
-    control[name + "s"] += len(pool) - first
+    control[f"{kind}_free_list"] = first
+    control[f"free_{kind}s"] += len(pool) - first
 
 
 def _load_messages(state: State, block: Messages | None) -> State:

@@ -25,8 +25,8 @@ from rps_jax.colocation.layout import (
     SYN_ACK,
     TIMED_OUT,
 )
-from rps_jax.colocation.pools import release, release_connection, take, take_connection
-from rps_jax.colocation.ports import come
+from rps_jax.colocation.pools import alloc_connection, alloc_packet, free_connection, free_packet
+from rps_jax.colocation.ports import enqueue
 
 # Flags of a packet in the scoreboard. The receiver's stays when the sender's are cleared.
 IN_FLIGHT, SACKED, LOST, SENT_AGAIN, RECEIVED = (np.uint8(1 << bit) for bit in range(5))
@@ -43,7 +43,7 @@ def start_message(
     message, source, destination, now,
 ):  # fmt: skip
     """A message arrives at its sender."""
-    slot = take_connection(control, connections)
+    slot = alloc_connection(control, connections)
     c = connections[slot]
     c.state = OPEN
     c.source, c.destination = source, destination
@@ -112,7 +112,7 @@ def send_data(control, tree, ports, packets, connections, scoreboard, counts, sl
     scoreboard[slot, sequence] |= IN_FLIGHT
     c.in_flight += 1
 
-    index = take(control, packets)
+    index = alloc_packet(control, packets)
     packet = packets[index]
     packet.kind = DATA
     packet.owner = slot
@@ -123,14 +123,14 @@ def send_data(control, tree, ports, packets, connections, scoreboard, counts, sl
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    come(control, tree, ports, packets, connections, counts, c.source, index, now)
+    enqueue(control, tree, ports, packets, connections, counts, c.source, index, now)
 
 
 @inlined
 def send_control(control, tree, ports, packets, connections, counts, slot, kind, now):
     """Sends the first, or the second, packet of a handshake."""
     c = connections[slot]
-    index = take(control, packets)
+    index = alloc_packet(control, packets)
     packet = packets[index]
     packet.kind = kind
     packet.owner = slot
@@ -144,7 +144,7 @@ def send_control(control, tree, ports, packets, connections, counts, slot, kind,
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    come(control, tree, ports, packets, connections, counts, source, index, now)
+    enqueue(control, tree, ports, packets, connections, counts, source, index, now)
 
 
 @inlined
@@ -167,10 +167,10 @@ def receive(
                 control, tree, ports, packets, connections, scoreboard, timers, counts, completed,
                 packet.sequence, packet.block_first, packet.block_end, slot, now,
             )  # fmt: skip
-        release(control, packets, index)
+        free_packet(control, packets, index)
     else:
         kind = packet.kind
-        release(control, packets, index)
+        free_packet(control, packets, index)
         if kind == SYN:
             send_control(control, tree, ports, packets, connections, counts, slot, SYN_ACK, now)
         elif c.state == HANDSHAKE:
@@ -180,7 +180,7 @@ def receive(
             send_allowed(
                 control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
             )
-    release_connection(control, connections, slot)
+    free_connection(control, connections, slot)
 
 
 @inlined
@@ -200,7 +200,7 @@ def receive_data(
     if control.ideal:
         if c.received == total:
             c.state = CLOSED
-        release(control, packets, index)
+        free_packet(control, packets, index)
         return
     while c.expected < total and scoreboard[slot, c.expected] & RECEIVED:
         c.expected += 1
@@ -219,7 +219,7 @@ def receive_data(
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    come(control, tree, ports, packets, connections, counts, c.destination, index, now)
+    enqueue(control, tree, ports, packets, connections, counts, c.destination, index, now)
 
 
 @inlined
@@ -324,7 +324,7 @@ def set_timer(control, connections, timers, slot, now):
 
 
 @inlined
-def timer_comes_up(
+def timer_expires(
     control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
 ):  # fmt: skip
     """An entry has left the heap of timers."""
@@ -341,7 +341,7 @@ def timer_comes_up(
             expire(
                 control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
             )
-    release_connection(control, connections, slot)
+    free_connection(control, connections, slot)
 
 
 @inlined
