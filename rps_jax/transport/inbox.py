@@ -117,17 +117,18 @@ class Inbox:
 
     def take(self, datagram: memoryview) -> None:
         """Files a datagram, or counts it as what it is."""
+        try:
+            header, payload = self._sealer.open(datagram)
+        except Refused as refused:
+            self.counts[refused.kind] += 1
+            return
         with self._changed:
-            try:
-                header, payload = self._sealer.open(datagram)
-                if not self._phases and len(self._waiting) < _MOST_WAITING:
-                    # The shape of what is exchanged is not known before the first exchange.
-                    self._waiting.append(bytes(datagram))
-                    kind = "accepted"
-                else:
-                    kind = self._file(header, payload)
-            except Refused as refused:
-                kind = refused.kind
+            if not self._phases and len(self._waiting) < _MOST_WAITING:
+                # The shape of what is exchanged is not known before the first exchange.
+                self._waiting.append(bytes(datagram))
+                kind = "accepted"
+            else:
+                kind = self._file(header, payload)
             self.counts[kind] += 1
 
     def _file(self, header: Header, payload: memoryview) -> str:

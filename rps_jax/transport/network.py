@@ -185,7 +185,9 @@ def join(
         worker: this worker's index.
         key: 16 to 64 secret bytes that all workers share; None accepts datagrams from anyone who
             knows `run`.
-        run: number of the run, below 2^64: datagrams of other runs are not accepted.
+        run: number of the run, below 2^64: datagrams of other runs are not accepted. All workers
+            started anew need a number that no run with this key has had, or its datagrams could be
+            sent again.
         seed: decides which worker serves which block; the same on every worker.
         link_rate: bits a second that this worker sends at the most.
         deadline: seconds to wait for the others in a phase at the most; less where phases take

@@ -7,6 +7,7 @@ together (UDP_GRO); elsewhere there is a call for each datagram.
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,8 @@ Address = tuple[str, int]
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _MOST_SEGMENTS, _MOST_BYTES = 44, 65_000
 _BUFFER_BYTES = 32 << 20
+_PATIENCE_SECONDS = 0.05
+"""How long to wait for a datagram at a time."""
 _LE = 1
 """The code point of lower-effort traffic, RFC 8622."""
 
@@ -45,7 +48,7 @@ class DatagramSocket:
         except OSError:
             self._socket.close()
             raise
-        self._socket.settimeout(0.05)
+        self._socket.settimeout(_PATIENCE_SECONDS)
         for option in ("SO_RCVBUFFORCE", "SO_RCVBUF"):  # The first needs a privilege.
             with contextlib.suppress(OSError):
                 number = 33 if option == "SO_RCVBUFFORCE" else socket.SO_RCVBUF
@@ -87,7 +90,10 @@ class DatagramSocket:
         """Yields the datagrams that one call receives; none if there is none for a while."""
         try:
             size, control, _, _ = self._socket.recvmsg_into([self._buffer], socket.CMSG_SPACE(4))
-        except (TimeoutError, ConnectionError, InterruptedError):
+        except TimeoutError:
+            return
+        except OSError:  # A peer's port is closed, an interface is down: that is dropped datagrams.
+            time.sleep(_PATIENCE_SECONDS)
             return
         segment = size
         for level, kind, data in control:
