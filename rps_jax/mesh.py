@@ -180,6 +180,10 @@ class Program:
     def _placed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         # What lies on the mesh has another type to JAX than what does not: without this, a loop
         # would compile for its first arguments and again for its own results.
+        if len(args) != len(self.shardings):
+            raise TypeError(
+                f"{len(args)} arguments: expected {len(self.shardings)}, as in_specs has"
+            )
         return tuple(map(_place, args, self.shardings))
 
 

@@ -101,3 +101,9 @@ def test_a_spec_of_another_axis_is_refused():
     mesh = rps.worker_mesh(4)
     with pytest.raises(ValueError, match=r"in_specs has .*'model'.*: expected P\("):
         mesh.spmd(lambda x: x, (P("model"),), P("workers"))
+
+
+def test_an_argument_without_a_spec_is_refused():
+    program = rps.worker_mesh(4).spmd(lambda x: x, (P("workers"),), P("workers"))
+    with pytest.raises(TypeError, match="2 arguments: expected 1, as in_specs has"):
+        program(np.zeros(4), np.zeros(4))
