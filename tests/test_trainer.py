@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ import rps_jax as rps
 from launch.config import PRESETS
 from launch.tasks.source import find_source
 from launch.trainer.metrics import Window
-from launch.trainer.schedule import Schedule
+from launch.trainer.schedule import Schedule, make_optimizer
 from launch.trainer.setup import set_up
 
 
@@ -37,23 +38,44 @@ def test_what_is_no_training_does_not_count_in_the_throughput() -> None:
     assert averages["delivered_fraction"] == pytest.approx(4.5 / 5)
 
 
-def test_runs_that_differ_in_seed_or_drop_rate_share_their_programs(tmp_path) -> None:
+def test_runs_that_differ_in_numbers_alone_share_their_programs(tmp_path) -> None:
     base = dataclasses.replace(PRESETS["linear"], num_workers=4, epochs=1)
     source = find_source(base)
-    first, other, larger = (
+    first, other, heavier = (
         set_up(dataclasses.replace(base, **changes), source, tmp_path)
-        for changes in ({}, {"seed": 1, "drop_rate": 0.5}, {"learning_rate": 0.3})
+        for changes in (
+            {},
+            {"seed": 1, "drop_rate": 0.5, "learning_rate": 0.3, "epochs": 2},
+            {"momentum": 0.5},
+        )
     )
-    assert first.train_step is other.train_step is not larger.train_step
+    assert first.train_step is other.train_step is not heavier.train_step
     assert first.evaluator is other.evaluator
-    assert isinstance(other.channel, rps.Bernoulli)
-    assert float(other.channel.drop_rate) == 0.5
+    assert isinstance(other.run.channel, rps.Bernoulli)
+    assert float(other.run.channel.drop_rate) == 0.5
+    assert float(other.run.learning_rate) == np.float32(0.3)
+    assert int(other.run.total_steps) == 2 * int(first.run.total_steps)
     skewed = set_up(dataclasses.replace(base, label_skew=0.5), source, tmp_path)
     for setup in (first, other, skewed):  # Their shares have other shapes.
         order = setup.train_step.order(setup.data_key, setup.train.arrays, 0)
         signals = setup.mesh.put(np.zeros(4, np.int32))
-        arguments = setup.channel, setup.initial, setup.train.arrays, order, signals
+        arguments = setup.run, setup.initial, setup.train.arrays, order, signals
         setup.train_step.compile(*arguments)
         _, metrics, _ = setup.train_step(*arguments)
         assert np.isfinite(metrics.loss)
     assert not np.array_equal(first.initial.key, other.initial.key)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", (1, 1, 1, 1)), ("cosine", (1, 0.5, 0.25, 0)), ("step", (1, 0.1, 0.1, 0.01))],
+)
+def test_the_learning_rate_follows_the_run(schedule, expected) -> None:
+    config = dataclasses.replace(PRESETS["linear"], schedule=schedule, momentum=0.0)
+    optimizer = make_optimizer(config, 0.5, 12)
+    state = optimizer.init(jnp.float32(0))
+    rates = []
+    for _ in range(13):
+        update, state = optimizer.update(jnp.float32(1), state)
+        rates.append(-float(update) / 0.5)
+    np.testing.assert_allclose([rates[0], rates[6], rates[8], rates[12]], expected, atol=1e-6)

@@ -52,7 +52,7 @@ def train_loop(
     schedule, arrays = setup.schedule, setup.train.arrays
     signals = _Signals(setup.mesh)
     order, pending = _order(setup, first_step), None
-    setup.train_step.compile(setup.channel, state, arrays, order, signals.of(0))
+    setup.train_step.compile(setup.run, state, arrays, order, signals.of(0))
     for hook in hooks:
         hook.begin()
     for step in range(first_step, schedule.total_steps):
@@ -60,9 +60,7 @@ def train_loop(
         if step > first_step and step % schedule.steps_per_epoch == 0:
             order = _order(setup, step)
         previous = pending
-        state, *pending = setup.train_step(
-            setup.channel, state, arrays, order, signals.of(received())
-        )
+        state, *pending = setup.train_step(setup.run, state, arrays, order, signals.of(received()))
         # The metrics of a step are waited for while the next one runs, unless they are due.
         signal_number = _take(previous, hooks)
         if at.logs or signal_number:

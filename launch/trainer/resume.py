@@ -134,7 +134,7 @@ def _resized(setup: Setup, checkpoints: Checkpoints, saved: Saved) -> Start:
     # What a channel remembers is of links between so many workers: it begins anew.
     of_channel = jax.tree.map(
         lambda leaf: np.zeros((before, *np.shape(leaf)), np.asarray(leaf).dtype),
-        setup.channel.init(before),
+        setup.run.channel.init(before),
     )
     whole = checkpoints.restore(saved.step, like._replace(channel_state=of_channel))
     local = whole._replace(channel_state=())

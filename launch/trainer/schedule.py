@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import optax
 
 from launch.config import TrainConfig
@@ -61,21 +62,30 @@ class Schedule(NamedTuple):
         )
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+_OVER_THE_RUN: dict[str, optax.Schedule] = {
+    "constant": optax.constant_schedule(1.0),
+    "cosine": optax.cosine_decay_schedule(1.0, decay_steps=1),
+    "step": optax.piecewise_constant_schedule(1.0, {0.5: 0.1, 0.75: 0.1}),
+}
+"""What the learning rate is multiplied by, from the start of a run, 0, to its end, 1."""
+
+
+def make_optimizer(
+    config: TrainConfig, learning_rate: jax.Array | float, total_steps: jax.Array | int
+) -> optax.GradientTransformation:
     """Returns the optimizer of the local step.
 
     Args:
         config: Of the run.
-        total_steps: Steps of the whole run.
+        learning_rate: Before the schedule lowers it. May be traced, so that runs of other rates and
+            lengths are the same program.
+        total_steps: Steps of the whole run. May be traced.
     """
-    schedules = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, total_steps),
-        "step": optax.piecewise_constant_schedule(
-            config.learning_rate, {total_steps // 2: 0.1, total_steps * 3 // 4: 0.1}
-        ),
-    }
-    rate = schedules[config.schedule]
+    factor = _OVER_THE_RUN[config.schedule]
+
+    def rate(count: jax.Array) -> jax.Array:
+        return learning_rate * factor(count / total_steps)
+
     chain = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay))

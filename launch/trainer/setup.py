@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import rps_jax as rps
 from data import DataError, Source, partition
@@ -23,7 +22,7 @@ from launch.trainer.evaluate import Evaluator
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.schedule import Schedule, make_optimizer
 from launch.trainer.shards import Shards, deal
-from launch.trainer.step import TrainStep
+from launch.trainer.step import Run, TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Setup:
         train: The training examples of each worker.
         test: The test examples, dealt in their order.
         schedule: How long the run is.
-        channel: Where its drops come from, on the devices.
+        run: Channel, learning rate and length, on the devices.
         data_key: Decides the order of the examples, together with worker and epoch.
         train_step: The step of all workers.
         evaluator: Measures their models.
@@ -56,7 +55,7 @@ class Setup:
     train: Shards
     test: Shards
     schedule: Schedule
-    channel: rps.Channel
+    run: Run
     data_key: jax.Array
     train_step: TrainStep
     evaluator: Evaluator
@@ -111,9 +110,8 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
         config.log_every,
         config.checkpoint_every,
     )
-    optimizer = make_optimizer(config, schedule.total_steps)
     task, train_step, evaluator = _programs(
-        config, digest, mesh, schedule, lambda: make_task(config, dataset), optimizer
+        config, digest, mesh, schedule, lambda: make_task(config, dataset)
     )
 
     # Run once: compiling it well would take longer than running it.
@@ -125,7 +123,7 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
     initial = rps.init_train_state(
         params,
         model_state,
-        optimizer,
+        make_optimizer(config, config.learning_rate, schedule.total_steps),
         channel,
         config.num_workers,
         config.seed,
@@ -141,7 +139,7 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
         train=train,
         test=deal(mesh, dataset.test, test_parts),
         schedule=schedule,
-        channel=train_step.shared(channel),
+        run=train_step.shared(Run(channel, config.learning_rate, schedule.total_steps)),
         data_key=_named_key(config.seed, "data"),
         train_step=train_step,
         evaluator=evaluator,
@@ -160,20 +158,20 @@ def _programs(
     mesh: rps.WorkerMesh,
     schedule: Schedule,
     make: Callable[[], Task],
-    optimizer: optax.GradientTransformation,
 ) -> tuple[Task, TrainStep, Evaluator]:
     """Returns the task and its programs, those of an earlier run where they are the same.
 
-    Seed, shares of the data and channel are arguments of the programs.
+    Seed, shares of the data, channel, learning rate and length are arguments of the programs.
     """
-    arguments = {"seed", "label_skew", "channel", *fields_of(ChannelFlags)}
+    arguments = {"seed", "label_skew", "channel", "learning_rate", "epochs"}
+    arguments |= fields_of(ChannelFlags).keys()
     static = [item for item in deciding(config).items() if item[0] not in arguments]
     key = (repr(static), digest, mesh, schedule.steps_per_epoch)
     if key not in _kept:
         if len(_kept) == _MOST_KEPT:
             del _kept[next(iter(_kept))]
         task = make()
-        step = TrainStep(config, mesh, task, optimizer, schedule.steps_per_epoch)
+        step = TrainStep(config, mesh, task, schedule.steps_per_epoch)
         _kept[key] = task, step, Evaluator(mesh, task)
     return _kept[key]
 

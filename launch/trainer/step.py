@@ -1,11 +1,10 @@
 """The compiled training step over all workers, and the order of their examples."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
@@ -13,12 +12,28 @@ import rps_jax as rps
 from data import epoch_order, take
 from launch.config import TrainConfig, make_rule
 from launch.tasks import Task
+from launch.trainer.schedule import make_optimizer
+
+
+class Run(NamedTuple):
+    """What tells a run from others of the same program; a pytree.
+
+    Attributes:
+        channel: Where drops come from.
+        learning_rate: Before the schedule lowers it.
+        total_steps: Steps of the whole run.
+    """
+
+    channel: Any
+    learning_rate: Any
+    total_steps: Any
 
 
 class TrainStep:
-    """The step of all workers, compiled once for all runs that differ in drops or seed alone.
+    """The step of all workers.
 
-    Whatever decides a drop is an argument: the channel, and the key in the state.
+    Compiled once for all runs that differ only in seed, drops, learning rate or length: these are
+    arguments, in the state, the channel, and the `Run`.
     """
 
     def __init__(
@@ -26,7 +41,6 @@ class TrainStep:
         config: TrainConfig,
         mesh: rps.WorkerMesh,
         task: Task,
-        optimizer: optax.GradientTransformation,
         steps_per_epoch: int,
     ) -> None:
         """Describes the programs; nothing is compiled yet.
@@ -35,7 +49,6 @@ class TrainStep:
             config: Of the run.
             mesh: Where the workers are.
             task: Data and model.
-            optimizer: Of the local step.
             steps_per_epoch: Batches that every worker takes of its examples.
         """
         axis, batch_size = mesh.axis_name, config.batch_size
@@ -47,12 +60,12 @@ class TrainStep:
             return epoch_order(key, arrays["weight"])
 
         def train_step(
-            channel: rps.Channel, state: rps.TrainState, arrays: Any, order: Any, signal: Any
+            run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
         ) -> Any:
             step_of_worker = rps.make_train_step(
                 task.loss_fn,
-                optimizer,
-                channel,
+                make_optimizer(config, run.learning_rate, run.total_steps),
+                run.channel,
                 axis,
                 algorithm=rule,
                 assignment=config.assignment,
@@ -76,7 +89,7 @@ class TrainStep:
         """Puts values that every process has on all devices."""
 
         def put(value: Any) -> jax.Array:
-            array = np.asarray(jnp.asarray(value))
+            array = np.asarray(jnp.asarray(value))  # In the types of JAX, not in 64 bits.
             sharding = self._mesh.sharding(P())
             return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
@@ -106,8 +119,9 @@ class TrainStep:
         """Takes a step; the buffers of the state are given up.
 
         Args:
-            arguments: The channel, the state, the training examples, their order, and a number for
-                each worker, `[num_workers]`: zero, or the signal that its process has received.
+            arguments: A `Run` on the devices, the state, the training examples, their order, and a
+                number for each worker, `[num_workers]`: zero, or the signal that its process has
+                received.
 
         Returns:
             The state, the metrics, and the greatest of the numbers.
@@ -117,6 +131,6 @@ class TrainStep:
 
     def _kind(self, arguments: tuple[Any, ...]) -> Any:
         # Of one mesh and one configuration, the channel and the workers' shares differ in shape.
-        channel, _, arrays, *_ = arguments
-        leaves, structure = jax.tree.flatten((channel, arrays))
+        run, _, arrays, *_ = arguments
+        leaves, structure = jax.tree.flatten((run, arrays))
         return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
