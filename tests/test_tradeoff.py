@@ -37,17 +37,17 @@ def test_a_point_of_both_halves(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.colocate.main(argv) == 0
     with open("out/tradeoff.csv") as file:
         queue, independent = csv.DictReader(file)
-    assert (queue["losses"], independent["losses"]) == ("of the queue", "independent")
+    assert (queue["drops"], independent["drops"]) == ("of the queue", "independent")
     assert 0 < float(queue["learning_drop_fraction"]) < 1
     assert 0 < float(queue["test_accuracy"]) <= 1
 
     # The run was trained with what the simulation recorded, at the rate that the table gives.
-    (losses,) = Path("out").glob("losses-100kB-*.npz")
-    trace = rps.Trace.load(losses)
+    (path,) = Path("out").glob("trace-100kB-*.npz")
+    trace = rps.Trace.load(path)
     bits = np.unpackbits(np.asarray(trace.arrived), axis=-1, count=trace.packets)
     between = bits[:, :, ~np.eye(4, dtype=bool)]
     assert float(queue["learning_drop_fraction"]) == pytest.approx(1 - between.mean())
-    assert "drops as in losses-100kB-" in capsys.readouterr().out
+    assert "drops as in trace-100kB-" in capsys.readouterr().out
     for name in ("tradeoff.png", "table.md", "run.json"):
         assert (Path("out") / name).stat().st_size > 0
 
