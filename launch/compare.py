@@ -157,7 +157,7 @@ def _draw(results: list[Any], path: Path) -> None:
     rates = sorted({run.drop_rate for run, _ in results if run.algorithm in LOSSY})
     algorithms = list(dict.fromkeys(run.algorithm for run, _ in results))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
         loss, distance = figure.subplots(1, 2)
         runs = {_label(run): run for run, _ in results}
         for label, seeds in _grouped(results).items():
@@ -176,7 +176,7 @@ def _draw(results: list[Any], path: Path) -> None:
         loss.set(xlabel="epoch", ylabel="training loss of the mean model", yscale="log")
         distance.set(xlabel="epoch", ylabel="consensus distance")
         distance.set_ylim(bottom=0)
-        figure.legend(*loss.get_legend_handles_labels(), loc="outside right center")
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.savefig(path, dpi=160)
 
 

@@ -102,12 +102,12 @@ def test_the_rate_may_be_traced_and_a_sweep_compiles_once():
     traces = []
 
     @jax.jit
-    def lost(channel):
+    def dropped(channel):
         traces.append(channel)
         sample = lambda worker: channel.sample((), KEY, worker, 8)[0]  # noqa: E731
         return ~jax.vmap(sample)(jnp.arange(8)).gathered
 
-    counts = [int(lost(rps.Bernoulli(rate)).sum()) for rate in (0.0, 0.2, 0.5, 1.0)]
+    counts = [int(dropped(rps.Bernoulli(rate)).sum()) for rate in (0.0, 0.2, 0.5, 1.0)]
     assert counts[0] == 0
     assert counts[-1] == 8 * 7
     assert counts == sorted(counts)

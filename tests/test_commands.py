@@ -25,8 +25,8 @@ def test_theory_prints_predicted_beside_measured(capsys):
     assert theory.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    workers, lost, contraction, _, _, drift, _, _ = lines[-1].replace("±", " ").split()
-    assert (int(workers), float(lost)) == (2, 0.1)
+    workers, drop_rate, contraction, _, _, drift, _, _ = lines[-1].replace("±", " ").split()
+    assert (int(workers), float(drop_rate)) == (2, 0.1)
     assert float(contraction) == pytest.approx(0.145 - 0.1125)
     assert float(drift) == pytest.approx(0.1125)
 

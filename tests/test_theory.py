@@ -42,8 +42,8 @@ def enumerated(num_workers, drop_rate, gather_rate):
         for arrived, gathered in itertools.product(free, free):
             probability = 1 / n
             for bits, rate in ((arrived, drop_rate), (gathered, gather_rate)):
-                lost = n - sum(bits)
-                probability *= rate**lost * (1 - rate) ** (n - 1 - lost)
+                dropped = n - sum(bits)
+                probability *= rate**dropped * (1 - rate) ** (n - 1 - dropped)
             w = mixing_matrix(n, server, arrived, gathered)
             spread += probability * w @ w.T
             mixed += probability * w @ mean @ w.T
