@@ -1,7 +1,7 @@
 """Queueing theory's answers for a single port, which the simulation must give.
 
 Arrivals are Poisson, at a link that takes S seconds for a packet; rho is the share of time for
-which it would be busy. Waits are mean seconds from a packet's arrival at a port to its transmission.
+which it would be busy. Waits are mean seconds from arrival at a port to the start of transmission.
 Kleinrock, "Queueing Systems", volumes 1 (1975) and 2 (1976).
 """
 
