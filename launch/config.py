@@ -324,7 +324,7 @@ def check_unchanged(config: TrainConfig, before: Mapping[str, Any], where: str) 
     """Raises `UsageError` if something that decides the result differs from an earlier run.
 
     Args:
-        config: Of the run that is to go on.
+        config: Configuration of the run that is to go on.
         before: What decided the result then, of `deciding`; fields that it lacks are not compared.
         where: What the earlier run is, for people.
     """

@@ -36,7 +36,7 @@ class TheoryConfig:
     num_exchanges: Annotated[int, Within(2, 1_000_000)] = 2000
     """Exchanges to measure, of each."""
     seed: Seed = 0
-    """Of the drops and the models."""
+    """Seed of the drops and the models."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

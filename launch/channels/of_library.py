@@ -12,7 +12,7 @@ def of_library(name: str, kind: type, known: type) -> ChannelKind:
     """Returns the entry of a channel.
 
     Args:
-        name: Of the channel.
+        name: Name of the channel.
         kind: Its class, a dataclass.
         known: Flags of other channels, which it may share.
     """

@@ -24,7 +24,7 @@ class CommandError(Exception):
     """What ends a command before it is done.
 
     Attributes:
-        exit_status: Of the process.
+        exit_status: Exit status of the process.
     """
 
     exit_status = 1
@@ -123,8 +123,8 @@ def check_memory(name: str, value: Any, num_bytes: float) -> None:
     """Raises `UsageError` if what a flag asks for needs more memory than this machine has.
 
     Args:
-        name: Of the flag's field.
-        value: Of the flag.
+        name: Name of the flag's field.
+        value: Value of the flag.
         num_bytes: What is needed, from the shapes of the arrays.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

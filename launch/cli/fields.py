@@ -52,7 +52,7 @@ class Field(NamedTuple):
     Attributes:
         hint: As it is annotated.
         type: The same without annotations.
-        default: Of the dataclass.
+        default: Default in the dataclass.
         annotations: Marks and ranges, among others.
     """
 

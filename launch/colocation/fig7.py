@@ -21,7 +21,7 @@ from rps_jax.colocation import Settings
 LEAST, MOST = 100.0, 0.97
 """The rates that are tried: from so many messages a second, to this share of what links carry."""
 TOLERANCE = 1e-3
-"""Of the logit of the load that is found: at most so large a share of the rate."""
+"""Tolerance of the load that is found, in its logit: at most so large a share of the rate."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Curves:
         """Returns the mean share dropped at each threshold, and a value there.
 
         Args:
-            name: Of the value.
+            name: Name of the value.
             **curve: What tells the curve from others.
         """
         rows = [self._thresholds(seed, curve) for seed in self._seeds]

@@ -21,12 +21,12 @@ def write_results(
     """Writes a figure's numbers, its table, and how it was made; prints the table.
 
     Args:
-        command: Of launch.colocate; names the file of numbers.
+        command: Subcommand of launch.colocate; names the file of numbers.
         config: Its options.
         simulated: Settings of the simulation.
         rows: The numbers, of one shape.
         table: In Markdown.
-        flags: Of launch.train, that came after "--".
+        flags: Flags of launch.train that came after "--".
     """
     folder = config.output_dir
     write_csv(folder / f"{command}.csv", rows)

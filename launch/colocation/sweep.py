@@ -28,7 +28,7 @@ class Job:
     """One thing to find out.
 
     Attributes:
-        settings: Of its simulations.
+        settings: Settings of its simulations.
         target_ms: For those who look for something: the mean completion time to be reached.
     """
 

@@ -66,7 +66,7 @@ class Point:
 
     Attributes:
         threshold_kb: Thousands of bytes.
-        speedup: Of the web's mean completion time, over the same queue without drops.
+        speedup: Speed-up of the web's mean completion time over the same queue without drops.
         reduce_scatter_drops: Share of packets dropped in that phase.
         all_gather_drops: The same of the other.
         packets: How many packets a message has.

@@ -87,7 +87,7 @@ def refuse_together(error: UsageError | None) -> None:
     """Raises on every process what process 0 has to refuse.
 
     Args:
-        error: Of process 0, None if there is nothing; the others' is ignored.
+        error: Error of process 0, None if there is none; those of the others are ignored.
     """
     if jax.process_count() > 1:
         said = _gather({"error": None if error is None else str(error)})[0]["error"]
@@ -100,7 +100,7 @@ def check_shared(file: Path) -> None:
     """Checks, on every process, that process 0's folder is everybody's.
 
     Args:
-        file: That process 0 has just written.
+        file: A file that process 0 has just written.
 
     Raises:
         UsageError: This process does not see it: its part of each checkpoint would be lost.

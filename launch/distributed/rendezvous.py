@@ -36,7 +36,7 @@ def rendezvous(
     Args:
         coordinator: `HOST:PORT` of process 0. The port is free again afterwards.
         num_processes: How many processes the job has.
-        process_id: Of this one.
+        process_id: Number of this process.
         timeout: Seconds to wait for the others.
         gloo: Whether JAX's CPU collectives are to carry the messages.
 
@@ -91,7 +91,7 @@ def unreachable(host: str, address: str | None) -> str | None:
 
     Args:
         host: Name of the host, as it calls itself.
-        address: Of that name, on that host.
+        address: Address of that name on that host.
     """
     if address is not None and not ipaddress.ip_address(address).is_loopback:
         return None

@@ -21,11 +21,11 @@ def draw(
     """Draws the curves of a figure: means over the seeds, and bands from the least to the greatest.
 
     Args:
-        curves: Of the figure.
+        curves: The figure's curves.
         paper: The paper's final training loss of RPS, by probability of arrival.
         score: The test metric, as metrics name it.
         title: Above the picture.
-        path: Of the PNG.
+        path: Path of the PNG file.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.3), layout="constrained")

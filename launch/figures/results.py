@@ -36,9 +36,9 @@ def write_run(
 
     Args:
         folder: Where.
-        command: Of launch.reproduce.
-        options: Of the command.
-        scale: Of the trainings.
+        command: Subcommand of launch.reproduce.
+        options: Options of the command.
+        scale: Scale of the trainings.
         config: What they have in common.
         summaries: One of each training.
     """

@@ -26,7 +26,7 @@ class Run(NamedTuple):
     Attributes:
         shared: What is averaged, and how.
         arrival: Probability that a message arrives, in percent.
-        config: Of the training.
+        config: Configuration of the training.
     """
 
     shared: Shared
@@ -41,9 +41,9 @@ class Curve(NamedTuple):
         shared: As in `Run`.
         arrival: As in `Run`.
         epochs: The ends of the epochs, `[epochs]`.
-        mean_model_train_loss: Of the mean model over all training examples, `[seeds, epochs]`.
-        train_loss: Of the workers over the mini-batches of an epoch, `[seeds, epochs]`.
-        test_metric: Of the mean model, `[seeds, epochs]`.
+        mean_model_train_loss: Loss of the mean model on all training examples, `[seeds, epochs]`.
+        train_loss: Mean loss of the workers' mini-batches in an epoch, `[seeds, epochs]`.
+        test_metric: Test metric of the mean model, `[seeds, epochs]`.
         consensus_distance: `[seeds, epochs]`.
     """
 
@@ -64,7 +64,7 @@ def plan(
     Args:
         base: What they have in common; `output_dir` is the folder of their folders.
         pairs: Algorithms and probabilities in percent.
-        seeds: Of the trainings.
+        seeds: Seeds of the trainings.
     """
     assert base.output_dir is not None
     runs = []

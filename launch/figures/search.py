@@ -50,7 +50,7 @@ class SearchConfig:
     epochs: Annotated[int | None, optional("INT", "those of the figures")] = None
     """Passes over the training data."""
     seed: Seed = 0
-    """Of all trainings."""
+    """Seed of all trainings."""
     time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
     """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
     runs_dir: Path = Path("runs/reproduce")

@@ -64,7 +64,7 @@ def claims(curves: Sequence[Curve], score: str) -> list[Claim]:
     """Returns those of the paper's claims that the curves can tell of.
 
     Args:
-        curves: Of a figure.
+        curves: The figure's curves.
         score: What the test metric is called.
     """
     loss, inf = "training loss", math.inf
@@ -101,10 +101,10 @@ def table(
     """Returns the final values, beside the paper's, and the claims; in Markdown.
 
     Args:
-        curves: Of a figure.
+        curves: The figure's curves.
         paper: The paper's training loss of RPS, by probability of arrival.
         score: What the test metric is called.
-        seeds: Of each curve.
+        seeds: Seeds of each curve.
     """
     header = ["shared", "arrival", "paper: training loss", "training loss of the mean model"]
     header += ["training loss, mini-batches", score, "consensus distance"]

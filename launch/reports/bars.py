@@ -16,7 +16,7 @@ def make_bar(description: str, total: float, *, shown: bool = True, **options: A
         description: What goes on.
         total: How much there is to do.
         shown: Whether to show it, where stderr is a terminal.
-        options: Of `tqdm`.
+        options: Further options of `tqdm`.
     """
     return tqdm(
         desc=description,

@@ -26,7 +26,7 @@ def draw_curves(lines: list[dict[str, Any]], score: str, title: str, path: Path)
         lines: Lines of metrics; those at the end of an epoch hold the mean model's scores.
         score: The test metric to draw.
         title: Above the picture.
-        path: Of the PNG.
+        path: Path of the PNG file.
     """
     epochs = [line for line in lines if score in line]
     with matplotlib.rc_context(STYLE):

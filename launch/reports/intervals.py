@@ -12,8 +12,8 @@ class Interval(NamedTuple):
     """A mean over seeds.
 
     Attributes:
-        mean: Of the seeds.
-        half_width: Of its 95% confidence interval, by Student's t; nan of a single seed.
+        mean: Mean over the seeds.
+        half_width: Half-width of its 95% confidence interval, by Student's t; nan for one seed.
     """
 
     mean: float

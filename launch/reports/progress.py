@@ -18,7 +18,7 @@ class Progress:
         """Takes what the bar is about.
 
         Args:
-            schedule: Of the run.
+            schedule: The run's schedule.
             first_step: Steps that an earlier part of the run has taken.
             shown: Whether to show anything; one process of a job does.
         """

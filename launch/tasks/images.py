@@ -26,9 +26,9 @@ def image_classification(
 
     Args:
         dataset: Images, `[N, height, width, channels]`, uint8.
-        dtype: Of the computation.
-        depth: Of the ResNet.
-        mean: Of the training images' pixels, by channel.
+        dtype: Type of the computation.
+        depth: Number of layers of the ResNet.
+        mean: Mean of the training images' pixels, by channel.
         deviation: Their standard deviation.
         augment: Whether training images are cropped and flipped at random.
     """

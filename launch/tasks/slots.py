@@ -17,7 +17,7 @@ def slot_filling(dataset: Dataset, dtype: str) -> Task:
 
     Args:
         dataset: Sentences of one length, `[N, length]`, padded.
-        dtype: Of the computation.
+        dtype: Type of the computation.
     """
     model = models.SlotTagger(len(dataset.tokens), dataset.num_classes, dtype=jnp.dtype(dtype))
     length = dataset.train["tokens"].shape[1]

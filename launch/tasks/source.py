@@ -36,8 +36,8 @@ def check_packets(config: TrainConfig, packets: int, params: Any) -> None:
     """Raises `UsageError` if a message is cut into more packets than it has elements.
 
     Args:
-        config: Of the run.
-        packets: Of a message.
+        config: The run's configuration.
+        packets: Number of packets of a message.
         params: Pytree of arrays or shapes, those of the model.
     """
     block = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_workers

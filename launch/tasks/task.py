@@ -36,7 +36,7 @@ class Task:
         init: `key -> (params, model_state)`.
         loss_fn: The loss of `rps_jax.make_train_step`.
         evaluate: `(params, model_state, batch) -> Evaluation`, on padded batches.
-        test_metrics: Of all test predictions, whatever an average over batches cannot give; None
+        test_metrics: Metrics of all test predictions that no average over batches gives; None
             if there is nothing of the kind.
         score: The test metric that the task is judged by.
     """
@@ -54,7 +54,7 @@ class Preset:
     """An entry of the registry of presets.
 
     Attributes:
-        defaults: Of the flags, where they are others than those of `TrainConfig`.
+        defaults: Values of flags that differ from the defaults of `TrainConfig`.
         data: What --data-path must be, or why there is none; for people.
         takes_path: Whether --data-path is given.
         can_download: Whether --download may be given instead.

@@ -62,7 +62,7 @@ class _WithManifest(ocp.CompositeCheckpointHandler):
     """Writes the manifest when all files are there, which orbax then moves to their name at once.
 
     Attributes:
-        manifest: Of the checkpoint that is being saved.
+        manifest: Path of the manifest of the checkpoint that is being saved.
     """
 
     manifest: Path
@@ -173,7 +173,7 @@ class Checkpoints:
         """Returns the state of a checkpoint.
 
         Args:
-            step: Of the checkpoint, from `newest`.
+            step: Step of the checkpoint, from `newest`.
             like: A pytree of arrays with the shapes, dtypes and shardings to restore; of NumPy
                 arrays for the whole state, in NumPy arrays on every process.
 

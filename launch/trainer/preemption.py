@@ -15,7 +15,7 @@ class Stopped(CommandError):
     """A signal asked a run to stop, and nothing that it has done is lost.
 
     Attributes:
-        signal_number: Of the signal.
+        signal_number: Number of the signal.
         where: Where the run was.
     """
 
@@ -23,7 +23,7 @@ class Stopped(CommandError):
         """Takes the exit status that shells expect after a signal.
 
         Args:
-            signal_number: Of the signal.
+            signal_number: Number of the signal.
             where: Where the run was.
             go_on: The command that goes on with it.
             said: Whether to say anything; one process of a job does.
@@ -76,7 +76,7 @@ class StopSignals:
         """Has received none.
 
         Args:
-            numbers: Of the signals to remember.
+            numbers: Numbers of the signals to remember.
             second_ends: Whether a second signal ends the program at once; one that comes within
                 five seconds of the first is the same request.
         """

@@ -19,7 +19,7 @@ def resized(state: rps.TrainState, workers: Sequence[int], step: int) -> rps.Tra
     """Returns the state of some workers of the new number.
 
     Args:
-        state: Of all workers that there were: NumPy arrays `[workers before, ...]`.
+        state: State of all workers that there were: NumPy arrays `[workers before, ...]`.
         workers: Numbers of the workers that are wanted.
         step: Steps that the new number of workers would have taken to be where the run is.
 

@@ -79,7 +79,7 @@ def resume(setup: Setup, checkpoints: Checkpoints, say: Callable[[str], None]) -
 
     Args:
         setup: The training.
-        checkpoints: Of the run.
+        checkpoints: The run's checkpoints.
         say: Told, in a line each, of damage, and where the run goes on.
 
     Raises:

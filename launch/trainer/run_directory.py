@@ -27,7 +27,7 @@ METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curv
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "writer.lock"
 EPOCH_DIGITS = 6
-"""Of the epoch in a line of metrics, after the point."""
+"""Decimal places of the epoch in a line of metrics."""
 
 _MEASURED = ("train_loss", "delivered_fraction", "examples_per_second", "consensus_distance")
 """What every line of metrics has, beside its step and epoch."""

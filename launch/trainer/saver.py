@@ -26,7 +26,7 @@ class Saver:
         Args:
             setup: The training.
             start: Where it begins or goes on.
-            checkpoints: Of the run.
+            checkpoints: The run's checkpoints.
             recorder: Whose window of steps is saved too.
         """
         self._setup, self._checkpoints, self._recorder = setup, checkpoints, recorder

@@ -76,9 +76,9 @@ def make_optimizer(
     """Returns the optimizer of the local step.
 
     Args:
-        config: Of the run.
-        learning_rate: Before the schedule lowers it. May be traced, so that runs of other rates and
-            lengths are the same program.
+        config: The run's configuration.
+        learning_rate: Rate before the schedule lowers it. May be traced: then runs of other rates
+            and lengths are the same program.
         total_steps: Steps of the whole run. May be traced.
     """
     factor = _OVER_THE_RUN[config.schedule]

@@ -30,7 +30,7 @@ class Setup:
     """A training, ready to begin or to go on.
 
     Attributes:
-        config: Of the run.
+        config: The run's configuration.
         directory: Where its results go.
         mesh: Where the workers are.
         task: Data and model.

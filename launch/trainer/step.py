@@ -20,7 +20,7 @@ class Run(NamedTuple):
 
     Attributes:
         channel: Where drops come from.
-        learning_rate: Before the schedule lowers it.
+        learning_rate: Rate before the schedule lowers it.
         total_steps: Steps of the whole run.
     """
 
@@ -46,7 +46,7 @@ class TrainStep:
         """Describes the programs; nothing is compiled yet.
 
         Args:
-            config: Of the run.
+            config: The run's configuration.
             mesh: Where the workers are.
             task: Data and model.
             steps_per_epoch: Batches that every worker takes of its examples.
@@ -99,7 +99,7 @@ class TrainStep:
         """Returns the order in which each worker takes its examples in an epoch.
 
         Args:
-            key: Of the run.
+            key: The run's key for its data.
             arrays: The training examples, `[num_workers, capacity, ...]`.
             epoch: Epochs taken.
         """

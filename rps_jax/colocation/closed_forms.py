@@ -31,7 +31,7 @@ def fifo(web_load: float, learning_load: float, service: float, packets: int = 1
         web_load: rho of web packets.
         learning_load: rho of learning packets.
         service: S, seconds.
-        packets: Of a web message.
+        packets: Packets of a web message.
     """
     load = web_load + learning_load
     unfinished = (web_load * packets + learning_load) * service / (2 * (1 - load))

@@ -36,7 +36,7 @@ class SettingError(ValueError):
     """A setting that cannot be simulated.
 
     Attributes:
-        name: Of the setting.
+        name: Name of the setting.
         value: What it is.
         expected: What it was expected to be.
     """

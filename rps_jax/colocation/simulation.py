@@ -39,10 +39,10 @@ class Result:
         peak_bytes: int64 `[2 * num_hosts, 2]`: the most that waited at each port in the queue of
             the web, and in that which learning has to itself under some disciplines; of the whole
             simulation.
-        totals: Of the whole simulation: packets sent, delivered, dropped and still under way, of
-            web and of learning; retransmissions; time-outs.
-        packet_hops: Of the whole simulation.
-        wall_seconds: That the simulation took; compiling the core, once, is not counted.
+        totals: Totals of the whole simulation: packets sent, delivered, dropped and still under
+            way, of web and of learning; retransmissions; time-outs.
+        packet_hops: Packet-hops of the whole simulation.
+        wall_seconds: Seconds that the simulation took; compiling the core, once, is not counted.
         arrived: bool `[iterations, 2, num_hosts, num_hosts, packets]`, which packets of each chunk
             arrived, where that was to be recorded: iteration, phase (0 reduce-scatter, 1
             all-gather), source, destination, packet. Only iterations that lie within the duration.

@@ -15,7 +15,7 @@ import numpy as np
 from rps_jax.blocks import to_blocks
 
 MOST_BYTES = 1400
-"""Of a payload: with headers, one Ethernet frame of 1500."""
+"""Largest payload: with headers, one Ethernet frame of 1500 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
