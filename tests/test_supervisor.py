@@ -197,7 +197,8 @@ supervise([Command([sys.executable, "-c", body], {{}})] * 2, Path({str(tmp_path)
     )
     with process:
         assert process.stdout is not None
-        started = [int(process.stdout.readline().split()[1]) for _ in range(2)]
+        lines = [process.stdout.readline() for _ in range(2)]
         process.kill()
+    started = [int(line.split()[1]) for line in lines]
     for process_id in started:
         assert_gone(process_id)

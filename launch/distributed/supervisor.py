@@ -90,11 +90,17 @@ def supervise(commands: Sequence[Command], logs: Path, silence: float, show: Sho
         JobFailed: A process has failed or hangs; the others were ended.
     """
     processes: list[_Process] = []
+    speaking = threading.Lock()
+
+    def show_whole(line: str) -> None:
+        with speaking:  # Each process is read by a thread of its own.
+            show(line)
+
     with StopSignals(_STOP_SIGNALS, second_ends=False) as signals:
         try:
             for number, command in enumerate(commands):
                 log = logs / f"process-{number}.log"
-                processes.append(_Process(number, command, log, show))
+                processes.append(_Process(number, command, log, show_whole))
             return _watch(processes, signals, silence)
         except JobFailed as error:
             error.may_restart = not signals.received
