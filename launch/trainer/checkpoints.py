@@ -121,12 +121,15 @@ class Checkpoints:
         self._handler.manifest = self._manifest_of(step)
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # Tracebacks of threads that failed.
-                self._checkpointer.save(path, items, force=True)
+                try:
+                    self._checkpointer.save(path, items, force=True)
+                except Exception:
+                    _ignore_other_threads()  # Before stderr is shown again.
+                    raise
         except jax.errors.JaxRuntimeError:
             raise  # Another process has gone; nothing is wrong with the disk.
         # What a disk that is full or gone raises depends on which library has met it.
         except Exception as error:
-            _ignore_other_threads()
             raise CheckpointError(
                 f"{path}: the checkpoint cannot be written ({_in_short(error)})"
             ) from error
@@ -252,7 +255,8 @@ class Checkpoints:
 def _ignore_other_threads() -> None:
     """Keeps from stderr what the writes that orbax has given up yet fail with.
 
-    They end later, in threads of tensorstore. Those of Python have a hook of their own.
+    They end later, in threads of tensorstore, and nobody can catch what they raise. Threads of
+    Python have a hook of their own.
     """
     print_error = sys.excepthook
 
@@ -261,6 +265,7 @@ def _ignore_other_threads() -> None:
             print_error(kind, error, trace)
 
     sys.excepthook = hook
+    sys.unraisablehook = lambda unraisable: None
 
 
 def _remove(path: Path) -> None:
