@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
+
 from launch.channels import CHANNELS, ChannelFlags
 from launch.cli.command_line import (
     Seed,
@@ -39,6 +41,8 @@ from launch.tasks import TASKS
 from rps_jax.rules import RULES, Rule
 
 PROG = "launch.train"
+
+NetworkName = Literal["collectives", "udp"]
 
 LOSSY = tuple(name for name, rule in RULES.items() if rule.lossy)
 """The algorithms whose exchanges go over the lossy network."""
@@ -107,6 +111,9 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     seed: Seed = 0
     """Decides the initial model, the shares of the data, its order, and every drop."""
 
+    network: Annotated[NetworkName, tyro.conf.Fixed, tyro.conf.Suppress] = "collectives"
+    """What carries the blocks; launchers decide it."""
+
     data_path: Annotated[
         Path | None, optional("PATH", "the digits need none"), Mark.MAY_CHANGE, Mark.MAY_DIFFER
     ] = None
@@ -136,6 +143,10 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
         int | None, optional("INT", "as few as possible"), AT_LEAST_1, Mark.MAY_CHANGE
     ] = None
     """How many workers share a device; a CPU is split into as many devices as needed."""
+    record: Annotated[Path | None, optional("PATH", "none"), Mark.NOT_STORED, Mark.MAY_DIFFER] = (
+        None
+    )
+    """File for the drops of the run: a trace, which --channel trace replays."""
     allow_resize: Annotated[bool, Mark.NOT_STORED] = False
     """Let a run go on with another number of workers: new ones start from the mean model."""
 
@@ -163,6 +174,11 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     """Seconds to wait for the other processes."""
 
 
+def simulates_drops(config: TrainConfig) -> bool:
+    """Returns whether a channel drops messages of a run."""
+    return config.algorithm in LOSSY and config.network == "collectives"
+
+
 PRESETS: dict[str, TrainConfig] = {
     name: TrainConfig(preset=name, **task.defaults) for name, task in TASKS.items()
 }
@@ -175,8 +191,12 @@ _DECIDING = _STORED - set(marked(TrainConfig, Mark.MAY_CHANGE))
 CONFIG_FILE = "config.json"
 
 
-def parse(argv: Sequence[str]) -> TrainConfig:
+def parse(argv: Sequence[str], network: NetworkName = "collectives") -> TrainConfig:
     """Returns the run that a command line asks for, checked as far as it can be without data.
+
+    Args:
+        argv: The arguments.
+        network: What is to carry the blocks.
 
     Raises:
         UsageError: The command line is no valid run.
@@ -191,8 +211,11 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     defaults = _defaults(asked)
     if helps.isdisjoint(argv) and asked.resume and asked.output_dir is not None:
         defaults = stored_config(asked.output_dir)
+        if defaults.network != network:
+            expected = f"a run over {network}, found one over {defaults.network}"
+            refuse("output_dir", asked.output_dir, f"{expected} (--network of launch.local)")
     config = read_command(TrainConfig, PROG, argv, defaults)
-    config = dataclasses.replace(config, resume=asked.resume)
+    config = dataclasses.replace(config, resume=asked.resume, network=network)
     config = CHANNELS[config.channel].complete(config)
     if config.resume and config.output_dir is not None:
         check_unchanged(config, deciding(defaults), f"the run in {config.output_dir}")
@@ -213,6 +236,8 @@ def check(config: TrainConfig) -> None:
     check_belongs(config, "channel", {name: kind.flags for name, kind in CHANNELS.items()})
     CHANNELS[config.channel].check(config)
     _check_algorithm(config)
+    if config.network == "udp":
+        _check_over_udp(config)
     _check_data_flags(config)
     per_device = config.workers_per_device
     if per_device is not None and config.num_workers % per_device:
@@ -236,6 +261,18 @@ def _check_algorithm(config: TrainConfig) -> None:
     for name in ("channel", *given):
         if getattr(config, name) != getattr(PRESETS[config.preset], name):
             requires(name, getattr(config, name), f"--algorithm {' or '.join(LOSSY)}")
+
+
+def _check_over_udp(config: TrainConfig) -> None:
+    if config.algorithm not in (*LOSSY, "local"):
+        requires("algorithm", config.algorithm, "a reliable network, not --network udp")
+    beside = "with --network udp, which drops by itself"
+    for name in ("channel", *fields_of(ChannelFlags)):
+        if getattr(config, name) != getattr(PRESETS[config.preset], name):
+            not_allowed(name, getattr(config, name), beside)
+    for name in ("workers_per_device", "allow_resize"):
+        if getattr(config, name):
+            not_allowed(name, getattr(config, name), "with --network udp")
 
 
 def make_rule(config: TrainConfig) -> Rule:

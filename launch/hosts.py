@@ -29,7 +29,7 @@ from launch.cli.command_line import (
 )
 from launch.distributed.heartbeat import ENVIRONMENT
 from launch.distributed.job import Job, check_supervision, process_flags
-from launch.distributed.supervisor import Command, JobFailed
+from launch.distributed.process import Command, JobFailed
 
 _PASSED_ON = ("JAX_", "XLA_", "NCCL_", "TFDS_", "XDG_CACHE_HOME")
 """How the variables begin that the processes on the hosts get from here."""

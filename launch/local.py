@@ -2,38 +2,52 @@
 
     python -m launch.local --processes 2 --devices-per-process 4
     python -m launch.local --processes 4 --max-restarts 3 -- --preset atis-lstm --data-path ATIS
+    python -m launch.local --network udp --processes 4
 
 What follows `--` are flags of `launch.train`.
 """
 
+import contextlib
 import dataclasses
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from launch.cli.command_line import exit_status, expect, optional, read_command, split_arguments
+from launch.cli.command_line import (
+    exit_status,
+    expect,
+    not_allowed,
+    optional,
+    read_command,
+    split_arguments,
+)
+from launch.config import NetworkName
 from launch.distributed.gpus import check_platforms, visible_gpus
 from launch.distributed.job import Job, check_supervision, process_flags
-from launch.distributed.supervisor import Command
+from launch.distributed.process import Command
 from launch.tasks.source import find_source
+from launch.wire.flags import UdpFlags
+from launch.wire.job import check_unused, run_over_udp, udp_job
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalConfig:
+class LocalConfig(UdpFlags):
     """Run a training as several JAX processes on this machine.
 
     Flags of launch.train may follow after " -- ".
     """
 
     processes: int = 2
-    """How many processes share the workers."""
+    """How many processes share the workers; over UDP, each has one."""
+    network: NetworkName = "collectives"
+    """What carries the blocks: JAX's collectives, drops simulated, or UDP, which really drops."""
     devices_per_process: Annotated[
         int | None, optional("INT", "one a worker, or a share of the GPUs")
     ] = None
     """Devices of each process: parts of the CPU, or GPUs of its own where there are any."""
     max_restarts: int = 0
-    """How often to start the job again, from its newest checkpoint, when a process fails."""
+    """How often to start the job again when a process fails; over UDP, that process alone."""
     heartbeat_timeout: float = 20.0
     """Seconds without a heartbeat after which a process is taken to hang."""
 
@@ -47,6 +61,9 @@ def _run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(LocalConfig, "launch.local", own, LocalConfig())
     check_supervision(config.max_restarts, config.heartbeat_timeout)
+    if config.network == "udp":
+        return _run_over_udp(config, of_training)
+    check_unused(config)
     job = Job(of_training)
     job.check_processes("processes", config.processes)
     check_platforms()
@@ -83,6 +100,30 @@ def _run(argv: Sequence[str]) -> int:
     return job.run(start, config.max_restarts, config.heartbeat_timeout)
 
 
+def _run_over_udp(config: LocalConfig, of_training: Sequence[str]) -> int:
+    if config.devices_per_process is not None:
+        not_allowed("devices_per_process", config.devices_per_process, "with --network udp")
+    job = udp_job(of_training, "processes", config.processes)
+    find_source(job.config)
+
+    def command(number: int, arguments: Sequence[str], options: dict[str, Any]) -> Command:
+        del number
+        return Command([sys.executable, *arguments], {"JAX_PLATFORMS": "cpu"}, **options)
+
+    ports = free_ports(config.processes, socket.SOCK_DGRAM)
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    coordinator = f"127.0.0.1:{free_port()}"
+    return run_over_udp(
+        job,
+        config,
+        addresses,
+        coordinator,
+        command,
+        config.heartbeat_timeout,
+        config.max_restarts,
+    )
+
+
 def share_gpus(gpus: Sequence[str], processes: int, each: int | None) -> list[list[str]]:
     """Returns the GPUs of each process, empty lists where there are none.
 
@@ -109,10 +150,16 @@ def share_gpus(gpus: Sequence[str], processes: int, each: int | None) -> list[li
 
 def free_port() -> int:
     """Returns a port of this machine that nothing listens to."""
-    with socket.socket() as opened:
-        opened.bind(("", 0))
-        port: int = opened.getsockname()[1]
-        return port
+    return free_ports(1, socket.SOCK_STREAM)[0]
+
+
+def free_ports(count: int, kind: socket.SocketKind) -> list[int]:
+    """Returns different ports of this machine that nothing listens to, of TCP or UDP."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(socket.socket(type=kind)) for _ in range(count)]
+        for each in opened:
+            each.bind(("", 0))
+        return [each.getsockname()[1] for each in opened]
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@
 Reads as it runs: what can be wrong with a command line is found before JAX is started.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 from launch.cli.command_line import exit_status
 from launch.config import default_output_dir, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.heartbeat import start_heartbeat
 from launch.distributed.initialize import count_processes, join, report_lost_peers, run_and_leave
+from launch.reports.results import print_summary
 from launch.tasks.source import find_source
 from launch.trainer.run_directory import RunDirectory
 
@@ -45,22 +43,8 @@ def _run(argv: Sequence[str] | None) -> int:
     with report_lost_peers():
         summary = train(config, source, output_dir)
     if summary is not None:
-        _print_summary(summary, output_dir)
+        print_summary(summary, output_dir)
     return 0
-
-
-def _print_summary(summary: dict[str, Any], output_dir: Path) -> None:
-    rows = {
-        "training loss": f"{summary['mean_model_train_loss']:.4f} (mean model, all examples)",
-        summary["score"].replace("_", " "): f"{summary[summary['score']]:.4f} (mean model)",
-        "consensus distance": f"{summary['consensus_distance']:.3g}",
-        "messages delivered": f"{summary['delivered_fraction']:.1%}",
-        "wall time": f"{summary['wall_seconds']:.0f} s",
-        "results": f"{output_dir}{os.sep}",
-    }
-    print()
-    for name, value in rows.items():
-        print(f"{name:<20}{value}", flush=True)
 
 
 if __name__ == "__main__":

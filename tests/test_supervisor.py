@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli.command_line import PEER_LOST
-from launch.distributed.supervisor import Command, JobFailed, supervise
+from launch.distributed.process import Command, JobFailed
+from launch.distributed.supervisor import supervise
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
@@ -184,7 +185,8 @@ def test_nothing_stays_behind_when_the_supervisor_is_killed(tmp_path: Path) -> N
     supervisor = f"""
 import sys
 from pathlib import Path
-from launch.distributed.supervisor import Command, supervise
+from launch.distributed.process import Command
+from launch.distributed.supervisor import supervise
 body = {PREAMBLE!r} + "print(os.getpid(), flush=True); time.sleep(600)"
 supervise([Command([sys.executable, "-c", body], {{}})] * 2, Path({str(tmp_path)!r}), 60.0,
     lambda line: print(line, flush=True))

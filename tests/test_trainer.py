@@ -58,7 +58,7 @@ def test_runs_that_differ_in_numbers_alone_share_their_programs(tmp_path) -> Non
     skewed = set_up(dataclasses.replace(base, label_skew=0.5), source, tmp_path)
     for setup in (first, other, skewed):  # Their shares have other shapes.
         order = setup.train_step.order(setup.data_key, setup.train.arrays, 0)
-        signals = setup.mesh.put(np.zeros(4, np.int32))
+        signals = setup.network.mesh.put(np.zeros(4, np.int32))
         arguments = setup.run, setup.initial, setup.train.arrays, order, signals
         setup.train_step.compile(*arguments)
         _, metrics, _ = setup.train_step(*arguments)

@@ -19,7 +19,7 @@ from typing import Any
 from launch.cli.command_line import UsageError, exit_status, expect, read_command, split_arguments
 from launch.distributed.heartbeat import BEAT, ENVIRONMENT
 from launch.distributed.job import Job, process_flags
-from launch.distributed.supervisor import JobFailed
+from launch.distributed.process import JobFailed
 from launch.local import free_port
 
 

@@ -10,6 +10,7 @@ import platform
 import socket
 import time
 import zlib
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,18 +68,16 @@ def check_consistency(config: TrainConfig, data: str, output_dir: Path) -> Path:
                 " --num-workers, --workers-per-device and --num-processes must be the same"
             )
     mine = {"host": socket.gethostname(), "output_dir": str(output_dir.absolute())}
-    everyone = _gather(mine | {"same": _what_must_be_the_same(config, data)})
+    own = marked(TrainConfig, Mark.MAY_DIFFER)
+    flags = {k: v for k, v in dataclasses.asdict(config).items() if k not in own}
+    everyone = _gather(mine | {"same": what_must_be_the_same(flags, data)})
     first = everyone[0]
     for process, other in enumerate(everyone):
-        differences = [
-            f"{name} {other['same'].get(name)} instead of {value}"
-            for name, value in first["same"].items()
-            if other["same"].get(name) != value
-        ]
-        if differences:
+        found = differences(other["same"], first["same"])
+        if found:
             raise UsageError(
-                f"process {process} on {other['host']} has {', '.join(differences)}, as process 0 "
-                f"on {first['host']} has it; expected the same"
+                f"process {process} on {other['host']} has {found}, as process 0 on "
+                f"{first['host']} has it; expected the same"
             )
     return Path(first["output_dir"])
 
@@ -118,19 +117,34 @@ def check_shared(file: Path) -> None:
         time.sleep(0.2)
 
 
-def _what_must_be_the_same(config: TrainConfig, data: str) -> dict[str, str]:
-    own = marked(TrainConfig, Mark.MAY_DIFFER)
-    flags = {
-        "--" + name.replace("_", "-"): str(value)
-        for name, value in dataclasses.asdict(config).items()
-        if name not in own
-    }
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Returns in what a process differs from another, for people; empty if in nothing.
+
+    Args:
+        found: What it said, of `what_must_be_the_same`.
+        expected: The same of the other.
+    """
+    different = [
+        f"{name} {found.get(name)} instead of {value}"
+        for name, value in expected.items()
+        if found.get(name) != value
+    ]
+    return ", ".join(different)
+
+
+def what_must_be_the_same(flags: Mapping[str, Any], data: str) -> dict[str, str]:
+    """Returns what all processes of a job must have, by name: versions, flags, data.
+
+    Args:
+        flags: Values by the names of their fields.
+        data: Description and digest of the data.
+    """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "rps-jax": rps.__version__,
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: version(name) for name in packages},
-        **flags,
+        **{"--" + name.replace("_", "-"): str(value) for name, value in flags.items()},
         "data": data,
     }
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from launch.cli.command_line import DIVERGED, USAGE, check_untouched, expect
-from launch.config import PROCESS_FLAGS, TrainConfig, default_output_dir, parse
-from launch.distributed.supervisor import Command, JobFailed, supervise
+from launch.config import PROCESS_FLAGS, NetworkName, TrainConfig, default_output_dir, parse
+from launch.distributed.process import Command, JobFailed
+from launch.distributed.supervisor import supervise
 from launch.trainer.run_directory import RunDirectory
 
 LOGS = "logs"
@@ -28,16 +29,17 @@ class Job:
         folder: Where its results go.
     """
 
-    def __init__(self, train_argv: Sequence[str]) -> None:
+    def __init__(self, train_argv: Sequence[str], network: NetworkName = "collectives") -> None:
         """Checks all that can be checked before a process is started.
 
         Args:
             train_argv: Flags of launch.train.
+            network: What carries the blocks.
 
         Raises:
             UsageError: They are no valid run.
         """
-        self.config: TrainConfig = parse(train_argv)
+        self.config: TrainConfig = parse(train_argv, network)
         check_untouched(self.config, TrainConfig(), PROCESS_FLAGS)
         now = datetime.now().strftime("%Y%m%d-%H%M%S")
         self.folder = RunDirectory(self.config.output_dir or default_output_dir(self.config, now))

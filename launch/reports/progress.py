@@ -55,9 +55,12 @@ class Progress:
 
     def show(self, line: dict[str, Any]) -> None:
         """Shows a line of metrics."""
+        # A worker that trains by itself does not know of the others.
+        known = line.get("consensus_distance")
+        distance = "" if known is None else f" distance {known:.2g}"
         # Short: a terminal of 80 columns holds it, with room for the bar.
         self._measured = (
-            f" loss {line['train_loss']:.4f} distance {line['consensus_distance']:.2g}"
+            f" loss {line['train_loss']:.4f}{distance}"
             f" delivered {100 * line['delivered_fraction']:.3g}%"
             f" {_in_short(line['examples_per_second'])} ex/s"
         )

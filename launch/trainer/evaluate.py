@@ -46,18 +46,21 @@ class Evaluator:
         """Returns how far the workers' models are from their mean."""
         return float(self._distance(state))
 
-    def scores(self, state: rps.TrainState, train: Shards, test: Shards) -> dict[str, float]:
+    def mean_model(self, state: rps.TrainState) -> Any:
+        """Returns the mean of the workers' params and model states."""
+        return self._mean_model(state)
+
+    def scores(self, model: Any, train: Shards, test: Shards) -> dict[str, float]:
         """Evaluates the mean model on all training and all test examples.
 
         Args:
-            state: The workers' state.
+            model: Its params and model state.
             train: All training examples.
             test: All test examples, dealt in their order.
 
         Returns:
             The entries of the metrics that an epoch ends with.
         """
-        model = self._mean_model(state)
         (train_loss, _, train_weight), _ = self._evaluate_split(model, train)
         (loss, correct, weight), predictions = self._evaluate_split(model, test)
         scores = {

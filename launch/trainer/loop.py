@@ -50,17 +50,19 @@ def train_loop(
         hooks: Metrics, checkpoints, progress; what one raises ends the loop.
     """
     schedule, arrays = setup.schedule, setup.train.arrays
-    signals = _Signals(setup.mesh)
-    order, pending = _order(setup, first_step), None
+    signals = _Signals(setup.network.mesh)
+    step, pending = first_step, None
+    epoch, order = _epoch(setup, step)
     setup.train_step.compile(setup.run, state, arrays, order, signals.of(0))
     for hook in hooks:
         hook.begin()
-    for step in range(first_step, schedule.total_steps):
-        at = schedule.after(step + 1)
-        if step > first_step and step % schedule.steps_per_epoch == 0:
-            order = _order(setup, step)
+    while step < schedule.total_steps:
+        if step // schedule.steps_per_epoch != epoch:
+            epoch, order = _epoch(setup, step)
         previous = pending
         state, *pending = setup.train_step(setup.run, state, arrays, order, signals.of(received()))
+        state, step = setup.network.catch_up(state, step + 1)
+        at = schedule.after(step)
         # The metrics of a step are waited for while the next one runs, unless they are due.
         signal_number = _take(previous, hooks)
         if at.logs or signal_number:
@@ -70,9 +72,10 @@ def train_loop(
             hook.after_step(at, state, signal_number)
 
 
-def _order(setup: Setup, step: int) -> jax.Array:
+def _epoch(setup: Setup, step: int) -> tuple[int, jax.Array]:
+    """Returns the epoch of a step, and the order of its examples."""
     epoch = step // setup.schedule.steps_per_epoch
-    return setup.train_step.order(setup.data_key, setup.train.arrays, epoch)
+    return epoch, setup.train_step.order(setup.data_key, setup.train.arrays, epoch)
 
 
 def _take(pending: Any, hooks: Sequence[Hook]) -> int:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -59,6 +58,23 @@ class Window:
         }
 
 
+_IN_WORDS = {
+    "consensus_distance": "the consensus distance",
+    "mean_model_train_loss": "the mean model's loss",
+    "test_loss": "the mean model's test loss",
+}
+
+
+def measure_together(setup: Setup, at: Position, state: rps.TrainState) -> dict[str, float]:
+    """Returns what all workers' models are worth, together: every process measures its part."""
+    evaluator = setup.evaluator
+    measured = {"consensus_distance": evaluator.consensus_distance(state)}
+    if at.epoch_ends and math.isfinite(measured["consensus_distance"]):
+        model = evaluator.mean_model(state)
+        measured |= evaluator.scores(model, setup.train, setup.test)
+    return measured
+
+
 class Recorder:
     """A hook that measures, and writes lines of metrics.
 
@@ -70,7 +86,8 @@ class Recorder:
         self,
         setup: Setup,
         start: Start,
-        show: Callable[[dict[str, Any]], None],
+        measure: Callable[[Position, rps.TrainState], dict[str, float]],
+        write: Callable[[dict[str, float], rps.TrainState], None],
         saved: Callable[[], list[int]],
     ) -> None:
         """Has measured nothing yet.
@@ -78,10 +95,11 @@ class Recorder:
         Args:
             setup: The training.
             start: Where it begins or goes on.
-            show: Shown each line.
+            measure: Returns what the workers' models are worth, by the names of the metrics.
+            write: Given each line, and the models that it is about.
             saved: Returns the steps of the checkpoints that there are.
         """
-        self._setup, self._show, self._saved = setup, show, saved
+        self._setup, self._measure, self._write, self._saved = setup, measure, write, saved
         self._step = start.step
         self.window = Window(start.window)
 
@@ -100,29 +118,20 @@ class Recorder:
         del signal_number
         if not at.logs:
             return
-        config = self._setup.config
-        averages = self.window.averages(config.num_workers * config.batch_size)
-        measured = {"consensus_distance": self.check_models(state)}
-        if at.epoch_ends:
-            measured |= self._setup.evaluator.scores(state, self._setup.train, self._setup.test)
-            self._check_finite("the mean model's loss", measured["mean_model_train_loss"])
-            self._check_finite("the mean model's test loss", measured["test_loss"])
+        setup = self._setup
+        averages = self.window.averages(setup.network.mesh.num_workers * setup.config.batch_size)
+        measured = self._measure(at, state)
+        for name, value in measured.items():
+            self._check_finite(_IN_WORDS.get(name, name), value)
         line = {"step": at.step, "epoch": round(at.epoch, EPOCH_DIGITS), **averages, **measured}
-        if self._setup.first_process:
-            self._setup.directory.append(line)
-        self._show(line)
+        self._write(line, state)
         # Neither measuring nor writing counts as training.
         self.window = Window([])
 
-    def check_models(self, state: rps.TrainState) -> float:
-        """Returns the consensus distance of models that are finite.
-
-        Raises:
-            Diverged: They are not.
-        """
+    def check_models(self, state: rps.TrainState) -> None:
+        """Raises `Diverged` for models that are not finite."""
         distance = self._setup.evaluator.consensus_distance(state)
         self._check_finite("the consensus distance", distance)
-        return distance
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):

@@ -138,7 +138,7 @@ def _resized(setup: Setup, checkpoints: Checkpoints, saved: Saved) -> Start:
     )
     whole = checkpoints.restore(saved.step, like._replace(channel_state=of_channel))
     local = whole._replace(channel_state=())
-    state = setup.mesh.put(resized(local, setup.mesh.local_workers, step))
+    state = setup.network.mesh.put(resized(local, setup.network.workers, step))
     state = state._replace(channel_state=setup.initial.channel_state)
     wall_seconds = saved.progress["wall_seconds"]
     checkpoints.save_alone(step, state, progress_of(setup, [], wall_seconds))

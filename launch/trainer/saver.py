@@ -19,7 +19,13 @@ class Saver:
     """
 
     def __init__(
-        self, setup: Setup, start: Start, checkpoints: Checkpoints, recorder: Recorder
+        self,
+        setup: Setup,
+        start: Start,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        *,
+        speaks: bool,
     ) -> None:
         """Starts the clock of the run.
 
@@ -28,8 +34,10 @@ class Saver:
             start: Where it begins or goes on.
             checkpoints: The run's checkpoints.
             recorder: Whose window of steps is saved too.
+            speaks: Whether to say where the run was stopped; one process of a job does.
         """
         self._setup, self._checkpoints, self._recorder = setup, checkpoints, recorder
+        self._speaks = speaks
         self._began = time.perf_counter() - start.wall_seconds
 
     @property
@@ -53,7 +61,7 @@ class Saver:
                 signal_number,
                 f"at step {at.step:,} of {self._setup.schedule.total_steps:,}, with a checkpoint",
                 f"python -m launch.train --resume --output-dir {folder}",
-                said=self._setup.first_process,
+                said=self._speaks,
             )
         if at.saves:
             self._save(at, state)

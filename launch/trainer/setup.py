@@ -19,6 +19,7 @@ from launch.distributed.consistency import check_consistency, digest_of
 from launch.tasks import Task, make_task
 from launch.tasks.source import check_packets, of_flag
 from launch.trainer.evaluate import Evaluator
+from launch.trainer.network import Network, Simulated
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.schedule import Schedule, make_optimizer
 from launch.trainer.shards import Shards, deal
@@ -32,7 +33,7 @@ class Setup:
     Attributes:
         config: The run's configuration.
         directory: Where its results go.
-        mesh: Where the workers are.
+        network: Where the workers are, and what their exchanges go over.
         task: Data and model.
         data: Description of the data.
         data_digest: A digest of them.
@@ -48,7 +49,7 @@ class Setup:
 
     config: TrainConfig
     directory: RunDirectory
-    mesh: rps.WorkerMesh
+    network: Network
     task: Task
     data: str
     data_digest: str
@@ -64,7 +65,7 @@ class Setup:
     @property
     def devices(self) -> str:
         """What it runs on, for people."""
-        devices = self.mesh.mesh.devices
+        devices = self.network.mesh.mesh.devices
         text = f"{devices.size} x {devices.flat[0].device_kind}"
         processes = jax.process_count()
         return text if processes == 1 else f"{text} in {processes} processes"
@@ -75,7 +76,9 @@ class Setup:
         return jax.process_index() == 0
 
 
-def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
+def set_up(
+    config: TrainConfig, source: Source, output_dir: Path, network: Network | None = None
+) -> Setup:
     """Loads the data, deals them out, and makes the programs and the initial state.
 
     Args:
@@ -83,13 +86,14 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
         source: The data, found and checked.
         output_dir: Where the results go; where there are several processes, that of process 0
             counts.
+        network: What the exchanges go over; by default a simulated one on this job's devices.
 
     Raises:
         UsageError: The devices cannot hold the workers, the data are damaged, or the processes were
             not given the same.
     """
     try:
-        mesh = rps.worker_mesh(config.num_workers, config.workers_per_device)
+        network = network or Simulated.of(config)
     except ValueError as error:
         raise UsageError(f"the devices cannot hold the workers: {error}") from None
     channel = make_channel(config)
@@ -103,7 +107,7 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
     labels, test_labels = (split[dataset.label_key] for split in (dataset.train, dataset.test))
     parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
     test_parts = np.array_split(np.arange(len(test_labels)), config.num_workers)
-    train = deal(mesh, dataset.train, parts)
+    train = deal(network, dataset.train, parts)
     schedule = Schedule(
         config.epochs,
         min(train.sizes) // config.batch_size,
@@ -111,7 +115,7 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
         config.checkpoint_every,
     )
     task, train_step, evaluator = _programs(
-        config, digest, mesh, schedule, lambda: make_task(config, dataset)
+        config, digest, network, schedule, lambda: make_task(config, dataset)
     )
 
     # Run once: compiling it well would take longer than running it.
@@ -124,7 +128,7 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
         params,
         model_state,
         make_optimizer(config, config.learning_rate, schedule.total_steps),
-        channel,
+        network.carrier(channel),
         config.num_workers,
         config.seed,
         algorithm=make_rule(config),
@@ -132,18 +136,18 @@ def set_up(config: TrainConfig, source: Source, output_dir: Path) -> Setup:
     return Setup(
         config=config,
         directory=RunDirectory(directory),
-        mesh=mesh,
+        network=network,
         task=task,
         data=source.description,
         data_digest=digest,
         train=train,
-        test=deal(mesh, dataset.test, test_parts),
+        test=deal(network, dataset.test, test_parts),
         schedule=schedule,
         run=train_step.shared(Run(channel, config.learning_rate, schedule.total_steps)),
         data_key=_named_key(config.seed, "data"),
         train_step=train_step,
         evaluator=evaluator,
-        initial=mesh.replicate(initial),
+        initial=network.mesh.replicate(initial),
     )
 
 
@@ -155,7 +159,7 @@ _kept: dict[Any, tuple[Task, TrainStep, Evaluator]] = {}
 def _programs(
     config: TrainConfig,
     digest: str,
-    mesh: rps.WorkerMesh,
+    network: Network,
     schedule: Schedule,
     make: Callable[[], Task],
 ) -> tuple[Task, TrainStep, Evaluator]:
@@ -166,13 +170,13 @@ def _programs(
     arguments = {"seed", "label_skew", "channel", "learning_rate", "epochs"}
     arguments |= fields_of(ChannelFlags).keys()
     static = [item for item in deciding(config).items() if item[0] not in arguments]
-    key = (repr(static), digest, mesh, schedule.steps_per_epoch)
+    key = (repr(static), digest, network, schedule.steps_per_epoch)
     if key not in _kept:
         if len(_kept) == _MOST_KEPT:
             del _kept[next(iter(_kept))]
         task = make()
-        step = TrainStep(config, mesh, task, schedule.steps_per_epoch)
-        _kept[key] = task, step, Evaluator(mesh, task)
+        step = TrainStep(config, network, task, schedule.steps_per_epoch)
+        _kept[key] = task, step, Evaluator(network.mesh, task)
     return _kept[key]
 
 

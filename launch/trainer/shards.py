@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from data import stack_shards
-from rps_jax import WorkerMesh
+from launch.trainer.network import Network
 
 _EVALUATION_BATCH = 64
 """Most examples that a worker evaluates at once."""
@@ -27,16 +27,16 @@ class Shards(NamedTuple):
     sizes: list[int]
 
 
-def deal(mesh: WorkerMesh, arrays: dict[str, np.ndarray], parts: Sequence[np.ndarray]) -> Shards:
+def deal(network: Network, arrays: dict[str, np.ndarray], parts: Sequence[np.ndarray]) -> Shards:
     """Gives each worker its examples; a process reads those of its own workers only.
 
     Args:
-        mesh: Where the workers are.
+        network: Where the workers are.
         arrays: Arrays `[N, ...]` of a split.
         parts: The indices of each worker's examples.
     """
     sizes = [len(part) for part in parts]
     batches = -(-max(sizes) // _EVALUATION_BATCH)
     batch = -(-max(sizes) // batches)
-    mine = [parts[worker] for worker in mesh.local_workers]
-    return Shards(mesh.put(stack_shards(arrays, mine, batches * batch)), batch, sizes)
+    mine = [parts[worker] for worker in network.workers]
+    return Shards(network.mesh.put(stack_shards(arrays, mine, batches * batch)), batch, sizes)

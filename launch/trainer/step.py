@@ -12,6 +12,7 @@ import rps_jax as rps
 from data import epoch_order, take
 from launch.config import TrainConfig, make_rule
 from launch.tasks import Task
+from launch.trainer.network import Network
 from launch.trainer.schedule import make_optimizer
 
 
@@ -39,7 +40,7 @@ class TrainStep:
     def __init__(
         self,
         config: TrainConfig,
-        mesh: rps.WorkerMesh,
+        network: Network,
         task: Task,
         steps_per_epoch: int,
     ) -> None:
@@ -47,33 +48,31 @@ class TrainStep:
 
         Args:
             config: The run's configuration.
-            mesh: Where the workers are.
+            network: Where the workers are, and what their exchanges go over.
             task: Data and model.
             steps_per_epoch: Batches that every worker takes of its examples.
         """
-        axis, batch_size = mesh.axis_name, config.batch_size
+        mesh, batch_size = network.mesh, config.batch_size
         rule = make_rule(config)
 
         def start_epoch(key: jax.Array, arrays: Any, epoch: jax.Array) -> jax.Array:
-            for part in (jax.lax.axis_index(axis), epoch):
+            for part in (network.worker(), epoch):
                 key = jax.random.fold_in(key, part)
             return epoch_order(key, arrays["weight"])
 
         def train_step(
             run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
         ) -> Any:
-            step_of_worker = rps.make_train_step(
+            step_of_worker = rps.make_step(
                 task.loss_fn,
                 make_optimizer(config, run.learning_rate, run.total_steps),
-                run.channel,
-                axis,
-                algorithm=rule,
-                assignment=config.assignment,
+                rule,
+                network.carrier(run.channel),
                 model_state_policy=config.model_state,
             )
             start = state.step % steps_per_epoch * batch_size
             state, metrics = step_of_worker(state, take(arrays, order, start, batch_size))
-            return state, metrics, jax.lax.pmax(signal, axis)
+            return state, metrics, jax.lax.pmax(signal, mesh.axis_name)
 
         self._mesh = mesh
         self._start_epoch = mesh.spmd(start_epoch, (P(), P("workers"), P()), P("workers"))

@@ -8,7 +8,7 @@ import jax
 import rps_jax as rps
 from launch.channels import CHANNELS
 from launch.cli.command_line import UsageError
-from launch.config import LOSSY, TrainConfig
+from launch.config import TrainConfig, simulates_drops
 from launch.reports.curves import draw_curves
 from launch.trainer.json_files import write_json
 from launch.trainer.setup import Setup
@@ -34,7 +34,8 @@ def summarise(setup: Setup, wall_seconds: float) -> Summary:
         **lines[-1],
         "score": setup.task.score,
         "algorithm": config.algorithm,
-        "drop_rate": config.drop_rate if config.algorithm in LOSSY else None,
+        "network": config.network,
+        "drop_rate": config.drop_rate if simulates_drops(config) else None,
         "num_workers": config.num_workers,
         "model_state": config.model_state,
         "data": setup.data,
@@ -55,6 +56,8 @@ def summarise(setup: Setup, wall_seconds: float) -> Summary:
 def setting(config: TrainConfig) -> str:
     """Returns what a run averages and drops, for people."""
     workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
-    if config.algorithm not in LOSSY:
+    if config.network == "udp":
+        return f"{workers}, {config.algorithm}, over UDP"
+    if not simulates_drops(config):
         return f"{workers}, {config.algorithm}"
     return f"{workers}, {config.algorithm}, {CHANNELS[config.channel].describe(config)}"

@@ -5,9 +5,11 @@ pictures, and speaks.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+import rps_jax as rps
 from data import Source
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig
@@ -15,7 +17,7 @@ from launch.distributed.consistency import refuse_together
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.loop import train_loop
-from launch.trainer.metrics import Recorder
+from launch.trainer.metrics import Recorder, measure_together
 from launch.trainer.preemption import Deadline, StopSignals
 from launch.trainer.resume import begin, is_progress, resume
 from launch.trainer.run_directory import only_writer
@@ -70,8 +72,16 @@ def train(
             StopSignals() as signals,
             Progress(setup.schedule, start.step, shown=setup.first_process) as progress,
         ):
-            recorder = Recorder(setup, start, progress.show, checkpoints.steps)
-            saver = Saver(setup, start, checkpoints, recorder)
+
+            def write(line: dict[str, float], state: rps.TrainState) -> None:
+                del state
+                if setup.first_process:
+                    setup.directory.append(line)
+                progress.show(line)
+
+            measure = functools.partial(measure_together, setup)
+            recorder = Recorder(setup, start, measure, write, checkpoints.steps)
+            saver = Saver(setup, start, checkpoints, recorder, speaks=setup.first_process)
 
             def received() -> int:
                 return signals.first or (deadline.signal_number if deadline else 0)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from rps_jax.draw import Assignment, check_assignment
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.inbox import PHASES, Inbox
@@ -39,6 +40,7 @@ class Network:
         sealer: Sealer,
         *,
         seed: int,
+        assignment: Assignment,
         link_rate: float,
         deadline: float,
         start_timeout: float,
@@ -48,7 +50,12 @@ class Network:
         self.worker, self.num_workers = worker, len(addresses)
         self.records: list[Exchanged] = []
         self._socket, self._addresses, self._sealer = socket, addresses, sealer
-        self._seed, self._record, self._start_timeout = seed, record, start_timeout
+        self._seed, self._assignment, self._record, self._start_timeout = (
+            seed,
+            assignment,
+            record,
+            start_timeout,
+        )
         self._pacer = Pacer(link_rate)
         self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
         self._inbox = Inbox(worker, self.num_workers, sealer)
@@ -80,6 +87,11 @@ class Network:
             TypeError: a leaf that has no average.
         """
         return average(Datagrams(self), params)
+
+    @property
+    def next_exchange(self) -> int:
+        """The number that the next exchange has, unless the others are ahead."""
+        return self._next
 
     @property
     def counts(self) -> dict[str, int]:
@@ -151,6 +163,8 @@ class Network:
 
     def _shift(self, exchange: int) -> int:
         """Draws which worker serves which block, the same on every worker."""
+        if self._assignment == "fixed":
+            return 0
         drawn = hashlib.blake2b(b"shift %d %d" % (self._seed, exchange), digest_size=8).digest()
         return int.from_bytes(drawn) % self.num_workers
 
@@ -167,7 +181,8 @@ def join(
     *,
     run: int = 0,
     seed: int = 0,
-    link_rate: float = 200e6,
+    assignment: Assignment = "random",
+    link_rate: float | None = None,
     deadline: float = 5.0,
     start_timeout: float = 60.0,
     offload: bool = True,
@@ -189,7 +204,9 @@ def join(
             started anew need a number that no run with this key has had, or its datagrams could be
             sent again.
         seed: decides which worker serves which block; the same on every worker.
-        link_rate: bits a second that this worker sends at the most.
+        assignment: "random" draws anew for each exchange which worker serves which block; "fixed"
+            has worker j serve block j always.
+        link_rate: bits a second that this worker sends at the most; by default 200 million.
         deadline: seconds to wait for the others in a phase at the most; less where phases take
             less, see `rps_jax.transport.deadline`.
         start_timeout: seconds to wait for workers that have not been heard yet.
@@ -206,12 +223,13 @@ def join(
     if not 0 <= run < 1 << 64:
         raise ValueError(f"run={run}: expected an integer in [0, 2^64)")
     for name, value in (
-        ("link_rate", link_rate),
+        ("link_rate", 1.0 if link_rate is None else link_rate),
         ("deadline", deadline),
         ("start_timeout", start_timeout),
     ):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name}={value}: expected a positive number")
+    check_assignment(assignment)
     check_key(key)
     socket = DatagramSocket(addresses[worker], offload=offload, lower_effort=lower_effort)
     return Network(
@@ -220,7 +238,8 @@ def join(
         worker,
         Sealer(run, key),
         seed=seed,
-        link_rate=link_rate,
+        assignment=assignment,
+        link_rate=200e6 if link_rate is None else link_rate,
         deadline=deadline,
         start_timeout=start_timeout,
         record=record,

@@ -1,0 +1,25 @@
+"""What a command prints of a training that is done."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def print_summary(summary: dict[str, Any], output_dir: Path) -> None:
+    """Prints the results of a run, in a few lines.
+
+    Args:
+        summary: Of the run.
+        output_dir: Where its files are.
+    """
+    rows = {
+        "training loss": f"{summary['mean_model_train_loss']:.4f} (mean model, all examples)",
+        summary["score"].replace("_", " "): f"{summary[summary['score']]:.4f} (mean model)",
+        "consensus distance": f"{summary['consensus_distance']:.3g}",
+        "messages delivered": f"{summary['delivered_fraction']:.1%}",
+        "wall time": f"{summary['wall_seconds']:.0f} s",
+        "results": f"{output_dir}{os.sep}",
+    }
+    print()
+    for name, value in rows.items():
+        print(f"{name:<20}{value}", flush=True)

@@ -1,0 +1,162 @@
+r"""Trains over UDP, a worker a process, started by hand: `python -m launch.udp --help`.
+
+    python -m launch.udp coordinator --port 4000 --key-file KEY -- --num-workers 3
+    python -m launch.udp worker --worker 0 --addresses first:4100 second:4100 third:4100 \
+        --coordinator first:4000 --key-file KEY -- --num-workers 3
+
+`python -m launch.local --network udp` and `launch.hosts` start both. What follows `--` are flags of
+`launch.train`.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+from launch.cli.command_line import (
+    Within,
+    exit_status,
+    expect,
+    not_allowed,
+    optional,
+    read_command,
+    refuse,
+    requires,
+    split_arguments,
+    subcommand,
+)
+from launch.config import TrainConfig, default_output_dir, parse
+from launch.distributed.devices import start_devices
+from launch.distributed.heartbeat import start_heartbeat, supervised, wait_for_secret
+from launch.distributed.rendezvous import split_address
+from launch.tasks.source import find_source
+from launch.wire.flags import NO_AUTHENTICATION, UdpFlags, read_key
+
+_COMMANDS = {
+    "worker": "one worker: trains, and exchanges blocks with the others",
+    "coordinator": "takes the workers' reports, evaluates their mean model, writes the results",
+}
+_SECRET_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithKey:
+    key_file: Annotated[Path | None, optional("PATH", "required")] = None
+    """File with the key that all processes of the run share: openssl rand -hex 32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerConfig(_WithKey, UdpFlags):
+    """Train one worker. Flags of launch.train may follow after " -- "."""
+
+    worker: Annotated[int | None, optional("INT", "required")] = None
+    """Index of this worker."""
+    addresses: Annotated[tuple[str, ...] | None, optional("HOST:PORT", "required")] = None
+    """Address of each worker, in their order; the port of this worker's is opened here."""
+    coordinator: Annotated[str | None, optional("HOST:PORT", "none")] = None
+    """Where the coordinator is; without one, there are no metrics of all workers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CoordinatorConfig(_WithKey):
+    """Write the results of a run over UDP. Flags of launch.train may follow after " -- "."""
+
+    port: Annotated[int, Within(1, 65535, "a port, 1 to 65535")] = 4000
+    """Where workers report, over TCP."""
+    no_authentication: bool = False
+    """Take reports from anyone."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    command = subcommand("launch.udp", _COMMANDS, argv)
+    if command is not None:
+        start_heartbeat()
+        own, of_training = split_arguments(argv[1:])
+        (_run_worker if command == "worker" else _run_coordinator)(own, of_training)
+    return 0
+
+
+def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
+    flags = read_command(WorkerConfig, "launch.udp worker", own, WorkerConfig())
+    config = parse(of_training, "udp")
+    if flags.addresses is None:
+        requires("worker", flags.worker, "--addresses, those of all workers")
+    addresses = []
+    for text in flags.addresses:
+        try:
+            addresses.append(split_address(text))
+        except ValueError:
+            refuse("addresses", text, "HOST:PORT")
+    n = config.num_workers
+    expect("addresses", " ".join(flags.addresses), len(addresses) == n, f"{n}, one a worker")
+    if flags.worker is None or not 0 <= flags.worker < n:
+        refuse("worker", flags.worker, f"0 to {n - 1}")
+    coordinator = None
+    if flags.coordinator is not None:
+        try:
+            coordinator = split_address(flags.coordinator)
+        except ValueError:
+            refuse("coordinator", flags.coordinator, "HOST:PORT")
+    key = _key(flags.key_file, flags.no_authentication)
+    source = find_source(config)
+
+    start_devices(1, None)
+    # Imported late: it takes seconds, and what was wrong with the command line is said by now.
+    from launch.wire.worker import train_worker
+    from rps_jax import transport
+
+    network = transport.join(
+        addresses,
+        flags.worker,
+        key,
+        seed=config.seed,
+        link_rate=flags.link_rate,
+        deadline=flags.deadline,
+        start_timeout=config.start_timeout,
+        lower_effort=flags.dscp == "le",
+        assignment=config.assignment,
+        record=config.record is not None,
+    )
+    train_worker(config, source, _output_dir(config), network, coordinator, key)
+
+
+def _run_coordinator(own: Sequence[str], of_training: Sequence[str]) -> None:
+    flags = read_command(CoordinatorConfig, "launch.udp coordinator", own, CoordinatorConfig())
+    config = parse(of_training, "udp")
+    key = _key(flags.key_file, flags.no_authentication)
+    source = find_source(config)
+    start_devices(config.num_workers, config.num_workers)
+    from launch.reports.results import print_summary
+    from launch.wire.coordinator import coordinate
+
+    output_dir = _output_dir(config)
+    summary = coordinate(config, source, output_dir, flags.port, key)
+    print_summary(summary, output_dir)
+
+
+def _key(path: Path | None, no_authentication: bool) -> bytes | None:
+    """Returns the key: of the launcher, of a file, or None, which is said."""
+    if no_authentication:
+        if path is not None:
+            not_allowed("key_file", path, "beside --no-authentication")
+        print(NO_AUTHENTICATION, flush=True)
+        return None
+    if path is None and not supervised():
+        refuse("key_file", None, "a file with the run's key, or --no-authentication")
+    return wait_for_secret(_SECRET_SECONDS) if path is None else read_key(path)
+
+
+def _output_dir(config: TrainConfig) -> Path:
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return config.output_dir or default_output_dir(config, now)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

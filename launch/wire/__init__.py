@@ -1,0 +1,1 @@
+"""Training over UDP: workers, the coordinator that they report to, and the job of both."""

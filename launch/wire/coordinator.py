@@ -1,0 +1,189 @@
+"""The coordinator: takes the workers' reports, evaluates their mean model, and writes the results.
+
+Nothing depends on it but the results: workers that cannot reach it train on.
+"""
+
+import contextlib
+import functools
+import queue
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import rps_jax as rps
+from data import Source
+from launch.cli.command_line import CommandError
+from launch.config import CONFIG_FILE, TrainConfig, make_rule
+from launch.reports.progress import Progress
+from launch.trainer.network import Simulated
+from launch.trainer.preemption import Stopped, StopSignals
+from launch.trainer.run_directory import only_writer
+from launch.trainer.setup import Setup, set_up
+from launch.trainer.summary import Summary, setting, summarise
+from launch.wire.deliveries import Deliveries
+from launch.wire.greeting import refusal
+from launch.wire.lines import Lines, Report, merged
+from launch.wire.models import model_bytes, models_of
+from launch.wire.reports import Event, Reception
+
+_PATIENCE_SECONDS = 30.0
+"""How long a line of metrics waits for a worker that is there, and the end for one that is not."""
+_MEETING_SECONDS = 15.0
+"""After its start, how long the coordinator takes workers to be there that have not said so."""
+_POLL_SECONDS = 0.2
+
+
+class WorkersGone(CommandError):
+    """The workers have gone before the end of the run."""
+
+
+def coordinate(
+    config: TrainConfig, source: Source, output_dir: Path, port: int, key: bytes | None
+) -> Summary:
+    """Writes the results of a run, until its workers are done.
+
+    Args:
+        config: A checked configuration; workers with another are refused.
+        source: The data, found and checked.
+        output_dir: Where the results go; new, or that of a run that goes on.
+        port: Of this host, where workers report.
+        key: That of the run; None without authentication.
+
+    Returns:
+        The summary that was written.
+
+    Raises:
+        UsageError: The data are damaged, or another process writes there.
+        WorkersGone: There is no result.
+        Stopped: By a signal; what was reported is written.
+    """
+    # Evaluated here, all together; they are trained elsewhere.
+    mesh = rps.worker_mesh(config.num_workers, config.num_workers)
+    network = Simulated(mesh, make_rule(config), config.assignment)
+    setup = set_up(config, source, output_dir, network)
+    print(
+        f"{setup.task.model_name} on {source.description}, {source.num_train:,} training examples\n"
+        f"{setting(config)}",
+        flush=True,
+    )
+    directory = setup.directory
+    with only_writer(directory.path), StopSignals() as signals:
+        if not (directory.path / CONFIG_FILE).exists():
+            directory.create(config)
+        lines = directory.read_metrics(report=print)
+        with Progress(setup.schedule, lines[-1]["step"] if lines else 0) as progress:
+            coordinator = _Coordinator(setup, lines, progress.show)
+
+            longest = 2 * model_bytes(setup) + (1 << 20)
+            reception = Reception(
+                port, key, config.num_workers, longest, lambda greeted: refusal(greeted, setup)
+            )
+            try:
+                coordinator.run(reception.events, lambda: signals.first)
+            finally:
+                reception.close()
+        if signals.first:
+            raise Stopped(signals.first, "in the coordinator", "the same command", said=False)
+        summary = summarise(setup, coordinator.seconds)
+        coordinator.deliveries.save()
+        return summary
+
+
+class _Coordinator:
+    """What is known of the run.
+
+    Attributes:
+        deliveries: What arrived in each exchange, where they are recorded.
+        seconds: How long the run has taken.
+    """
+
+    def __init__(
+        self, setup: Setup, lines: list[dict[str, Any]], show: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._setup, self._show = setup, show
+        self._lines = Lines(lines[-1]["step"] if lines else 0, _PATIENCE_SECONDS)
+        self._connections: Counter[int] = Counter()
+        self._done: set[int] = set()
+        self._heard = time.monotonic()
+        self._met = self._heard + _MEETING_SECONDS
+        self._began: float | None = None
+        self._before = lines[-1].get("wall_seconds", 0.0) if lines else 0.0
+        self.deliveries = Deliveries(setup.config.num_workers, setup.config.record)
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    def run(self, events: queue.Queue[Event], stopped: Callable[[], int]) -> None:
+        """Takes events until all that are there are done, or a signal comes."""
+        while not (stopped() or self._is_over()):
+            with contextlib.suppress(queue.Empty):
+                event = events.get(timeout=_POLL_SECONDS)
+                # What is no report of this run is none.
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    self._take(event)
+            self._write_lines()
+        self._done.update(range(self._setup.config.num_workers))  # Nobody is waited for any more.
+        self._write_lines()
+
+    def _is_over(self) -> bool:
+        present = self._present()
+        if len(self._done) == self._setup.config.num_workers:
+            return True
+        silent = time.monotonic() - self._heard
+        if self._done and not present - self._done:
+            return silent > _PATIENCE_SECONDS
+        if self._done:
+            return silent > 2 * _PATIENCE_SECONDS
+        if not present and silent > 2 * max(_PATIENCE_SECONDS, self._setup.config.start_timeout):
+            raise WorkersGone(f"no worker has reported for {silent:.0f} s")
+        return False
+
+    def _present(self) -> set[int]:
+        if time.monotonic() < self._met:
+            return set(range(self._setup.config.num_workers))
+        return {worker for worker, count in self._connections.items() if count}
+
+    def _take(self, event: Event) -> None:
+        self._heard = time.monotonic()
+        if event.kind == "greeting":
+            self._began = self._began or self._heard
+            self._connections[event.worker] += 1
+            self._done.discard(event.worker)
+        elif event.kind == "gone":
+            self._connections[event.worker] -= 1
+        elif event.kind == "done":
+            self._done.add(event.worker)
+        elif event.kind == "deliveries":
+            self.deliveries.add(event.worker, event.header, event.payload)
+        elif event.kind == "metrics":
+            self._lines.add(event.worker, Report.of(event.header, event.payload), self._heard)
+
+    def _write_lines(self) -> None:
+        while reports := self._lines.due(self._present() - self._done, time.monotonic()):
+            line = merged(reports) | {"wall_seconds": round(self.seconds, 2)}
+            line |= self._measure(line["step"], [report.model for report in reports.values()])
+            self._setup.directory.append(line)
+            self._show(line)
+
+    def _measure(self, step: int, encoded: list[bytes]) -> dict[str, float]:
+        setup = self._setup
+        models = models_of(setup, encoded)
+        measured = {"consensus_distance": float(_distance(models[0]))}
+        if setup.schedule.after(step).epoch_ends:
+            measured |= setup.evaluator.scores(_mean(models), setup.train, setup.test)
+        return measured
+
+
+def _over_workers(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Returns a function of models, stacked by worker, whose result is the same on all."""
+    mapped = jax.vmap(functools.partial(function, axis_name="workers"), axis_name="workers")
+    return jax.jit(lambda models: jax.tree.map(lambda leaf: leaf[0], mapped(models)))
+
+
+_distance = _over_workers(rps.consensus_distance)
+_mean = _over_workers(rps.mean_model)

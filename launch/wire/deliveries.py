@@ -1,0 +1,65 @@
+"""What arrived in each exchange, as workers report it, and the trace that it makes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.cli.command_line import CommandError
+from rps_jax.transport import Exchanged, trace_of
+
+
+def encode(records: Sequence[Exchanged]) -> tuple[dict[str, Any], bytes]:
+    """Returns the header and the payload of the deliveries of some exchanges, at least one."""
+    masks = np.stack([(seen.received, seen.gathered) for seen in records])
+    header = {
+        "shape": masks.shape,
+        "exchanges": [seen.exchange for seen in records],
+        "shifts": [seen.shift for seen in records],
+    }
+    return header, np.packbits(masks).tobytes()
+
+
+class NotRecorded(CommandError):
+    """There is nothing to make a trace of."""
+
+
+class Deliveries:
+    """The deliveries of all workers."""
+
+    def __init__(self, num_workers: int, path: Path | None) -> None:
+        """Has none.
+
+        Args:
+            num_workers: How many workers there are.
+            path: Where the trace goes; None if there is to be none.
+        """
+        self._path = path
+        self._records: list[list[Exchanged]] = [[] for _ in range(num_workers)]
+
+    def add(self, worker: int, header: dict[str, Any], payload: bytes) -> None:
+        """Adds what a worker has reported."""
+        shape = header["shape"]
+        bits = np.unpackbits(np.frombuffer(payload, np.uint8), count=int(np.prod(shape)))
+        masks = bits.reshape(shape).astype(bool)
+        nothing = np.empty(0, np.uint8)
+        for number, shift, (received, gathered) in zip(
+            header["exchanges"], header["shifts"], masks, strict=True
+        ):
+            seen = Exchanged(number, nothing, received, gathered, shift)
+            self._records[worker].append(seen)
+
+    def save(self) -> None:
+        """Writes the trace of the exchanges that all workers took part in, if one is wanted.
+
+        Raises:
+            NotRecorded: There are none.
+        """
+        if self._path is None:
+            return
+        try:
+            trace = trace_of(self._records)
+        except ValueError as error:
+            raise NotRecorded(f"--record {self._path}: no trace is written ({error})") from None
+        trace.save(self._path)

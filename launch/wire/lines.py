@@ -1,0 +1,97 @@
+"""Lines of metrics of a whole run, from what each worker reports of its own."""
+
+from collections.abc import Set
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from launch.trainer.json_files import is_count, is_number
+
+REPORTED = ("step", "epoch", "train_loss", "delivered_fraction", "examples_per_second")
+"""What a worker measures by itself."""
+
+
+class Report(NamedTuple):
+    """What a worker says at a step at which a line is due.
+
+    Attributes:
+        step: Steps that the run has taken.
+        values: The worker's own metrics.
+        model: Bytes of its params and model state.
+    """
+
+    step: int
+    values: dict[str, float]
+    model: bytes
+
+    @classmethod
+    def of(cls, header: dict[str, Any], model: bytes) -> "Report":
+        """Returns the report in a message.
+
+        Raises:
+            KeyError: It lacks a metric.
+            TypeError: A metric is no number.
+        """
+        values = {name: header[name] for name in REPORTED}
+        if not all(map(is_number, values.values())) or not is_count(values["step"]):
+            raise TypeError("metrics: expected numbers")
+        return cls(values["step"], values, model)
+
+
+class Lines:
+    """The reports of which no line has been made yet, by step and worker."""
+
+    def __init__(self, after: int, patience: float) -> None:
+        """Has no reports.
+
+        Args:
+            after: Step of the last line that was written; reports of earlier ones are dropped.
+            patience: Seconds that a line waits for a worker that is there.
+        """
+        self._after, self._patience = after, patience
+        self._reports: dict[int, dict[int, Report]] = {}
+        self._began: dict[int, float] = {}
+        self._newest: dict[int, int] = {}
+
+    def add(self, worker: int, report: Report, now: float) -> None:
+        """Adds a report; `now` in seconds."""
+        self._newest[worker] = report.step
+        if report.step > self._after:
+            self._reports.setdefault(report.step, {})[worker] = report
+            self._began.setdefault(report.step, now)
+
+    def due(self, present: Set[int], now: float) -> dict[int, Report] | None:
+        """Returns the reports of the next line by worker; None while it has to wait.
+
+        Args:
+            present: The workers that are there: those of them that have not come so far are waited
+                for, for a while.
+            now: In seconds.
+        """
+        if not self._reports:
+            return None
+        step = min(self._reports)
+        awaited = {worker for worker in present if self._newest.get(worker, -1) < step}
+        if awaited and now - self._began[step] < self._patience:
+            return None
+        self._after = step
+        del self._began[step]
+        return self._reports.pop(step)
+
+
+def merged(reports: dict[int, Report]) -> dict[str, Any]:
+    """Returns what the reports of one step say together, as part of a line of metrics."""
+    values = [report.values for report in reports.values()]
+    means = {
+        name: float(np.mean([of_worker[name] for of_worker in values]))
+        for name in ("train_loss", "delivered_fraction")
+    }
+    speeds = [of_worker["examples_per_second"] for of_worker in values]
+    first = values[0]
+    return {
+        "step": first["step"],
+        "epoch": first["epoch"],
+        **means,
+        "examples_per_second": round(sum(speeds), 1),
+        "workers": len(values),
+    }
