@@ -1,0 +1,152 @@
+"""Network namespaces as hosts: what the kernel's links do, and that they leave nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bed import bed_or_skip
+
+from launch.bed import Bed, Link
+
+PORT = 4100
+SO_RCVBUFFORCE, UDP_SEGMENT = 33, 103
+FAST = Link(rate=200e6)
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    with bed_or_skip(3, FAST) as made:
+        yield made
+
+
+def udp(bed: Bed, host: int, port: int = 0) -> socket.socket:
+    made = bed.inside(host, lambda: socket.socket(type=socket.SOCK_DGRAM))
+    made.bind((bed.addresses[host], port))
+    made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+    made.settimeout(0.5)
+    return made
+
+
+def received(receiver: socket.socket) -> list[bytes]:
+    """What comes until nothing has come for a while."""
+    found = []
+    while True:
+        try:
+            found.append(receiver.recv(2048))
+        except TimeoutError:
+            return found
+
+
+def test_a_host_has_its_own_name_and_knows_the_others(bed: Bed) -> None:
+    ask = "hostname && getent hosts host-2 host-0 && pwd"
+    said = subprocess.run(bed.command(2, "sh", "-c", ask), capture_output=True, text=True)
+    assert said.stdout.split() == [
+        "host-2",
+        "10.0.0.3",
+        "host-2",
+        "10.0.0.1",
+        "host-0",
+        os.getcwd(),
+    ]
+    assert socket.gethostname() != "host-2"
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.25, 1.0])
+def test_packets_are_dropped_one_by_one_with_the_given_probability(
+    bed: Bed, drop_rate: float
+) -> None:
+    bed.set_link(Link(rate=200e6, drop_rate=drop_rate))
+    count = 2000
+    with udp(bed, 0) as sender, udp(bed, 1, PORT) as receiver:
+        # Twenty at once, cut by the kernel: a drop is still of one packet.
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+        before = bed.counts()
+        for _ in range(count // 20):
+            sender.sendto(bytes(2000), (bed.addresses[1], PORT))
+        arrived = len(received(receiver))
+    counts = bed.counts().since(before)
+    assert counts.sent_packets >= count
+    assert counts.queue_drops == counts.buffer_drops == 0
+    assert arrived == count - counts.random_drops
+    standard_deviation = (count * drop_rate * (1 - drop_rate)) ** 0.5
+    assert abs(counts.random_drops - count * drop_rate) <= 5 * standard_deviation
+
+
+def test_a_link_carries_no_more_than_its_rate_and_drops_what_finds_no_room(bed: Bed) -> None:
+    bed.set_link(Link(rate=20e6, queue_seconds=0.02))
+    count = 300
+    with udp(bed, 0) as first, udp(bed, 2) as second, udp(bed, 1, PORT) as receiver:
+        before = bed.counts()
+        began = time.monotonic()
+        for _ in range(count):
+            for sender in (first, second):
+                sender.sendto(bytes(1400), (bed.addresses[1], PORT))
+        arrived, seconds = len(received(receiver)), time.monotonic() - began
+    counts = bed.counts().since(before)
+    # Two cables at full rate into one: half is too much for it.
+    assert counts.queue_drops > 0.3 * count
+    assert arrived + counts.queue_drops == 2 * count
+    assert seconds > 8 * 1442 * arrived / 20e6 - 0.02
+
+
+def test_lower_effort_goes_last(bed: Bed) -> None:
+    bed.set_link(Link(rate=20e6, queue_seconds=1.0, lower_effort_last=True))
+    with udp(bed, 0) as sender, udp(bed, 1, PORT) as receiver:
+        for tos, name, count in ((4, b"late", 100), (0, b"soon", 20)):
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+            for _ in range(count):
+                sender.sendto(name + bytes(1400), (bed.addresses[1], PORT))
+        order = [datagram[:4] for datagram in received(receiver)]
+    assert order.count(b"late") == 100
+    assert order.count(b"soon") == 20
+    last = len(order) - order[::-1].index(b"soon")
+    assert last < 100
+
+
+def test_a_cable_that_is_down_carries_nothing(bed: Bed) -> None:
+    bed.set_link(FAST)
+    with udp(bed, 0) as sender, udp(bed, 1, PORT) as receiver:
+        bed.set_cable(1, "down")
+        sender.sendto(b"lost", (bed.addresses[1], PORT))
+        time.sleep(0.05)
+        bed.set_cable(1, "up")
+        sender.sendto(b"there", (bed.addresses[1], PORT))
+        assert received(receiver) == [b"there"]
+
+
+MAKES_A_BED = """
+import time
+from launch.bed import Bed, Link
+with Bed(2, Link(1e9)) as bed:
+    made = [*bed._holders, bed.start(1, "sleep", "1000")]
+    print(*(process.pid for process in made), flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_bed_ends_with_its_process_however_that_ends(bed: Bed, how: signal.Signals) -> None:
+    before = subprocess.run(["ip", "link"], capture_output=True).stdout
+    owner = subprocess.Popen(
+        [sys.executable, "-c", MAKES_A_BED],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout
+    pids = owner.stdout.readline().split()
+    assert len(pids) == 4
+    assert subprocess.run(["ip", "link"], capture_output=True).stdout == before
+    owner.send_signal(how)
+    owner.communicate(timeout=30)
+    until = time.monotonic() + 30
+    while any(Path("/proc", pid).exists() for pid in pids):
+        assert time.monotonic() < until, pids
+        time.sleep(0.02)
