@@ -139,6 +139,8 @@ def test_the_recorded_exchanges_replay_in_the_simulation(unruly):
         params = params_of(worker)
         for _ in range(4):
             params = network.average_models(params)
+        assert network.next_exchange == 4
+        assert network.link_rate == 200e6
         return params, network.records
 
     done = run_workers(work, unruly=unruly)

@@ -94,6 +94,11 @@ class Network:
         return self._next
 
     @property
+    def link_rate(self) -> float:
+        """Bits a second at which this worker sends now."""
+        return self._pacer.bits_per_second
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many datagrams came, by what became of them."""
         return dict(self._inbox.counts)

@@ -4,7 +4,11 @@ import time
 
 
 class Pacer:
-    """A token bucket."""
+    """A token bucket.
+
+    Attributes:
+        bits_per_second: what the link carries; may be changed.
+    """
 
     def __init__(self, bits_per_second: float) -> None:
         """Starts full.
@@ -12,7 +16,7 @@ class Pacer:
         Args:
             bits_per_second: what the link carries.
         """
-        self._rate = bits_per_second / 8
+        self.bits_per_second = bits_per_second
         self._due = time.monotonic()
 
     def wait(self, num_bytes: int) -> None:
@@ -22,4 +26,4 @@ class Pacer:
         self._due = max(self._due, now)
         if self._due > now:
             time.sleep(self._due - now)
-        self._due += num_bytes / self._rate
+        self._due += 8 * num_bytes / self.bits_per_second
