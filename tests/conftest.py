@@ -20,7 +20,6 @@ SEVERAL_PROCESSES = {
     "test_hosts.py",
     "test_processes.py",
     "test_ssh.py",
-    "test_wire.py",
 }
 
 

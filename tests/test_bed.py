@@ -1,5 +1,6 @@
 """Network namespaces as hosts: what the kernel's links do, and that they leave nothing behind."""
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from bed import bed_or_skip
 
+from launch import bench
 from launch.bed import Bed, Link
 
 PORT = 4100
@@ -122,6 +124,7 @@ def test_a_cable_that_is_down_carries_nothing(bed: Bed) -> None:
 
 MAKES_A_BED = """
 import time
+from launch import bench
 from launch.bed import Bed, Link
 with Bed(2, Link(1e9)) as bed:
     made = [*bed._holders, bed.start(1, "sleep", "1000")]
@@ -150,3 +153,34 @@ def test_a_bed_ends_with_its_process_however_that_ends(bed: Bed, how: signal.Sig
     while any(Path("/proc", pid).exists() for pid in pids):
         assert time.monotonic() < until, pids
         time.sleep(0.02)
+
+
+def test_without_root_the_benchmark_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert bench.main(["wire"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: launch.bench wire: expected network namespaces: ")
+
+
+@pytest.mark.long
+def test_the_benchmark_measures_every_setting_in_80_columns(
+    bed: Bed, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    arguments = "--rates 200 50 --drop-rates 0 0.05 --num-workers 2 --num-parameters 9000"
+    arguments += f" --rounds 1 --frozen-seconds 0.3 --json {path}"
+    assert bench.main(["wire", *arguments.split()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    results = json.loads(path.read_text())
+    settings = [(row["mbps"], row["drop_rate"]) for row in results["rows"]]
+    assert settings == [(200, 0), (200, 0.05), (50, 0), (50, 0.05)]
+    model_bytes = 4 * 9000
+    for row in results["rows"]:
+        # Of two workers each sends half the model, twice, and what packets cost.
+        assert 1 < row["udp"]["wire"] * row["mbps"] * 1e6 / 8 / model_bytes < 1.3
+        assert row["tcp"]["exchanges"] == row["udp"]["exchanges"] == 4
+        assert 0.5 < row["udp"]["arrived"] <= 1
+    assert results["frozen"]["mbps"] == 200

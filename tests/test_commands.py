@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
+from launch.benchmarks import exchange
 from launch.config import TrainConfig
 from launch.trainer import many_runs
 
@@ -31,9 +33,11 @@ def test_theory_prints_predicted_beside_measured(capsys):
     assert float(drift) == pytest.approx(0.1125)
 
 
-def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "start_devices", lambda *workers: None)
-    assert bench.main(["--num-workers", "4", "--num-parameters", "600", "--rounds", "1"]) == 0
+def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(exchange, "start_devices", lambda *workers: None)
+    path = tmp_path / "new" / "results.json"
+    arguments = ["--num-workers", "4", "--num-parameters", "600", "--rounds", "1"]
+    assert bench.main([*arguments, "--json", str(path)]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["parameters", "median", "ms", "ratio"]
     assert all(line.startswith(" " * 7 + "600  ") for line in lines)
@@ -41,6 +45,11 @@ def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch):
     plain = lines[0]
     assert "lax.pmean" in plain
     assert plain.endswith("  1.00")
+    results = json.loads(path.read_text())
+    assert results["command"].startswith("python -m launch.bench exchange --num-workers 4 ")
+    first, *others = results["rows"]
+    assert first["alternative"] == "lax.pmean, one array"
+    assert len(others) == len(lines) - 1
 
 
 def test_compare_writes_a_table_a_picture_and_the_runs_and_repeats_nothing(
@@ -90,6 +99,16 @@ def test_compare_writes_a_table_a_picture_and_the_runs_and_repeats_nothing(
             bench,
             "--num-workers 4096 --workers-per-device 1 --num-parameters 9",
             "--workers-per-device 1: expected at",
+        ),
+        (bench, "nothing", "launch.bench nothing: expected one of exchange, wire"),
+        (bench, "--json .", "--json .: expected a file"),
+        (bench, "wire --rates 0", "--rates 0.0: expected rates in [1, 10000] Mbps"),
+        (bench, "wire --drop-rates 0.5", "--drop-rates 0.5: expected probabilities in [0, 0.3]"),
+        (bench, "wire --num-workers 1", "--num-workers 1: expected at least 2"),
+        (
+            bench,
+            f"wire --num-parameters {10**12}",
+            f"--num-parameters {10**12}: expected what fits",
         ),
         (compare, "--drop-rates 1.5", "--drop-rates 1.5: expected probabilities in [0, 1]"),
         (compare, "--seeds -1", "--seeds -1: expected integers in [0, 2^32)"),

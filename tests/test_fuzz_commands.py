@@ -15,6 +15,8 @@ from typing import Any, Literal, NoReturn
 import pytest
 
 import launch.bench
+import launch.benchmarks.exchange
+import launch.benchmarks.wire
 import launch.cluster.ray
 import launch.colocate
 import launch.colocation.bench
@@ -55,7 +57,8 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
     "cluster.ray": (launch.cluster.ray.main, launch.cluster.ray.RayConfig, TrainConfig),
     "compare": (launch.compare.main, launch.compare.CompareConfig, TrainConfig),
     "theory": (launch.theory.main, launch.theory.TheoryConfig, None),
-    "bench": (launch.bench.main, launch.bench.BenchConfig, None),
+    "bench": (launch.bench.main, launch.benchmarks.exchange.ExchangeConfig, None),
+    "bench wire": (launch.bench.main, launch.benchmarks.wire.WireConfig, None),
     **{
         f"reproduce {figure}": (
             launch.reproduce.main,
@@ -80,7 +83,8 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
 }
 LONG_WORK = (
     (launch.train, "start_devices"),
-    (launch.bench, "start_devices"),
+    (launch.benchmarks.exchange, "start_devices"),
+    (launch.benchmarks.wire, "Bed"),
     (launch.trainer.many_runs, "only_writer"),
     (launch.distributed.job.Job, "flags"),
     (rps_jax.theory, "measure"),

@@ -1,0 +1,1 @@
+"""The benchmarks of `python -m launch.bench`, a module each."""

@@ -1,0 +1,39 @@
+"""What a benchmark leaves for machines: its numbers, and how they were made."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from launch.cli.command_line import expect
+from launch.reports.provenance import command_line, machine, versions
+from launch.trainer.json_files import write_json
+from launch.trainer.run_directory import check_can_write
+
+Row = dict[str, Any]
+
+
+def check_results(path: Path | None) -> None:
+    """Raises `UsageError` if `--json` is no file that can be written."""
+    if path is not None:
+        expect("json", path, not os.path.isdir(path), "a file")
+        check_can_write("json", path.parent if os.path.exists(path) else path)
+
+
+def write_results(
+    path: Path | None, command: str, config: Any, rows: list[Row], **others: Any
+) -> None:
+    """Writes a benchmark's numbers as one JSON object.
+
+    Args:
+        path: The file; None for none.
+        command: Subcommand of launch.bench.
+        config: Its options.
+        rows: The numbers.
+        **others: What else there is to say.
+    """
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = command_line(f"launch.bench {command}", config, ("json",))
+    made = {"command": line, "machine": machine(), "versions": versions("jax", "numpy")}
+    write_json(path, {**made, **others, "rows": rows})

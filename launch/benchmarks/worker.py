@@ -1,0 +1,167 @@
+"""A worker on a host of the bed: exchanges a model as it is told to, over UDP or over TCP.
+
+It is asked by lines of JSON on stdin, `{"do": METHOD, ARGUMENT: VALUE, ...}`, and answers each with
+a line on stdout.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+import rps_jax as rps
+from rps_jax import transport
+from rps_jax.transport.carrier import average
+from rps_jax.transport.layout import Layout
+
+COORDINATOR_PORT, FIRST_PORT = 8476, 4100
+
+UDP, UNTAGGED, TCP = "udp", "udp-untagged", "tcp"
+"""The ways to exchange: authenticated datagrams, those without tags, and an all-reduce by Gloo."""
+
+
+class Watched:
+    """A network that takes note of how long its exchanges take, and how much arrives.
+
+    Attributes:
+        worker: This worker.
+        num_workers: How many there are.
+        seconds: In all exchanges until now: packing and unpacking, and JAX, are what else there is.
+        arrived: Share of the others' packets that arrived, of each phase.
+    """
+
+    def __init__(self, network: transport.Network) -> None:
+        """Takes a network that has been joined."""
+        self.worker, self.num_workers = network.worker, network.num_workers
+        self.network = network
+        self.seconds = 0.0
+        self.arrived: list[float] = []
+
+    def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> transport.Exchanged:
+        """Takes part in one exchange; see `transport.Network`."""
+        began = time.monotonic()
+        seen = self.network.exchange(step, rows, layout)
+        self.seconds += time.monotonic() - began
+        others = np.arange(self.num_workers) != self.worker
+        self.arrived += [float(seen.received[others].mean()), float(seen.gathered[others].mean())]
+        return seen
+
+
+class Worker:
+    """What a worker can be asked; answers are what JSON can hold."""
+
+    def __init__(self, worker: int, addresses: list[str], num_parameters: int) -> None:
+        """Meets the others, by jax.distributed, and compiles the all-reduce.
+
+        Args:
+            worker: This worker.
+            addresses: Of all hosts.
+            num_parameters: Size of the model, of float32.
+        """
+        self._worker, self._addresses = worker, addresses
+        n = len(addresses)
+        jax.distributed.initialize(f"{addresses[0]}:{COORDINATOR_PORT}", n, worker)
+        model = np.random.default_rng(worker).normal(size=num_parameters).astype(np.float32)
+        self._params = jnp.asarray(model)
+        self._networks: dict[str, Watched] = {}
+        mesh = rps.worker_mesh(n)
+
+        def mean(params: Any, stop: Any) -> Any:
+            return jax.lax.pmean(params, mesh.axis_name), jax.lax.pmax(stop, mesh.axis_name)
+
+        each = P(mesh.axis_name)
+        all_reduce = mesh.spmd(mean, (each, each), each)
+        params = mesh.put(model[None])
+
+        def by_tcp(stop: bool) -> bool:
+            averaged, stops = all_reduce(params, mesh.put(np.array([stop], np.int32)))
+            jax.block_until_ready(averaged)
+            return bool(stops.addressable_shards[0].data[0])
+
+        self._by_tcp = by_tcp
+        by_tcp(False)
+
+    def join(self, key: str, **options: Any) -> None:
+        """Joins the networks of datagrams, with tags and without, and leaves earlier ones.
+
+        Args:
+            key: Shared by the workers, in hexadecimal digits.
+            **options: Of `transport.join`.
+        """
+        self.leave()
+        for number, (way, secret) in enumerate({UDP: bytes.fromhex(key), UNTAGGED: None}.items()):
+            places = [(address, FIRST_PORT + number) for address in self._addresses]
+            network = transport.join(places, self._worker, secret, **options)
+            self._networks[way] = Watched(network.__enter__())
+
+    def leave(self) -> None:
+        """Leaves the networks of datagrams."""
+        while self._networks:
+            _, watched = self._networks.popitem()
+            watched.network.__exit__(None, None, None)
+
+    def exchange(
+        self, way: str, count: int | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Exchanges the model again and again.
+
+        Args:
+            way: One of the ways above.
+            count: How often; None for as long as `seconds` says.
+            seconds: For how long; over TCP until the first worker has had enough.
+
+        Returns:
+            `spans`, when each exchange began and ended, on the clock that all hosts share; `cpu`,
+            seconds of this process on all cores; and over UDP `network`, seconds in the exchanges
+            without packing and unpacking, and `arrived`, the share of the others' packets that did.
+        """
+        watched = self._networks.get(way)
+        once = self._by_udp(watched) if watched else self._by_tcp
+        if watched:
+            watched.seconds, watched.arrived = 0.0, []
+        spans: list[tuple[float, float]] = []
+        cpu, until = time.process_time(), time.monotonic() + (seconds or 0)
+        stop = False
+        while not stop:
+            begin = time.monotonic()
+            last = begin >= until if count is None else len(spans) + 1 == count
+            stop = once(last)
+            spans.append((begin, time.monotonic()))
+        answer: dict[str, Any] = {"spans": spans, "cpu": time.process_time() - cpu}
+        if watched:
+            answer |= {"network": watched.seconds, "arrived": float(np.mean(watched.arrived))}
+        return answer
+
+    def _by_udp(self, watched: Watched) -> Callable[[bool], bool]:
+        carrier = transport.Datagrams(watched)
+
+        def once(stop: bool) -> bool:
+            jax.block_until_ready(average(carrier, self._params))
+            return stop
+
+        return once
+
+
+def main() -> None:
+    """Answers until stdin ends."""
+    # Gloo writes to stdout, too.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker(**json.loads(sys.stdin.readline()))
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(worker, request.pop("do"))(**request)
+        print(json.dumps(answer), file=answers, flush=True)
+    os._exit(0)  # JAX would wait for the others.
+
+
+if __name__ == "__main__":
+    main()
