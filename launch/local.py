@@ -108,7 +108,7 @@ def _run_over_udp(config: LocalConfig, of_training: Sequence[str]) -> int:
 
     def command(number: int, arguments: Sequence[str], options: dict[str, Any]) -> Command:
         del number
-        return Command([sys.executable, *arguments], {"JAX_PLATFORMS": "cpu"}, **options)
+        return Command([sys.executable, *arguments], {}, **options)
 
     ports = free_ports(config.processes, socket.SOCK_DGRAM)
     addresses = [f"127.0.0.1:{port}" for port in ports]

@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
+import jax
+
 from launch.cli.command_line import (
     Within,
     exit_status,
@@ -78,6 +80,7 @@ def _run(argv: Sequence[str]) -> int:
     command = subcommand("launch.udp", _COMMANDS, argv)
     if command is not None:
         start_heartbeat()
+        jax.config.update("jax_platforms", "cpu")  # Where the blocks are.
         own, of_training = split_arguments(argv[1:])
         (_run_worker if command == "worker" else _run_coordinator)(own, of_training)
     return 0

@@ -20,6 +20,7 @@ SEVERAL_PROCESSES = {
     "test_hosts.py",
     "test_processes.py",
     "test_ssh.py",
+    "test_wire.py",
 }
 
 

@@ -11,6 +11,11 @@ REPORTED = ("step", "epoch", "train_loss", "delivered_fraction", "examples_per_s
 """What a worker measures by itself."""
 
 
+_MOST_WAITING = 3
+"""Lines that wait for a worker at the most: one that is so far behind is frozen, or about to be
+where the others are."""
+
+
 class Report(NamedTuple):
     """What a worker says at a step at which a line is due.
 
@@ -72,7 +77,8 @@ class Lines:
             return None
         step = min(self._reports)
         awaited = {worker for worker in present if self._newest.get(worker, -1) < step}
-        if awaited and now - self._began[step] < self._patience:
+        patient = now - self._began[step] < self._patience and len(self._reports) <= _MOST_WAITING
+        if awaited and patient:
             return None
         self._after = step
         del self._began[step]

@@ -185,6 +185,7 @@ class Reception:
     """The coordinator's end: a port, and the events that come from there in order.
 
     Attributes:
+        port: Of this host.
         events: Of all connections.
     """
 
@@ -206,6 +207,7 @@ class Reception:
         # Bounded: where they are not taken, the workers' messages wait where they are.
         self.events: queue.Queue[Event] = queue.Queue(8 * num_workers)
         self._key, self._num_workers, self._longest, self._check = key, num_workers, longest, check
+        self.port = port
         self._places = threading.BoundedSemaphore(4 * num_workers + 16)
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET

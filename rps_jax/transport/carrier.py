@@ -11,7 +11,8 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from rps_jax.blocks import to_blocks
 from rps_jax.delivery import Delivery
-from rps_jax.transport.layout import Layout, layout_of, pack
+from rps_jax.transport.layout import Layout, layout_of
+from rps_jax.transport.seconds import Seconds
 
 
 class Exchanged(NamedTuple):
@@ -23,6 +24,7 @@ class Exchanged(NamedTuple):
         received: reduce-scatter; bool `[num_workers, packets]`: worker i's packets reached me.
         gathered: all-gather; the same of server j's averages.
         shift: block j was served by worker (j + shift) mod num_workers.
+        seconds: where the time went.
     """
 
     exchange: int
@@ -30,6 +32,7 @@ class Exchanged(NamedTuple):
     received: np.ndarray
     gathered: np.ndarray
     shift: int
+    seconds: Seconds = Seconds()
 
 
 class Endpoint(Protocol):
@@ -39,7 +42,7 @@ class Endpoint(Protocol):
     num_workers: int
 
     def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
-        """Takes part in one exchange of packets."""
+        """Takes part in one exchange of packets; the rows that it returns are its own."""
         ...
 
 
@@ -78,31 +81,35 @@ class Datagrams:
         del key
         n = self.network.num_workers
         layout = layout_of(tree, n)
-        rows, restore = pack(tree, layout, n)
+        blocks, from_blocks = to_blocks(tree, n, layout.packets)
         fallback, _ = to_blocks(otherwise, n, layout.packets)
         mask = jax.ShapeDtypeStruct((n, layout.packets), bool)
-        shapes = (jax.ShapeDtypeStruct(rows.shape, rows.dtype), mask, mask)
+        like = [jax.ShapeDtypeStruct(block.shape, block.dtype) for block in blocks]
         averages, received, gathered, shift = buffer_callback(
             functools.partial(self._call_network, layout),
-            (*shapes, jax.ShapeDtypeStruct((), jnp.int32)),
+            (like, mask, mask, jax.ShapeDtypeStruct((), jnp.int32)),
             has_side_effect=True,
-        )(rows, jnp.asarray(step, jnp.int32))
+        )(blocks, jnp.asarray(step, jnp.int32))
         in_blocks = jnp.roll(gathered, -shift, axis=0)
         sent = jnp.broadcast_to(jnp.arange(n)[:, None] == self.network.worker, mask.shape)
         delivery = Delivery(sent, received, gathered, shift)
-        return restore(averages, in_blocks, fallback), delivery, state
+        chosen = [
+            jnp.where(in_blocks[:, :, None], *pair) for pair in zip(averages, fallback, strict=True)
+        ]
+        return from_blocks(chosen), delivery, state
 
     def sum(self, values: Any) -> Any:
         """Returns this worker's own: no worker waits for another's metrics."""
         return values
 
     def _call_network(
-        self, layout: Layout, context: Any, outputs: Any, rows: Any, step: Any
+        self, layout: Layout, context: Any, outputs: Any, blocks: Any, step: Any
     ) -> None:
         del context
-        seen = self.network.exchange(int(np.asarray(step)), np.asarray(rows), layout)
-        found = (seen.rows, seen.received, seen.gathered, seen.shift)
-        for output, value in zip(outputs, found, strict=True):
+        rows = layout.rows([np.asarray(block) for block in blocks], self.network.num_workers)
+        seen = self.network.exchange(int(np.asarray(step)), rows, layout)
+        found = (layout.blocks(seen.rows), seen.received, seen.gathered, seen.shift)
+        for output, value in zip(jax.tree.leaves(outputs), jax.tree.leaves(found), strict=True):
             np.asarray(output)[...] = value
 
 

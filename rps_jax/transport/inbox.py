@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from rps_jax.transport.packets import Header, Refused, Sealer
+from rps_jax.transport.packets import EVERYONE, Opened, Sealer
 
 PHASES = 2
 _MOST_WAITING = 1 << 17
@@ -42,8 +42,9 @@ class Inbox:
     """The datagrams for one worker.
 
     Attributes:
-        counts: datagrams by what became of them: "accepted", "duplicate", "late", and the kinds of
-            `Refused`, "stray" (accepted by the tag, but of no place here) among them.
+        counts: datagrams by what became of them: "accepted", "duplicate", "late", "early" (this
+            worker has fallen behind), "stray" (genuine, but of no place here), and the kinds that
+            `Sealer.open` refuses.
     """
 
     def __init__(self, worker: int, num_workers: int, sealer: Sealer) -> None:
@@ -66,7 +67,7 @@ class Inbox:
         self._silent = np.zeros(num_workers, int)
         self._heard = np.zeros(num_workers, bool)
         self._unmet = {other for other in range(num_workers) if other != worker}
-        self._waiting: list[bytes] = []
+        self._waiting: list[Opened] = []
 
     @property
     def met_all(self) -> bool:
@@ -104,8 +105,8 @@ class Inbox:
             self._silent[~self._heard] += 1
             self._heard[...] = False
             waiting, self._waiting = self._waiting, []
-            for datagram in waiting:
-                self._file(*self._sealer.open(memoryview(datagram)))
+            for opened in waiting:
+                self._file(opened)
             return exchange, behind
 
     def _of(self, exchange: int, *, clear: bool = False) -> list[_Phase]:
@@ -115,53 +116,70 @@ class Inbox:
                 phase.clear()
         return phases
 
-    def take(self, datagram: memoryview) -> None:
-        """Files a datagram, or counts it as what it is."""
-        try:
-            header, payload = self._sealer.open(datagram)
-        except Refused as refused:
-            self.counts[refused.kind] += 1
-            return
-        with self._changed:
-            if not self._phases and len(self._waiting) < _MOST_WAITING:
-                # The shape of what is exchanged is not known before the first exchange.
-                self._waiting.append(bytes(datagram))
-                kind = "accepted"
-            else:
-                kind = self._file(header, payload)
-            self.counts[kind] += 1
+    def take(self, datagrams: np.ndarray) -> None:
+        """Files datagrams, or counts them as what they are.
 
-    def _file(self, header: Header, payload: memoryview) -> str:
-        here = header.destination == self._me and header.source < self._num_workers
-        if not here or header.source == self._me:
-            return "stray"
-        self._heard[header.source] = True
-        self._unmet.discard(header.source)
-        if header.exchange > self._exchange + 1:
-            self._ahead = max(self._ahead, header.exchange)
+        Args:
+            datagrams: uint8 `[count, size]`, contiguous, in the order in which they came.
+        """
+        genuine, refused = self._sealer.open(datagrams)
+        with self._changed:
+            self.counts.update(refused)
+            for opened in genuine:
+                if self._phases:
+                    self._file(opened)
+                elif len(self._waiting) < _MOST_WAITING:
+                    # The shape of what is exchanged is not known before the first exchange.
+                    self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
+
+    def _file(self, opened: Opened) -> None:
+        count, source = len(opened.places), opened.source
+        expected = EVERYONE if opened.phase == 1 and not opened.last else self._me
+        if opened.destination != expected or source >= self._num_workers or source == self._me:
+            self.counts["stray"] += count
+            return
+        self._heard[source] = True
+        self._unmet.discard(source)
+        if opened.exchange > self._exchange + 1:
+            self._ahead = max(self._ahead, opened.exchange)
+            self.counts["early"] += count
             self._changed.notify_all()
-            return "early"
-        now = header.exchange == self._exchange
-        if header.exchange < self._exchange or (now and self._frozen[header.phase]):
-            return "late"
-        phases = self._of(header.exchange)
-        phase, source = phases[header.phase], header.source
-        for earlier in phases[: header.phase]:
-            earlier.ended[source] = True
-        if header.last:
-            phase.ended[source] = True
+            return
+        now = opened.exchange == self._exchange
+        if opened.exchange < self._exchange or (now and self._frozen[opened.phase]):
+            self.counts["late"] += count
+            return
+        phases = self._of(opened.exchange)
+        phase = phases[opened.phase]
+        if opened.last:
+            self.counts["accepted"] += count
         else:
-            packets, length = self._shape
-            if header.place >= packets or len(payload) != length:
-                return "stray"
-            if phase.arrived[source, header.place]:
-                return "duplicate"
-            phase.rows[source, header.place] = np.frombuffer(payload, np.uint8)
-            phase.arrived[source, header.place] = True
-            phase.ended[source] |= header.place == packets - 1
-        if phase.ended[source]:
-            self._changed.notify_all()
-        return "accepted"
+            self._file_rows(phase, opened)
+        past = (
+            phases[: opened.phase] if now else [*self._of(self._exchange), *phases[: opened.phase]]
+        )
+        if opened.last or phase.arrived[source, -1]:
+            past.append(phase)
+        for each in past:
+            if not each.ended[source]:
+                each.ended[source] = True
+                self._changed.notify_all()
+
+    def _file_rows(self, phase: _Phase, opened: Opened) -> None:
+        packets, length = self._shape
+        places, payloads = opened.places, opened.payloads
+        here = (places < packets) & (payloads.shape[1] == length)
+        if not here.all():
+            self.counts["stray"] += int(np.count_nonzero(~here))
+            places, payloads = places[here], payloads[here]
+        arrived = phase.arrived[opened.source]
+        before = np.count_nonzero(arrived)
+        fresh = ~arrived[places]
+        phase.rows[opened.source, places[fresh]] = payloads[fresh]
+        arrived[places] = True
+        accepted = int(np.count_nonzero(arrived) - before)
+        self.counts["accepted"] += accepted
+        self.counts["duplicate"] += len(places) - accepted
 
     def close_phase(self, phase: int, seconds: float) -> tuple[np.ndarray, np.ndarray, bool]:
         """Waits for the others, and takes what has arrived; what comes later is dropped.

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rps_jax.blocks import to_blocks
-
 MOST_BYTES = 1400
 """Largest payload: with headers, one Ethernet frame of 1500 bytes."""
 
@@ -35,32 +33,63 @@ class Layout:
         """Bytes of a payload."""
         return sum(dtype.itemsize * elements for dtype, elements in self.parts)
 
+    def rows(self, blocks: Sequence[np.ndarray], num_workers: int) -> np.ndarray:
+        """Returns the packets of blocks.
+
+        Args:
+            blocks: of each dtype `[num_workers, packets, elements]`, as `to_blocks` cuts them.
+            num_workers: how many blocks there are.
+
+        Returns:
+            uint8 `[num_workers, packets, length]`; a view where there is one dtype alone.
+        """
+        parts = [block.view(np.uint8) for block in blocks]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([np.empty((num_workers, self.packets, 0), np.uint8), *parts], axis=2)
+
+    def blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Returns the blocks in packets, the inverse of `rows`: views.
+
+        Args:
+            rows: uint8 `[..., packets, length]`.
+
+        Returns:
+            Of each dtype `[..., packets, elements]`.
+        """
+        views, start = [], 0
+        for dtype, elements in self.parts:
+            end = start + dtype.itemsize * elements
+            views.append(rows[..., start:end].view(dtype))
+            start = end
+        return views
+
     def average(self, rows: np.ndarray, arrived: np.ndarray) -> np.ndarray:
         """Averages packets over the workers whose packets arrived.
 
         Args:
-            rows: uint8 `[num_workers, packets, length]`.
+            rows: uint8 `[num_workers, packets, length]`; what did not arrive is set to zero.
             arrived: bool `[num_workers, packets]`; of every packet at least one arrived.
 
         Returns:
             uint8 `[packets, length]`. Floats of 16 bits or fewer are summed in float32 and rounded
             once; integers are rounded to the nearest.
         """
+        # Select, never multiply by the mask: what did not arrive is whatever lay there. All bits
+        # zero is the number zero in every dtype.
+        rows[~arrived] = 0
         average = np.empty(rows.shape[1:], np.uint8)
-        start = 0
-        for dtype, elements in self.parts:
-            end = start + dtype.itemsize * elements
-            integer = jnp.issubdtype(dtype, jnp.integer)
-            wide = np.int64 if integer else max(dtype, np.dtype(np.float32), key=_width)
-            total = np.zeros((self.packets, elements), wide)
-            for worker, mask in zip(rows, arrived, strict=True):
-                values = np.ascontiguousarray(worker[:, start:end]).view(dtype)
-                # Select, never multiply by the mask: what did not arrive is whatever lay there.
-                np.add(total, values.astype(wide), out=total, where=mask[:, None])
-            count = arrived.sum(0, dtype=np.int64)[:, None].astype(wide)
-            mean = (total + count // 2) // count if integer else total / count
-            average[:, start:end] = mean.astype(dtype).view(np.uint8)
-            start = end
+        count = arrived.sum(0)[:, None]
+        for values, mean in zip(self.blocks(rows), self.blocks(average), strict=True):
+            integer = jnp.issubdtype(values.dtype, jnp.integer)
+            wide = np.int64 if integer else max(values.dtype, np.dtype(np.float32), key=_width)
+            total = values[0].astype(wide)
+            for value in values[1:]:
+                total += value
+            if integer:
+                mean[...] = (total + count // 2) // count
+            else:
+                mean[...] = total / count.astype(wide)
         return average
 
 
@@ -96,36 +125,3 @@ def layout_of(tree: Any, num_workers: int) -> Layout:
         if layout.length <= MOST_BYTES:
             return layout
         packets = max(packets + 1, packets * layout.length // MOST_BYTES)
-
-
-def pack(tree: Any, layout: Layout, num_workers: int) -> tuple[jax.Array, Any]:
-    """Returns a pytree as uint8 `[num_workers, packets, length]`, and the way back."""
-    blocks, from_blocks = to_blocks(tree, num_workers, layout.packets)
-
-    def unpack(rows: jax.Array) -> list[jax.Array]:
-        parts, start = [], 0
-        for block in blocks:
-            end = start + block.shape[2] * block.dtype.itemsize
-            parts.append(_from_bytes(rows[:, :, start:end], block.dtype))
-            start = end
-        return parts
-
-    def restore(rows: jax.Array, arrived: jax.Array, otherwise: Sequence[jax.Array]) -> Any:
-        """Rebuilds the pytree of what arrived, `otherwise` where nothing did."""
-        mask = arrived[:, :, None]
-        chosen = [jnp.where(mask, *pair) for pair in zip(unpack(rows), otherwise, strict=True)]
-        return from_blocks(chosen)
-
-    rows = [_to_bytes(block) for block in blocks]
-    empty = jnp.zeros((num_workers, layout.packets, 0), jnp.uint8)
-    return jnp.concatenate([empty, *rows], axis=2), restore
-
-
-def _to_bytes(block: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(block, jnp.uint8).reshape(*block.shape[:2], -1)
-
-
-def _from_bytes(rows: jax.Array, dtype: Any) -> jax.Array:
-    size = jnp.dtype(dtype).itemsize
-    shape = (*rows.shape[:2], rows.shape[2] // size) + ((size,) if size > 1 else ())
-    return jax.lax.bitcast_convert_type(rows.reshape(shape), dtype)

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -14,13 +14,18 @@ from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.inbox import PHASES, Inbox
 from rps_jax.transport.layout import Layout
 from rps_jax.transport.pacing import Pacer
-from rps_jax.transport.packets import Sealer, check_key
-from rps_jax.transport.sockets import Address, DatagramSocket
+from rps_jax.transport.packets import EVERYONE, Sealer, check_key
+from rps_jax.transport.seconds import Seconds, Stopwatch
+from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
 
-_CHUNK_PACKETS = 16
-"""Datagrams to one destination before it is the next one's turn."""
+_CHUNK_SECONDS = 0.6e-3
+"""For how long one destination is sent to before it is the next one's turn."""
 _LAST_WORDS = 3
 """How often the end of a phase is said: two of them may be dropped."""
+_NOTHING = np.empty((1, 0), np.uint8)
+"""The payload of a datagram that has none."""
+_Chunk = tuple[int, np.ndarray]
+"""Datagrams, and the worker that they are for."""
 
 
 class Network:
@@ -50,6 +55,9 @@ class Network:
         self.worker, self.num_workers = worker, len(addresses)
         self.records: list[Exchanged] = []
         self._socket, self._addresses, self._sealer = socket, addresses, sealer
+        self._others = [
+            (worker + distance) % self.num_workers for distance in range(1, self.num_workers)
+        ]
         self._seed, self._assignment, self._record, self._start_timeout = (
             seed,
             assignment,
@@ -60,6 +68,7 @@ class Network:
         self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
         self._inbox = Inbox(worker, self.num_workers, sealer)
         self._next = 0
+        self._stopwatch, self._opening = Stopwatch(), 0.0
         self._closed = threading.Event()
         self._receiver = threading.Thread(target=self._receive, daemon=True)
 
@@ -103,6 +112,11 @@ class Network:
         """How many datagrams came, by what became of them."""
         return dict(self._inbox.counts)
 
+    @property
+    def receive_buffer(self) -> int:
+        """Bytes that the system grants for datagrams that wait to be received."""
+        return self._socket.receive_buffer
+
     def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
         """Takes part in one exchange of packets.
 
@@ -112,27 +126,29 @@ class Network:
             layout: of the packets.
         """
         me, n = self.worker, self.num_workers
+        self._stopwatch, opening = Stopwatch(), self._opening
         number, behind = self._inbox.open_exchange(
             max(step, self._next), layout.packets, layout.length
         )
         self._next = number + 1
         shift = self._shift(number)
-        others = [(me + distance) % n for distance in range(1, n)]
+        blocks = {other: rows[(other - shift) % n] for other in self._others}
 
         # A worker that has fallen behind only listens: its model is old, the others' is not.
         if not behind:
-            self._send(0, number, {other: rows[(other - shift) % n] for other in others})
+            self._send(0, number, self._scatter(number, blocks))
         contributions, received = self._close_phase(0)
-        contributions[me] = rows[(me - shift) % n]
-        received[me] = True
+        contributions[me], received[me] = rows[(me - shift) % n], True
         average = layout.average(contributions, received)
+        self._stopwatch.lap("averaging")
 
         if not behind:
-            self._send(1, number, dict.fromkeys(others, average))
+            self._send(1, number, self._gather(number, average))
         averages, gathered = self._close_phase(1)
         averages[me], gathered[me] = average, True
         in_blocks = [(block + shift) % n for block in range(n)]
-        seen = Exchanged(number, averages[in_blocks], received, gathered, shift)
+        seconds = Seconds(**self._stopwatch.seconds, opening=self._opening - opening)
+        seen = Exchanged(number, averages[in_blocks], received, gathered, shift, seconds)
         if self._record:
             self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
@@ -144,27 +160,47 @@ class Network:
         rows, arrived, timed_out = self._inbox.close_phase(phase, allowed)
         if self._inbox.met_all:
             deadline.took(2 * allowed if timed_out else time.monotonic() - began)
+        self._stopwatch.lap("waiting")
         return rows, arrived
 
-    def _send(self, phase: int, exchange: int, blocks: dict[int, np.ndarray]) -> None:
-        """Sends a block to each destination, chunk by chunk in turn."""
-        packets = max(map(len, blocks.values()), default=0)
-        for start in range(0, packets, _CHUNK_PACKETS):
-            for destination, rows in blocks.items():
-                chunk = self._sealer.seal(
-                    phase,
-                    exchange,
-                    self.worker,
-                    destination,
-                    rows[start : start + _CHUNK_PACKETS],
-                    start,
+    def _scatter(self, exchange: int, blocks: dict[int, np.ndarray]) -> Iterator[_Chunk]:
+        """Yields a block for each destination, chunk by chunk in turn."""
+        for packets in self._chunks(next(iter(blocks.values()), _NOTHING)):
+            for other, rows in blocks.items():
+                chunk = rows[packets]
+                yield (
+                    other,
+                    self._sealer.seal(0, exchange, self.worker, other, chunk, packets.start),
                 )
-                self._pacer.wait(chunk.size)
-                self._socket.send(chunk, self._addresses[destination])
+
+    def _gather(self, exchange: int, average: np.ndarray) -> Iterator[_Chunk]:
+        """Yields one block for every destination, chunk by chunk in turn."""
+        for packets in self._chunks(average):
+            chunk = self._sealer.seal(
+                1, exchange, self.worker, EVERYONE, average[packets], packets.start
+            )
+            for other in self._others:
+                yield other, chunk
+
+    def _chunks(self, block: np.ndarray) -> Iterator[slice]:
+        packets, length = block.shape
+        size = length + self._sealer.overhead
+        step = int(self._pacer.bits_per_second * _CHUNK_SECONDS / (8 * size))
+        step = min(max(step, 1), MOST_SEGMENTS)
+        for start in range(0, packets, step):
+            yield slice(start, min(start + step, packets))
+
+    def _send(self, phase: int, exchange: int, chunks: Iterable[_Chunk]) -> None:
+        for other, chunk in chunks:
+            self._stopwatch.lap("sealing")
+            self._pacer.wait(chunk.size)
+            self._stopwatch.lap("pacing")
+            self._socket.send(chunk, self._addresses[other])
+            self._stopwatch.lap("sending")
         for _ in range(_LAST_WORDS):
-            for destination in blocks:
-                end = self._sealer.seal_end(phase, exchange, self.worker, destination)
-                self._socket.send(np.frombuffer(end, np.uint8)[None], self._addresses[destination])
+            for other in self._others:
+                end = self._sealer.seal(phase, exchange, self.worker, other, _NOTHING, last=True)
+                self._socket.send(end, self._addresses[other])
 
     def _shift(self, exchange: int) -> int:
         """Draws which worker serves which block, the same on every worker."""
@@ -175,8 +211,9 @@ class Network:
 
     def _receive(self) -> None:
         while not self._closed.is_set():
-            for datagram in self._socket.receive():
-                self._inbox.take(datagram)
+            for datagrams, _ in self._socket.receive():
+                self._inbox.take(datagrams)
+            self._opening = time.thread_time()
 
 
 def join(

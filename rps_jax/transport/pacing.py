@@ -2,9 +2,11 @@
 
 import time
 
+_BURST_SECONDS = 1.5e-3
+
 
 class Pacer:
-    """A token bucket.
+    """A token bucket of 1.5 ms: a sleep that was too long is made good, idleness is not.
 
     Attributes:
         bits_per_second: what the link carries; may be changed.
@@ -22,8 +24,6 @@ class Pacer:
     def wait(self, num_bytes: int) -> None:
         """Waits until so many bytes may be sent."""
         now = time.monotonic()
-        # What was not used is not saved up.
-        self._due = max(self._due, now)
         if self._due > now:
             time.sleep(self._due - now)
-        self._due += 8 * num_bytes / self.bits_per_second
+        self._due = max(self._due, now - _BURST_SECONDS) + 8 * num_bytes / self.bits_per_second

@@ -8,7 +8,7 @@
          4      8  run
         12      4  exchange
         16      2  source: the worker that sends it
-        18      2  destination: the worker that it is for
+        18      2  destination: the worker that it is for; 65535 for everyone, in the all-gather
         20      4  place: which packet of the block
         24      2  length of the payload in bytes
         26      n  payload
@@ -16,34 +16,49 @@
 
 Integers are big-endian. The payload is readable by anyone; without the key nobody can make a
 datagram that is accepted, nor use one again: each is for one place of one phase of one exchange of
-one run, between two workers.
+one run, from one worker.
 """
 
 import hashlib
 import hmac
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-_HEADER = struct.Struct("!2sBBQIHHIH")
-_MAGIC, _VERSION = b"RP", 1
+EVERYONE = 0xFFFF
+"""The destination of the averages, which are the same for all workers: they are sealed once."""
+_HEADER = np.dtype(
+    [
+        ("start", ">u4"),  # "RP", version, phase
+        ("run", ">u8"),
+        ("exchange", ">u4"),
+        ("source", ">u2"),
+        ("destination", ">u2"),
+        ("place", ">u4"),
+        ("length", ">u2"),
+    ]
+)
+_START = int.from_bytes(b"RP\x01\x00")
+_PHASES = np.uint32(3)
+"""The bits of `start` in which datagrams of a run differ."""
 _END = 2
 _TAG_BYTES = 16
-_PLACE = slice(20, 24)
+_BEFORE_PLACE = 20
 
 
-class Header(NamedTuple):
-    """What a datagram says of itself.
+class Opened(NamedTuple):
+    """Datagrams of one size that say the same of themselves, but for their places.
 
     Attributes:
         phase: 0 the reduce-scatter, 1 the all-gather.
-        last: whether it ends the phase, and has no payload.
+        last: whether they end the phase.
         exchange: number of the exchange.
-        source: the worker that sent it.
-        destination: the worker that it is for.
-        place: which packet of the block.
+        source: the worker that sent them.
+        destination: the worker that they are for, or `EVERYONE`.
+        places: `[count]`, which packets of the block they are.
+        payloads: uint8 `[count, length]`.
     """
 
     phase: int
@@ -51,20 +66,8 @@ class Header(NamedTuple):
     exchange: int
     source: int
     destination: int
-    place: int
-
-
-class Refused(Exception):
-    """A datagram that is not applied.
-
-    Attributes:
-        kind: why: "foreign", "truncated" or "forged".
-    """
-
-    def __init__(self, kind: str) -> None:
-        """Takes the kind."""
-        super().__init__(kind)
-        self.kind = kind
+    places: np.ndarray
+    payloads: np.ndarray
 
 
 class Sealer:
@@ -77,8 +80,11 @@ class Sealer:
             run: number of the run, below 2^64.
             key: 16 to 64 secret bytes; None for no authentication.
         """
-        self._run, self._key = run, key
-        self.overhead = _HEADER.size + (_TAG_BYTES if key else 0)
+        self._run = run
+        # A copy of it is cheaper than a new one, which has to take in the key again.
+        self._keyed = hashlib.blake2b(key=key, digest_size=_TAG_BYTES) if key else None
+        self._tag_bytes = _TAG_BYTES if key else 0
+        self.overhead = _HEADER.itemsize + self._tag_bytes
 
     def seal(
         self,
@@ -88,6 +94,8 @@ class Sealer:
         destination: int,
         rows: np.ndarray,
         first: int = 0,
+        *,
+        last: bool = False,
     ) -> np.ndarray:
         """Returns datagrams of a block.
 
@@ -95,62 +103,72 @@ class Sealer:
             phase: 0 the reduce-scatter, 1 the all-gather.
             exchange: number of the exchange.
             source: this worker.
-            destination: the worker that they are for.
+            destination: the worker that they are for, or `EVERYONE`.
             rows: uint8 `[packets, length]`, the payloads.
             first: which packet of the block the first of them is.
+            last: whether they end the phase.
 
         Returns:
             uint8 `[packets, length + overhead]`.
         """
         packets, length = rows.shape
         sealed = np.empty((packets, length + self.overhead), np.uint8)
-        header = self._header(phase, exchange, source, destination, 0, length)
-        sealed[:, : _HEADER.size] = np.frombuffer(header, np.uint8)
-        sealed[:, _PLACE] = np.arange(first, first + packets, dtype=">u4")[:, None].view(np.uint8)
-        body = _HEADER.size + length
-        sealed[:, _HEADER.size : body] = rows
-        if self._key:
-            for row in sealed:
-                row[body:] = np.frombuffer(self._tag(row[:body].data), np.uint8)
+        start = _START + phase + _END * last
+        headers = _headers(sealed)
+        headers[...] = (start, self._run, exchange, source, destination, 0, length)
+        headers["place"] = np.arange(first, first + packets)
+        body = _HEADER.itemsize + length
+        sealed[:, _HEADER.itemsize : body] = rows
+        if self._keyed:
+            tags = np.frombuffer(b"".join(self._tags(sealed)), np.uint8)
+            sealed[:, body:] = tags.reshape(packets, _TAG_BYTES)
         return sealed
 
-    def seal_end(self, phase: int, exchange: int, source: int, destination: int) -> bytes:
-        """Returns the datagram that ends a phase."""
-        header = self._header(phase + _END, exchange, source, destination, 0, 0)
-        return header + self._tag(header)
+    def open(self, datagrams: np.ndarray) -> tuple[list[Opened], dict[str, int]]:
+        """Returns what datagrams say of themselves, and their payloads.
 
-    def open(self, datagram: memoryview) -> tuple[Header, memoryview]:
-        """Returns what a datagram says of itself, and its payload.
+        Args:
+            datagrams: uint8 `[count, size]`, contiguous, in the order in which they came.
 
-        Raises:
-            Refused: it is not of this run, or not whole, or was not made with the key.
+        Returns:
+            Those that are of this run, whole, and made with the key; and how many are not, by the
+            first that they lack: "foreign", "truncated" or "forged".
         """
-        if len(datagram) < self.overhead:
-            raise Refused("truncated")
-        magic, version, phase, run, exchange, source, destination, place, length = (
-            _HEADER.unpack_from(datagram)
-        )
-        if magic != _MAGIC or version != _VERSION or run != self._run or phase > 1 + _END:
-            raise Refused("foreign")
-        if len(datagram) != length + self.overhead:
-            raise Refused("truncated")
-        body = _HEADER.size + length
-        if not hmac.compare_digest(self._tag(datagram[:body]), bytes(datagram[body:])):
-            raise Refused("forged")
-        header = Header(phase % _END, phase >= _END, exchange, source, destination, place)
-        return header, datagram[_HEADER.size : body]
+        refused: dict[str, int] = {}
 
-    def _header(
-        self, phase: int, exchange: int, source: int, destination: int, place: int, length: int
-    ) -> bytes:
-        return _HEADER.pack(
-            _MAGIC, _VERSION, phase, self._run, exchange, source, destination, place, length
-        )
+        def refuse(kind: str, wrong: np.ndarray) -> None:
+            nonlocal datagrams
+            if count := int(np.count_nonzero(wrong)):
+                refused[kind] = count
+                datagrams = datagrams[~wrong]
 
-    def _tag(self, content: bytes | memoryview) -> bytes:
-        if not self._key:
-            return b""
-        return hashlib.blake2b(content, digest_size=_TAG_BYTES, key=self._key).digest()
+        count, size = datagrams.shape
+        if size < self.overhead:
+            return [], {"truncated": count}
+        headers = _headers(datagrams)
+        refuse("foreign", (headers["start"] & ~_PHASES != _START) | (headers["run"] != self._run))
+        refuse("truncated", _headers(datagrams)["length"] != size - self.overhead)
+        refuse("forged", self._forged(datagrams))
+        return list(_alike(datagrams, size - self._tag_bytes)), refused
+
+    def _forged(self, datagrams: np.ndarray) -> np.ndarray:
+        count, size = datagrams.shape
+        said = datagrams[:, size - self._tag_bytes :].tobytes()
+        expected = list(self._tags(datagrams)) if self._keyed else []
+        if hmac.compare_digest(b"".join(expected), said):
+            return np.zeros(count, bool)
+        tags = [said[start : start + _TAG_BYTES] for start in range(0, len(said), _TAG_BYTES)]
+        return ~np.array([hmac.compare_digest(*pair) for pair in zip(tags, expected, strict=True)])
+
+    def _tags(self, datagrams: np.ndarray) -> Iterator[bytes]:
+        """Yields the tags that datagrams should have, or are to get."""
+        assert self._keyed
+        content = datagrams.reshape(-1).data
+        size = datagrams.shape[1]
+        for start in range(0, len(content), size):
+            tag = self._keyed.copy()
+            tag.update(content[start : start + size - _TAG_BYTES])
+            yield tag.digest()
 
 
 def check_key(key: bytes | None) -> None:
@@ -158,3 +176,22 @@ def check_key(key: bytes | None) -> None:
     if key is not None and not (isinstance(key, bytes) and 16 <= len(key) <= 64):
         size = f"{len(key)} bytes" if isinstance(key, Sequence) else repr(key)
         raise ValueError(f"key has {size}: expected 16 to 64 bytes, or None")
+
+
+def _headers(datagrams: np.ndarray) -> np.ndarray:
+    return datagrams[:, : _HEADER.itemsize].view(_HEADER)[:, 0]
+
+
+def _alike(datagrams: np.ndarray, end: int) -> Iterator[Opened]:
+    """Groups datagrams in a row that differ in nothing but their places and payloads."""
+    if not len(datagrams):
+        return
+    same = datagrams[:, :_BEFORE_PLACE]
+    changes = np.flatnonzero((same[1:] != same[:-1]).any(1)) + 1
+    for first, until in pairwise([0, *changes.tolist(), len(datagrams)]):
+        headers = _headers(datagrams[first:until])
+        start, _, exchange, source, destination, _, _ = headers[0].tolist()
+        phase, last = start % _END, bool(start & _END)
+        places = headers["place"].astype(np.int64)
+        payloads = datagrams[first:until, _HEADER.itemsize : end]
+        yield Opened(phase, last, exchange, source, destination, places, payloads)

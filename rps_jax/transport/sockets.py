@@ -5,8 +5,10 @@ together (UDP_GRO); elsewhere there is a call for each datagram.
 """
 
 import contextlib
+import itertools
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 
@@ -14,11 +16,17 @@ import numpy as np
 
 Address = tuple[str, int]
 
+MOST_SEGMENTS = 44
+"""Datagrams that are sent or received at a time at the most."""
+_MOST_BYTES = 65_000
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
-_MOST_SEGMENTS, _MOST_BYTES = 44, 65_000
+_SO_TIMESTAMPNS = 35
+_CONTROL_BYTES = 128
+_LINUX = sys.platform == "linux"
 _BUFFER_BYTES = 32 << 20
+_LARGEST_DATAGRAM = 1 << 16
 _PATIENCE_SECONDS = 0.05
-"""How long to wait for a datagram at a time."""
+"""How long to wait for a datagram, or for room to send one, at a time."""
 _LE = 1
 """The code point of lower-effort traffic, RFC 8622."""
 
@@ -28,6 +36,7 @@ class DatagramSocket:
 
     Attributes:
         address: where it is bound.
+        receive_buffer: bytes that the system grants for datagrams that wait to be received.
     """
 
     def __init__(self, address: Address, *, offload: bool = True, lower_effort: bool = False):
@@ -48,24 +57,29 @@ class DatagramSocket:
         except OSError:
             self._socket.close()
             raise
-        self._socket.settimeout(_PATIENCE_SECONDS)
-        for option in ("SO_RCVBUFFORCE", "SO_RCVBUF"):  # The first needs a privilege.
+        # The system's own time-outs: Python's cost a call more for each datagram.
+        patience = struct.pack("@ll", 0, int(_PATIENCE_SECONDS * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, patience)
+        options = [33] if _LINUX else []  # SO_RCVBUFFORCE, which needs a privilege.
+        for option in (*options, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
-                number = 33 if option == "SO_RCVBUFFORCE" else socket.SO_RCVBUF
-                self._socket.setsockopt(socket.SOL_SOCKET, number, _BUFFER_BYTES)
+                self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
                 break
+        self.receive_buffer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         if lower_effort:
             six = family == socket.AF_INET6
             level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
             option_name = socket.IPV6_TCLASS if six else socket.IP_TOS
             self._socket.setsockopt(level, option_name, _LE << 2)
-        self._segments = offload and self._try_offload()
-        self._buffer = memoryview(bytearray(1 << 16))
+        self._offload = offload and _LINUX and self._try_offload()
+        self._buffer = np.empty(MOST_SEGMENTS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
 
     def _try_offload(self) -> bool:
         try:
             self._socket.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         except OSError:
             return False
         return True
@@ -78,7 +92,7 @@ class DatagramSocket:
             address: of the destination.
         """
         count, size = datagrams.shape
-        step = max(1, min(_MOST_SEGMENTS, _MOST_BYTES // size)) if self._segments else 1
+        step = max(1, min(MOST_SEGMENTS, _MOST_BYTES // size)) if self._offload else 1
         for start in range(0, count, step):
             part = datagrams[start : start + step]
             control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("H", size))] if len(part) > 1 else []
@@ -86,21 +100,54 @@ class DatagramSocket:
             with contextlib.suppress(OSError):
                 self._socket.sendmsg([part.data], control, 0, address)
 
-    def receive(self) -> Iterator[memoryview]:
-        """Yields the datagrams that one call receives; none if there is none for a while."""
+    def receive(self) -> Iterator[tuple[np.ndarray, float]]:
+        """Yields what has come, until there is nothing: a few datagrams of one size at a time.
+
+        Yields:
+            uint8 `[count, size]`, valid until the next receive, and a time at which they came, in
+            seconds on a clock of its own.
+        """
+        sizes, seconds = self._receive_joined() if self._offload else self._receive_each()
+        end = 0
+        for size, equal in itertools.groupby(sizes):
+            count = len(list(equal))
+            begin, end = end, end + count * size
+            yield self._buffer[begin:end].reshape(count, size), seconds
+
+    def _receive_joined(self) -> tuple[list[int], float]:
+        """Receives datagrams that the system has joined; returns their sizes and when they came."""
         try:
-            size, control, _, _ = self._socket.recvmsg_into([self._buffer], socket.CMSG_SPACE(4))
-        except TimeoutError:
-            return
-        except OSError:  # A peer's port is closed, an interface is down: that is dropped datagrams.
-            time.sleep(_PATIENCE_SECONDS)
-            return
-        segment = size
+            size, control, _, _ = self._socket.recvmsg_into([self._buffer.data], _CONTROL_BYTES)
+        except OSError as error:
+            return self._receive_nothing(error)
+        segment, seconds = size, 0.0
         for level, kind, data in control:
             if (level, kind) == (_SOL_UDP, _UDP_GRO):
-                (segment,) = struct.unpack("i", data[:4])
-        for start in range(0, size, max(segment, 1)):
-            yield self._buffer[start : min(start + segment, size)]
+                (segment,) = struct.unpack("@i", data[:4])
+            elif (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+                whole, nanoseconds = struct.unpack("@ll", data[:16])
+                seconds = whole + 1e-9 * nanoseconds
+        count, rest = divmod(size, segment) if segment else (0, 0)
+        return [segment] * count + [rest] * (rest > 0 or not size), seconds
+
+    def _receive_each(self) -> tuple[list[int], float]:
+        """Receives the datagrams that are there; returns their sizes and when they came."""
+        sizes: list[int] = []
+        for _ in range(MOST_SEGMENTS):
+            waits = socket.MSG_DONTWAIT if sizes else 0
+            try:
+                sizes.append(self._socket.recv_into(self._buffer.data[sum(sizes) :], 0, waits))
+            except OSError as error:
+                if not sizes:
+                    return self._receive_nothing(error)
+                break
+        return sizes, time.monotonic()
+
+    def _receive_nothing(self, error: OSError) -> tuple[list[int], float]:
+        # A peer's port is closed, an interface is down: that is dropped datagrams.
+        if not isinstance(error, BlockingIOError):
+            time.sleep(_PATIENCE_SECONDS)
+        return [], 0.0
 
     def close(self) -> None:
         """Gives the port back."""

@@ -1,0 +1,173 @@
+"""Runs over UDP on this machine's loopback: several processes, some of which die."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from run_files import read_metrics, saved_state
+
+import launch.train
+from launch.local import free_port, free_ports
+from launch.trainer.json_files import read_object
+
+ROOT = Path(__file__).parents[1]
+LINEAR = ("--preset", "linear", "--batch-size", "32", "--checkpoint-every", "1")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+class Job:
+    """A running `launch.local --network udp`."""
+
+    def __init__(self, folder: Path, processes: int, *argv: str, before: tuple[str, ...] = ()):
+        self.folder = folder
+        argv = (*LINEAR, "--output-dir", str(folder), *argv)
+        of_launcher = ("--network", "udp", "--processes", str(processes), *before)
+        self.launcher = subprocess.Popen(
+            [sys.executable, "-m", "launch.local", *of_launcher, "--", *argv],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for(self, holds) -> None:
+        """Waits until a line of metrics is such."""
+        while self.launcher.poll() is None:
+            with contextlib.suppress(OSError):
+                if any(map(holds, read_metrics(self.folder))):
+                    return
+            time.sleep(0.02)
+        raise AssertionError(self.end())
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(lambda line: line["step"] >= step)
+
+    def process(self, *words: str) -> int:
+        """Returns the process id of the one that was started with some words, in a row."""
+        children = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
+        for child in children.read_text().split():
+            with contextlib.suppress(OSError):  # It has ended since.
+                argv = Path(f"/proc/{child}/cmdline").read_text()
+                if "\0".join(["", *words, ""]) in argv:
+                    return int(child)
+        raise AssertionError(f"{words} do not run")
+
+    def worker(self, number: int) -> int:
+        return self.process("--worker", str(number))
+
+    def end(self) -> str:
+        said, _ = self.launcher.communicate(timeout=240)
+        return said
+
+
+def params(folder: Path, step: int) -> list[np.ndarray]:
+    return jax.tree.leaves(saved_state(folder, step)["params"])
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["rps", pytest.param("gradient-averaging", marks=pytest.mark.long)]
+)
+def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
+    over_udp, simulated, trace = (tmp_path / name for name in ("udp", "simulated", "trace"))
+    flags = ["--algorithm", algorithm, "--epochs", "2"]
+    job = Job(over_udp, 2, *flags, "--record", str(trace))
+    said = job.end()
+    assert job.launcher.returncode == 0, said
+    argv = [*LINEAR, *flags, "--num-workers", "2", "--output-dir", str(simulated)]
+    assert launch.train.main([*argv, "--channel", "trace", "--trace", str(trace)]) == 0
+
+    *_, last = read_metrics(over_udp)
+    assert last["workers"] == 2
+    assert read_object(over_udp / "summary.json", lambda _: True)["network"] == "udp"
+    *_, expected = read_metrics(simulated)
+    for name in ("train_loss", "mean_model_train_loss", "test_loss", "delivered_fraction"):
+        assert last[name] == pytest.approx(expected[name], rel=1e-4)
+    together = params(simulated, last["step"])
+    for worker in range(2):
+        own = params(over_udp / "workers" / str(worker), last["step"])
+        for found, of_all in zip(own, together, strict=True):
+            np.testing.assert_allclose(found[0], of_all[worker], atol=1e-5)
+
+
+LONG = ("--epochs", "2000", "--log-every", "20")
+
+
+def test_a_worker_that_is_killed_is_missed_and_comes_back(tmp_path):
+    job = Job(tmp_path, 3, *LONG, before=("--max-restarts", "1", "--deadline", "1"))
+    job.wait_for_step(1)
+    os.kill(job.worker(1), signal.SIGKILL)
+    job.wait_for(lambda line: line["workers"] == 2)
+    missed = read_metrics(tmp_path)[-1]["step"]
+    job.wait_for(lambda line: line["step"] > missed and line["workers"] == 3)
+    job.wait_for(lambda line: line["step"] > missed and line["delivered_fraction"] > 0.99)
+    job.launcher.send_signal(signal.SIGTERM)
+    said = job.end()
+    assert job.launcher.returncode == 128 + signal.SIGTERM
+    assert "worker 1 was killed by SIGKILL, and is started again" in said
+    assert f"--resume --output-dir {tmp_path}" in said
+    steps = [line["step"] for line in read_metrics(tmp_path)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.long
+def test_the_coordinator_may_die_and_a_worker_may_freeze(tmp_path):
+    job = Job(tmp_path, 3, *LONG, before=("--max-restarts", "1"))
+    job.wait_for_step(1)
+    os.kill(job.process("coordinator"), signal.SIGKILL)
+    time.sleep(0.5)
+    reached = read_metrics(tmp_path)[-1]["step"]
+    job.wait_for_step(reached + 1)
+    worker = job.worker(2)
+    os.kill(worker, signal.SIGSTOP)
+    job.wait_for(lambda line: line["delivered_fraction"] < 0.8)
+    os.kill(worker, signal.SIGCONT)
+    frozen = read_metrics(tmp_path)[-1]["step"]
+    job.wait_for(lambda line: line["step"] > frozen and line["delivered_fraction"] > 0.99)
+    job.launcher.send_signal(signal.SIGTERM)
+    said = job.end()
+    assert "coordinator was killed by SIGKILL, and is started again" in said
+    assert "worker" not in "".join(line for line in said.splitlines() if "killed" in line)
+
+
+@pytest.mark.long
+def test_a_run_goes_on_when_all_of_it_was_killed(tmp_path):
+    job = Job(tmp_path, 2, "--epochs", "40")
+    job.wait_for_step(44)
+    job.launcher.kill()  # Nothing stays behind.
+    job.end()
+    again = Job(tmp_path, 2, "--resume")
+    said = again.end()
+    assert again.launcher.returncode == 0, said
+    assert "resuming at step " in said
+    assert "resuming at step 0 " not in said
+    assert read_metrics(tmp_path)[-1]["epoch"] == 40
+    # Nor can the simulation go on with it.
+    assert launch.train.main(["--resume", "--output-dir", str(tmp_path)]) == 2
+
+
+@pytest.mark.long
+def test_workers_may_be_started_by_hand(tmp_path):
+    key = tmp_path / "key"
+    key.write_text("0f" * 32)
+    key.chmod(0o600)
+    ports = [f"127.0.0.1:{port}" for port in free_ports(2, socket.SOCK_DGRAM)]
+    coordinator = free_port()
+    of_run = ["--key-file", str(key), "--", *LINEAR, "--num-workers", "2", "--epochs", "2"]
+    of_run += ["--output-dir", str(tmp_path / "run")]
+    of_worker = ["--addresses", *ports, "--coordinator", f"127.0.0.1:{coordinator}"]
+    commands = [["worker", "--worker", str(number), *of_worker] for number in range(2)]
+    commands.append(["coordinator", "--port", str(coordinator)])
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "launch.udp", *command, *of_run], env=ENVIRONMENT)
+        for command in commands
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert read_metrics(tmp_path / "run")[-1]["epoch"] == 2

@@ -1,0 +1,296 @@
+"""Parts of a run over UDP, each by itself; tests/test_wire.py has whole runs."""
+
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import launch.local
+import launch.udp
+import rps_jax as rps
+from launch.cli.command_line import UsageError
+from launch.config import PRESETS
+from launch.distributed.process import Command, JobFailed
+from launch.local import free_port
+from launch.tasks.source import find_source
+from launch.trainer.setup import set_up
+from launch.wire import deliveries, models
+from launch.wire.flags import read_key
+from launch.wire.lines import Lines, Report, merged
+from launch.wire.reports import Reception, Reporter
+from launch.wire.supervisor import supervise_members
+from rps_jax.transport import Exchanged
+
+ROOT = Path(__file__).parents[1]
+KEY = b"0123456789abcdef"
+
+
+def received(reception, kind):
+    """The next event of a kind."""
+    while (event := reception.events.get(timeout=20)).kind != kind:
+        pass
+    return event
+
+
+@pytest.fixture
+def reception():
+    opened = Reception(free_port(), KEY, 3, 1000, lambda greeted: greeted.header.get("no"))
+    yield opened
+    opened.close()
+
+
+def reporter_to(reception, worker=1, key=KEY, **greeting):
+    return Reporter(("localhost", reception.port), key, worker, greeting)
+
+
+def test_what_a_worker_reports_arrives_in_order(reception):
+    reporter = reporter_to(reception)
+    reporter.tell("metrics", {"step": 1}, b"model")  # Before there is a connection.
+    reporter.start(20)
+    reporter.tell("done", {})
+    reporter.close(20)
+    events = [reception.events.get(timeout=20) for _ in range(4)]
+    assert [event.kind for event in events] == ["greeting", "metrics", "done", "gone"]
+    assert {event.worker for event in events} == {1}
+    assert (events[1].header, events[1].payload) == ({"step": 1}, b"model")
+
+
+def test_a_worker_that_is_refused_knows_why(reception):
+    reporter = reporter_to(reception, no="another seed")
+    reporter.start(20)
+    assert reporter.refusal == "another seed"
+
+
+@pytest.mark.parametrize(("worker", "key"), [(1, b"another key, 16+"), (1, None), (3, KEY)])
+def test_a_stranger_is_not_heard(reception, worker, key):
+    stranger = reporter_to(reception, worker, key)
+    stranger.tell("metrics", {"step": 1})
+    stranger.start(0.5)
+    honest = reporter_to(reception)
+    honest.tell("done", {})
+    honest.start(20)
+    assert [reception.events.get(timeout=20).kind for _ in range(2)] == ["greeting", "done"]
+    stranger.close(0)
+    honest.close(20)
+
+
+def test_hostile_bytes_do_not_stop_the_coordinator(reception):
+    rng = np.random.default_rng(0)
+    for size in (0, 3, 12, 400, 5000):
+        with socket.create_connection(("localhost", reception.port)) as hostile:
+            hostile.sendall(rng.bytes(size))
+    with socket.create_connection(("localhost", reception.port)) as hostile:
+        hostile.sendall(bytes.fromhex("00000001 ffffffffffffffff"))
+    reporter = reporter_to(reception)
+    reporter.start(20)
+    assert received(reception, "greeting").worker == 1
+    reporter.close(20)
+
+
+def test_reports_wait_for_a_coordinator_that_comes_back():
+    port = free_port()
+    reporter = Reporter(("localhost", port), KEY, 0, {})
+    reporter.start(0.1)
+    reporter.tell("metrics", {"step": 1}, b"1")
+    first = Reception(port, KEY, 1, 1000, lambda greeted: None)
+    assert received(first, "metrics").payload == b"1"
+    first.close()
+    reporter.close(0)
+
+
+def report(step, loss=1.0, speed=10.0):
+    values = {"step": step, "epoch": 0.5, "train_loss": loss, "delivered_fraction": 1.0}
+    return Report.of(values | {"examples_per_second": speed}, b"")
+
+
+def test_a_line_waits_for_the_workers_that_are_there():
+    lines = Lines(after=5, patience=30.0)
+    lines.add(0, report(5), now=0.0)  # It is written already.
+    assert lines.due({0, 1, 2}, now=0.0) is None
+    lines.add(0, report(10, loss=1.0), now=1.0)
+    lines.add(1, report(10, loss=3.0), now=2.0)
+    assert lines.due({0, 1, 2}, now=3.0) is None
+    lines.add(2, report(20), now=4.0)  # It has gone on without step 10.
+    due = lines.due({0, 1, 2}, now=5.0)
+    assert set(due) == {0, 1}
+    line = merged(due)
+    assert (line["train_loss"], line["examples_per_second"], line["workers"]) == (2.0, 20.0, 2)
+    assert lines.due({0, 1, 2}, now=33.0) is None
+    assert set(lines.due({0, 1, 2}, now=34.0)) == {2}  # Long enough.
+    lines.add(1, report(30), now=35.0)
+    assert set(lines.due({1}, now=35.0)) == {1}  # Nobody else is there.
+    for step in (40, 50, 60, 70):
+        assert lines.due({0, 1}, now=36.0) is None
+        lines.add(1, report(step), now=36.0)
+    assert set(lines.due({0, 1}, now=36.0)) == {1}  # Too many wait.
+
+
+@pytest.mark.parametrize("damage", [{"step": "1"}, {"step": -1}, {"epoch": None}])
+def test_what_is_no_report_is_none(damage):
+    with pytest.raises(TypeError, match="expected numbers"):
+        Report.of(report(1).values | damage, b"")
+
+
+def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
+    config = PRESETS["linear"]
+    setup = set_up(config, find_source(config), tmp_path)
+    one = jax.tree.map(lambda leaf: leaf[:1] + 1, setup.initial)
+    content = models.encode(one)
+    assert len(content) == models.model_bytes(setup)
+    params, _ = models.models_of(setup, [content, content])
+    for found, sent in zip(jax.tree.leaves(params), jax.tree.leaves(one.params), strict=True):
+        np.testing.assert_array_equal(found, np.concatenate([sent, sent]))
+    with pytest.raises(ValueError, match="expected"):
+        models.models_of(setup, [content[1:]])
+
+    rng, kept = np.random.default_rng(0), deliveries.Deliveries(2, tmp_path / "trace")
+    for worker in range(2):
+        records = [
+            Exchanged(number, np.empty(0), *(rng.random((2, 2, 3)) < 0.5), shift=number % 2)
+            for number in range(worker, worker + 4)
+        ]
+        kept.add(worker, *deliveries.encode(records))
+    kept.save()
+    assert rps.Trace.load(tmp_path / "trace").arrived.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "said"),
+    [
+        ("00" * 32, 0o644, "a file that others cannot read"),
+        ("00" * 8, 0o600, "16 to 64 bytes in hexadecimal"),
+        ("secret", 0o600, "16 to 64 bytes in hexadecimal"),
+    ],
+)
+def test_a_key_file_that_is_no_secret_is_refused(tmp_path, content, mode, said):
+    path = tmp_path / "key"
+    path.write_text(content)
+    path.chmod(mode)
+    with pytest.raises(UsageError, match=said):
+        read_key(path)
+
+
+def test_a_key_file_holds_the_key(tmp_path):
+    path = tmp_path / "key"
+    path.write_text(KEY.hex() + "\n")
+    path.chmod(0o600)
+    assert read_key(path) == KEY
+
+
+UDP = ("--network", "udp", "--processes", "4")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--deadline", "1"], "--deadline 1.0 requires --network udp"),
+        ([*UDP, "--devices-per-process", "1"], "--devices-per-process 1 is not allowed"),
+        ([*UDP, "--link-rate", "0"], "--link-rate 0.0: expected bits a second"),
+        ([*UDP, "--", "--num-workers", "8"], "--processes 4: expected 8, a process a worker"),
+        ([*UDP, "--", "--drop-rate", "0.3"], "--drop-rate 0.3 is not allowed with --network udp"),
+        ([*UDP, "--", "--algorithm", "all-reduce"], "--algorithm all-reduce requires a reliable"),
+        ([*UDP, "--", "--workers-per-device", "4"], "--workers-per-device 4 is not allowed with"),
+    ],
+)
+def test_what_cannot_be_over_udp_is_refused(argv, said, capsys):
+    assert launch.local.main(argv) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["worker", "--worker", "0"], "--worker 0 requires --addresses"),
+        (["worker", "--worker", "2", "--addresses", "a:1", "b:1"], "--worker 2: expected 0 to 1"),
+        (["worker", "--worker", "0", "--addresses", "a"], "--addresses a: expected HOST:PORT"),
+        (["worker", "--worker", "0", "--addresses", "a:1"], "--addresses a:1: expected 2, one a"),
+        (["coordinator"], "--key-file: expected a file with the run's key, or"),
+        (["coordinator", "--port", "0"], "--port 0: expected a port"),
+    ],
+)
+def test_a_worker_is_told_what_it_lacks(argv, said, capsys):
+    assert launch.udp.main([*argv, "--", "--num-workers", "2"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def script(body, name):
+    preamble = (
+        "import os, sys, time\nfrom launch.distributed.heartbeat import *\nstart_heartbeat()\n"
+    )
+    argv = [sys.executable, "-c", preamble + body]
+    return Command(argv, {"PYTHONPATH": str(ROOT)}, name=name, secret=KEY)
+
+
+def supervised_run(tmp_path, *bodies, max_restarts=0):
+    """Runs scripts, the last as the coordinator; returns the status and what was shown."""
+    shown = []
+    commands = [script(body, f"member {number}") for number, body in enumerate(bodies)]
+    status = supervise_members(commands, tmp_path / "logs", 60.0, shown.append, max_restarts)
+    return status, shown
+
+
+WHEN_TWO_ARE_DONE = """
+while len(os.listdir(FOLDER)) < 2:
+    time.sleep(0.02)
+"""
+DONE = "open(f'{FOLDER}/{os.getpid()}', 'w')\n"
+
+
+def test_a_process_that_dies_is_started_again_and_the_others_go_on(tmp_path):
+    folder = tmp_path / "done"
+    folder.mkdir()
+    named = f"FOLDER = {str(folder)!r}\n"
+    again = f"if not os.path.exists({str(tmp_path / 'x')!r}):\n"
+    again += f"    open({str(tmp_path / 'x')!r}, 'w'); os.kill(os.getpid(), 9)\n"
+    status, shown = supervised_run(
+        tmp_path, named + again + DONE, named + DONE, named + WHEN_TWO_ARE_DONE, max_restarts=1
+    )
+    assert status == 0
+    assert shown == ["member 0 was killed by SIGKILL, and is started again"]
+
+
+def test_without_restarts_a_process_that_dies_is_missed(tmp_path):
+    status, shown = supervised_run(tmp_path, "sys.exit(7)", "", "time.sleep(0.5)")
+    assert status == 0
+    assert shown == ["member 0 ended with status 7; the others go on"]
+
+
+@pytest.mark.parametrize(
+    ("bodies", "status"),
+    [
+        (("sys.exit(2)", "time.sleep(60)", "time.sleep(60)"), 2),  # All would end like this.
+        (("sys.exit(7)", "sys.exit(8)", "time.sleep(60)"), 8),
+        (("", "", "sys.exit(5)"), 5),
+    ],
+)
+def test_a_job_without_a_result_fails(tmp_path, bodies, status):
+    with pytest.raises(JobFailed) as failed:
+        supervised_run(tmp_path, *bodies)
+    assert failed.value.exit_status == status
+
+
+def test_every_process_gets_the_key_and_the_signal(tmp_path):
+    body = """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print(wait_for_secret(20).decode(), flush=True)
+time.sleep(60)
+"""
+    shown = []
+
+    def stop():
+        while len(shown) < 2:
+            time.sleep(0.02)
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    commands = [script(body, "worker"), script(body, "coordinator")]
+    status = supervise_members(commands, tmp_path / "logs", 60.0, shown.append, 0)
+    assert status == 128 + signal.SIGTERM
+    assert sorted(shown) == [f"[coordinator] {KEY.decode()}", f"[worker] {KEY.decode()}"]
