@@ -16,9 +16,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def reproducible(folder: Path) -> list[dict[str, Any]]:
-    """Returns the metrics without the one that the clock decides."""
+    """Returns the metrics without those that the clock decides."""
+    timed = ("examples_per_second", "wall_seconds")
     lines = read_metrics(folder)
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
 def saved_state(folder: Path, step: int) -> Any:

@@ -101,10 +101,16 @@ class Recorder:
         """
         self._setup, self._measure, self._write, self._saved = setup, measure, write, saved
         self._step = start.step
+        self._began = time.perf_counter() - start.wall_seconds
         self.window = Window(start.window)
 
+    @property
+    def wall_seconds(self) -> float:
+        """How long the run has taken, its earlier parts included."""
+        return time.perf_counter() - self._began
+
     def begin(self) -> None:
-        """Starts the clock."""
+        """Starts the clock of the throughput."""
         self.window.restart_clock()
 
     def on_metrics(self, metrics: rps.StepMetrics) -> None:
@@ -124,6 +130,7 @@ class Recorder:
         for name, value in measured.items():
             self._check_finite(_IN_WORDS.get(name, name), value)
         line = {"step": at.step, "epoch": round(at.epoch, EPOCH_DIGITS), **averages, **measured}
+        line["wall_seconds"] = round(self.wall_seconds, 2)
         self._write(line, state)
         # Neither measuring nor writing counts as training.
         self.window = Window([])

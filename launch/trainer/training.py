@@ -81,13 +81,13 @@ def train(
 
             measure = functools.partial(measure_together, setup)
             recorder = Recorder(setup, start, measure, write, checkpoints.steps)
-            saver = Saver(setup, start, checkpoints, recorder, speaks=setup.first_process)
+            saver = Saver(setup, checkpoints, recorder, speaks=setup.first_process)
 
             def received() -> int:
                 return signals.first or (deadline.signal_number if deadline else 0)
 
             train_loop(setup, start.state, start.step, received, [progress, recorder, saver])
-        return summarise(setup, saver.wall_seconds) if setup.first_process else None
+        return summarise(setup, recorder.wall_seconds) if setup.first_process else None
 
 
 @contextlib.contextmanager

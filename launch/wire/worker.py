@@ -125,7 +125,7 @@ def train_worker(
         ):
             reports = _Reports(network, reporter, progress.show)
             recorder = Recorder(setup, start, reports.measure, reports.write, checkpoints.steps)
-            saver = Saver(setup, start, checkpoints, recorder, speaks=False)
+            saver = Saver(setup, checkpoints, recorder, speaks=False)
             hooks: list[Hook] = [progress, recorder, saver]
             try:
                 train_loop(setup, start.state, start.step, lambda: signals.first, hooks)
