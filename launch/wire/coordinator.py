@@ -31,7 +31,9 @@ from launch.wire.models import model_bytes, models_of
 from launch.wire.reports import Event, Reception
 
 _PATIENCE_SECONDS = 30.0
-"""How long a line of metrics waits for a worker that is there, and the end for one that is not."""
+"""How long a line of metrics waits for a worker that is there."""
+_LAST_SECONDS = 15.0
+"""How long the end waits for the others when a worker is done."""
 _MEETING_SECONDS = 15.0
 """After its start, how long the coordinator takes workers to be there that have not said so."""
 _POLL_SECONDS = 0.2
@@ -108,6 +110,7 @@ class _Coordinator:
         self._lines = Lines(lines[-1]["step"] if lines else 0, _PATIENCE_SECONDS)
         self._connections: Counter[int] = Counter()
         self._done: set[int] = set()
+        self._first_done: float | None = None
         self._heard = time.monotonic()
         self._met = self._heard + _MEETING_SECONDS
         self._began: float | None = None
@@ -131,15 +134,15 @@ class _Coordinator:
         self._write_lines()
 
     def _is_over(self) -> bool:
-        present = self._present()
+        now = time.monotonic()
         if len(self._done) == self._setup.config.num_workers:
             return True
-        silent = time.monotonic() - self._heard
-        if self._done and not present - self._done:
-            return silent > _PATIENCE_SECONDS
-        if self._done:
-            return silent > 2 * _PATIENCE_SECONDS
-        if not present and silent > 2 * max(_PATIENCE_SECONDS, self._setup.config.start_timeout):
+        # Workers that exchange are done together; one that is not was alone.
+        if self._first_done is not None and now - self._first_done > _LAST_SECONDS:
+            return True
+        silent = now - self._heard
+        longest = 2 * max(_PATIENCE_SECONDS, self._setup.config.start_timeout)
+        if not self._present() and silent > longest:
             raise WorkersGone(f"no worker has reported for {silent:.0f} s")
         return False
 
@@ -158,6 +161,7 @@ class _Coordinator:
             self._connections[event.worker] -= 1
         elif event.kind == "done":
             self._done.add(event.worker)
+            self._first_done = self._first_done or self._heard
         elif event.kind == "deliveries":
             self.deliveries.add(event.worker, event.header, event.payload)
         elif event.kind == "metrics":

@@ -1,0 +1,247 @@
+r"""Trains over UDP and by an all-reduce over TCP, on the same links: loss over wall-clock time.
+
+    python -m launch.bench training --output-dir docs/results/wire-training -- \
+        --preset atis-lstm --data-path ATIS --epochs 2
+
+The hosts are network namespaces (`launch.bed`), and `launch.hosts` trains on them as on any others.
+In a third run a worker over UDP is killed, and started again. A run that is done is not repeated.
+What follows `--` are flags of `launch.train`.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from launch.bed import Bed, Link, missing
+from launch.cli.command_line import (
+    CommandError,
+    UsageError,
+    Within,
+    read_command,
+    refuse,
+    requires,
+    split_arguments,
+)
+from launch.config import parse, stored_config
+from launch.reports.curves import STYLE
+from launch.reports.provenance import command_line, machine, versions
+from launch.reports.tables import markdown_table
+from launch.tasks.source import find_source
+from launch.trainer.json_files import write_json, write_text
+from launch.trainer.run_directory import RunDirectory, check_can_write, only_writer
+
+_KILL_AT = 0.4
+"""Share of the run after which a worker is killed."""
+_WAYS = {
+    "udp": "RPS over UDP",
+    "udp-killed": "RPS over UDP, a worker killed and restarted",
+    "tcp": "all-reduce over TCP",
+}
+_LINES: dict[str, Any] = {
+    "udp": {"color": "C0"},
+    "udp-killed": {"color": "C2", "linestyle": "--"},
+    "tcp": {"color": "C1"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Train over UDP and by an all-reduce over TCP, on links that drop packets.
+
+    Flags of launch.train follow after " -- ". Needs Linux, root, and the commands `ip` and `tc`.
+    """
+
+    output_dir: Path | None = None
+    """Folder for the runs, the table and the picture."""
+    rates: Annotated[tuple[float, ...], Within(1, 10_000)] = (100, 1000)
+    """Of every host's link, in each direction; Mbps."""
+    drop_rates: Annotated[tuple[float, ...], Within(0, 0.3)] = (0.01, 0.1)
+    """Probabilities that a packet is dropped on its way."""
+    num_workers: Annotated[int, Within(2, 64)] = 4
+    """Hosts, a worker each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One training, as what it is."""
+
+    mbps: float
+    drop_rate: float
+    way: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.mbps:g}mbps-{self.drop_rate:g}-{self.way}"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    own, of_training = split_arguments(argv)
+    config = read_command(TrainingConfig, "launch.bench training", own, TrainingConfig())
+    if config.output_dir is None:
+        refuse("output_dir", None, "a folder for the results")
+    if reason := missing():
+        raise UsageError(f"launch.bench training: expected network namespaces: {reason}")
+    for flag in ("--output-dir", "--algorithm", "--num-workers"):
+        if flag in of_training:
+            raise UsageError(f"{flag} is not allowed after --")
+    if not of_training:
+        requires("output_dir", config.output_dir, "flags of launch.train, after --")
+    find_source(parse([*of_training, "--num-workers", str(config.num_workers)]))
+    check_can_write("output_dir", config.output_dir)
+    runs = [
+        _Run(mbps, drop_rate, way)
+        for mbps in config.rates
+        for drop_rate in config.drop_rates
+        for way in _WAYS
+        if way != "udp-killed" or drop_rate == max(config.drop_rates)
+    ]
+    with only_writer(config.output_dir):
+        todo = [each for each in runs if not _folder(config, each).is_done]
+        if todo:
+            with _hosts(config) as hosts:
+                for number, each in enumerate(todo, 1):
+                    print(f"[{number}/{len(todo)}] {each.name}", flush=True)
+                    hosts.train(each, _folder(config, each), of_training)
+        _report(config, runs, of_training)
+    return 0
+
+
+def _folder(config: TrainingConfig, each: _Run) -> RunDirectory:
+    assert config.output_dir is not None
+    return RunDirectory(config.output_dir / each.name)
+
+
+class _Hosts:
+    """The hosts of a bed, as `launch.hosts` sees them: by a command in the place of ssh."""
+
+    def __init__(self, bed: Bed, scratch: Path) -> None:
+        self._bed, self._hostfile, self._ssh = bed, scratch / "hosts", scratch / "ssh"
+        names = [f"host-{host}" for host in range(bed.num_hosts)]
+        self._hostfile.write_text("".join(f"{name}\n" for name in names))
+        cases = [
+            f'{name}) exec {shlex.join(bed.command(host, "sh", "-c"))} "$2";;\n'
+            for host, name in enumerate(names)
+        ]
+        self._ssh.write_text(f'#!/bin/sh\ncase "$1" in\n{"".join(cases)}esac\n')
+        self._ssh.chmod(0o755)
+
+    def train(self, each: _Run, folder: RunDirectory, of_training: Sequence[str]) -> None:
+        """Trains to the end; raises `CommandError` if it does not come."""
+        self._bed.set_link(Link(rate=1e6 * each.mbps, drop_rate=each.drop_rate))
+        over_tcp = each.way == "tcp"
+        argv = [sys.executable, "-m", "launch.hosts", "--hostfile", str(self._hostfile)]
+        argv += ["--ssh", str(self._ssh), "--heartbeat-timeout", "120"]
+        argv += [] if over_tcp else ["--network", "udp", "--max-restarts", "1"]
+        argv += ["--", *of_training, "--num-workers", str(self._bed.num_hosts)]
+        argv += ["--algorithm", "all-reduce" if over_tcp else "rps"]
+        argv += ["--output-dir", str(folder.path.absolute())]
+        folder.clear()
+        with subprocess.Popen(argv, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as launcher:
+            try:
+                if each.way == "udp-killed":
+                    _kill_a_worker(launcher, folder)
+                status = launcher.wait()
+            except BaseException:
+                launcher.terminate()
+                raise
+        if status:
+            raise CommandError(f"{each.name}: expected a training, ended with status {status}")
+
+
+@contextlib.contextmanager
+def _hosts(config: TrainingConfig) -> Iterator[_Hosts]:
+    link = Link(rate=1e6 * max(config.rates))
+    with tempfile.TemporaryDirectory() as scratch, Bed(config.num_workers, link) as bed:
+        yield _Hosts(bed, Path(scratch))
+
+
+def _kill_a_worker(launcher: subprocess.Popen[bytes], folder: RunDirectory) -> None:
+    """Waits for a share of the run, and kills worker 1."""
+    while launcher.poll() is None:
+        lines = folder.read_metrics()
+        if lines and lines[-1]["epoch"] >= _KILL_AT * stored_config(folder.path).epochs:
+            subprocess.run(["pkill", "-KILL", "-f", "launch.udp worker --worker 1 "], check=True)
+            return
+        time.sleep(0.2)
+
+
+def _report(config: TrainingConfig, runs: Sequence[_Run], of_training: Sequence[str]) -> None:
+    """Writes the table, its numbers and the picture, and prints the table."""
+    assert config.output_dir is not None
+    rows = [_row(each, _folder(config, each)) for each in runs]
+    table = "\n".join(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+    print(table)
+    made = f"{command_line('launch.bench training', config, ())} -- {shlex.join(of_training)}"
+    about = {"command": made, "machine": machine(), "versions": versions("jax", "numpy")}
+    write_text(config.output_dir / "table.md", f"{table}\n")
+    write_json(config.output_dir / "results.json", {**about, "rows": rows})
+    _draw(config, runs, config.output_dir / "loss.png")
+
+
+def _row(each: _Run, folder: RunDirectory) -> dict[str, Any]:
+    lines, summary = folder.read_metrics(), folder.read_summary()
+    score = summary["score"]
+    return {
+        "Mbps": f"{each.mbps:g}",
+        "dropped": f"{each.drop_rate:.0%}",
+        "training": _WAYS[each.way],
+        "seconds": f"{_seconds(folder)[-1]:.0f}",
+        "ms a step, median": f"{1e3 * _seconds_a_step(lines):.0f}",
+        "training loss": f"{summary['mean_model_train_loss']:.4f}",
+        score.replace("_", " "): f"{summary[score]:.4f}",
+        "delivered": f"{summary['delivered_fraction']:.1%}",
+    }
+
+
+def _seconds(folder: RunDirectory) -> list[float]:
+    """Returns when each line was written, in seconds since the first step began."""
+    lines, config = folder.read_metrics(), stored_config(folder.path)
+    first = lines[0]
+    examples = first["step"] * config.num_workers * config.batch_size
+    began = first["wall_seconds"] - examples / first["examples_per_second"]
+    return [line["wall_seconds"] - began for line in lines]
+
+
+def _seconds_a_step(lines: list[dict[str, Any]]) -> float:
+    """Returns the median over the windows between lines."""
+    return statistics.median(
+        (after["wall_seconds"] - before["wall_seconds"]) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(lines)
+    )
+
+
+def _draw(config: TrainingConfig, runs: Sequence[_Run], path: Path) -> None:
+    """Draws training loss over time, a panel for each link."""
+    settings = list(dict.fromkeys((each.mbps, each.drop_rate) for each in runs))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * len(config.rates), 2.7 * len(config.drop_rates)))
+        figure.set_layout_engine("constrained")
+        grid = figure.subplots(len(config.drop_rates), len(config.rates), squeeze=False)
+        for axes, (mbps, drop_rate) in zip(grid.T.flat, settings, strict=True):
+            axes.set(title=f"{mbps:g} Mbps, {drop_rate:.0%} dropped", yscale="log")
+            axes.set(xlabel="seconds of training", ylabel="training loss")
+            for each in runs:
+                if (each.mbps, each.drop_rate) == (mbps, drop_rate):
+                    folder = _folder(config, each)
+                    losses = [line["train_loss"] for line in folder.read_metrics()]
+                    axes.plot(_seconds(folder), losses, label=_WAYS[each.way], **_LINES[each.way])
+            axes.set_xlim(left=0)
+        handles, labels = grid[-1][0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=3 if len(config.rates) > 1 else 1
+        )
+        figure.savefig(path, dpi=160)
