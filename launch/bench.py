@@ -15,6 +15,7 @@ from launch.cli.command_line import exit_status, subcommand
 COMMANDS = {
     "exchange": "the lossy exchange beside a plain all-reduce, on the devices of this machine",
     "wire": "exchanges over UDP beside an all-reduce over TCP, on real links that drop packets",
+    "training": "whole trainings of both kinds on such links: loss over wall-clock time",
 }
 
 
