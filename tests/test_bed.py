@@ -122,6 +122,13 @@ def test_a_cable_that_is_down_carries_nothing(bed: Bed) -> None:
         assert received(receiver) == [b"there"]
 
 
+def test_hosts_have_their_own_congestion_control(bed: Bed) -> None:
+    before = bed.used_congestion_control()
+    with Bed(2, FAST, congestion_control="reno") as other:
+        assert other.used_congestion_control() == "reno"
+        assert bed.used_congestion_control() == before
+
+
 MAKES_A_BED = """
 import time
 from launch import bench
@@ -184,3 +191,24 @@ def test_the_benchmark_measures_every_setting_in_80_columns(
         assert row["tcp"]["exchanges"] == row["udp"]["exchanges"] == 4
         assert 0.5 < row["udp"]["arrived"] <= 1
     assert results["frozen"]["mbps"] == 200
+
+
+@pytest.mark.long
+def test_the_case_study_leaves_a_table_a_picture_and_numbers(
+    bed: Bed, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = "--web-loads 0.3 --seconds 4 --rounds 1 --num-parameters 50000"
+    folder = tmp_path / "results"
+    assert bench.main(["colocation", *arguments.split(), "--output-dir", str(folder)]) == 0
+    table = (folder / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 80
+    assert (folder / "colocation.png").stat().st_size > 1000
+    alone, one_queue, web_first, by_tcp = json.loads((folder / "run.json").read_text())["rows"]
+    for row in (alone, one_queue, web_first, by_tcp):
+        assert row["messages"] > 50
+        assert row["unfinished"] == 0
+    assert alone["exchange_ms"] is None
+    assert 0 <= one_queue["dropped"] < 0.5
+    assert web_first["simulated_mean_ms"] > alone["simulated_mean_ms"]
+    assert by_tcp["exchanges"] > 0

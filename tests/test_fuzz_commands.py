@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 import pytest
 
 import launch.bench
+import launch.benchmarks.colocation
 import launch.benchmarks.exchange
 import launch.benchmarks.wire
 import launch.cluster.ray
@@ -59,6 +60,11 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
     "theory": (launch.theory.main, launch.theory.TheoryConfig, None),
     "bench": (launch.bench.main, launch.benchmarks.exchange.ExchangeConfig, None),
     "bench wire": (launch.bench.main, launch.benchmarks.wire.WireConfig, None),
+    "bench colocation": (
+        launch.bench.main,
+        launch.benchmarks.colocation.ColocationConfig,
+        None,
+    ),
     **{
         f"reproduce {figure}": (
             launch.reproduce.main,
@@ -85,6 +91,7 @@ LONG_WORK = (
     (launch.train, "start_devices"),
     (launch.benchmarks.exchange, "start_devices"),
     (launch.benchmarks.wire, "Bed"),
+    (launch.benchmarks.colocation, "Bed"),
     (launch.trainer.many_runs, "only_writer"),
     (launch.distributed.job.Job, "flags"),
     (rps_jax.theory, "measure"),

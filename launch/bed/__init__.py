@@ -8,5 +8,6 @@ Needs Linux, root, and the commands `ip` and `tc` (iproute2); see `missing`.
 
 from launch.bed.bed import Bed as Bed
 from launch.bed.bed import Counts as Counts
+from launch.bed.bed import congestion_controls as congestion_controls
 from launch.bed.bed import missing as missing
 from launch.bed.link import Link as Link

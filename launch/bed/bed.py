@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -42,6 +43,9 @@ echo made
 exec cat > /dev/null
 """
 
+_TCP = Path("/proc/sys/net/ipv4")
+"""Of the network namespace of the thread that looks."""
+
 Found = TypeVar("Found")
 
 
@@ -78,10 +82,12 @@ class Bed:
     Attributes:
         num_hosts: How many.
         link: The cable of each; `set_link` changes it.
+        congestion_control: Of TCP, one of `congestion_controls`; None for the machine's.
     """
 
     num_hosts: int
     link: Link
+    congestion_control: str | None = None
     _holders: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list, repr=False)
     _started: list[subprocess.Popen[Any]] = dataclasses.field(default_factory=list, repr=False)
 
@@ -175,6 +181,10 @@ class Bed:
             buffer_drops=sum(self._buffer_drops(host) for host in range(self.num_hosts)),
         )
 
+    def used_congestion_control(self) -> str:
+        """Returns the congestion control of TCP on the hosts."""
+        return self.inside(0, lambda: (_TCP / "tcp_congestion_control").read_text().strip())
+
     @property
     def _switch(self) -> int:
         return self.num_hosts
@@ -196,6 +206,8 @@ class Bed:
         for host, address in enumerate(self.addresses):
             card = [f"address add {address}/16 dev eth0", "link set eth0 addrgenmode none up"]
             self._run(host, "ip", card)
+            if used := self.congestion_control:
+                self.inside(host, functools.partial(_use_congestion_control, used))
             with self.inside(host, lambda: socket.socket(type=socket.SOCK_DGRAM)) as control:
                 set_features(control, "eth0", _CARD)
         ports = [f"qdisc add dev port-{host} clsact" for host in range(self.num_hosts)]
@@ -234,6 +246,15 @@ class Bed:
         text = Path(f"/proc/{self._holders[host].pid}/net/snmp").read_text()
         names, values = (line.split() for line in text.splitlines() if line.startswith("Udp: "))
         return int(values[names.index("RcvbufErrors")])
+
+
+def congestion_controls() -> list[str]:
+    """Returns the names of TCP's congestion controls that this kernel has."""
+    return (_TCP / "tcp_available_congestion_control").read_text().split()
+
+
+def _use_congestion_control(name: str) -> None:
+    (_TCP / "tcp_congestion_control").write_text(name)
 
 
 def missing() -> str | None:

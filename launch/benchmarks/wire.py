@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from launch.bed import Bed, Counts, Link, missing
+from launch.bed import Bed, Counts, Link
+from launch.benchmarks.beds import CongestionControl, check_bed
+from launch.benchmarks.group import Group
 from launch.benchmarks.results import Row, check_results, write_results
 from launch.benchmarks.worker import TCP, UDP, UNTAGGED
-from launch.benchmarks.workers import Workers
 from launch.cli.command_line import (
     Count,
-    UsageError,
     Within,
     check_memory,
     read_command,
@@ -62,6 +62,8 @@ class WireConfig:
     """For each setting, at the most; a round is finished."""
     link_rate: Literal["given", "found"] = "given"
     """Whether workers are told the rate of their links (0.98 of it), or have to find it."""
+    congestion_control: CongestionControl = None
+    """Of TCP."""
     frozen_seconds: Annotated[float, Within(0, 60)] = 5.0
     """How long a worker is frozen, in the end, at the highest rate; 0: it is not."""
     json: Path | None = None
@@ -75,10 +77,13 @@ def run(argv: Sequence[str]) -> int:
     # The model, what is packed of it, what arrives of two exchanges, and the averages.
     n = config.num_workers
     check_memory("num_parameters", config.num_parameters, 4 * 10 * n * config.num_parameters)
-    if reason := missing():
-        raise UsageError(f"launch.bench wire: expected network namespaces: {reason}")
+    check_bed("wire", config.congestion_control)
     link = Link(rate=1e6 * max(config.rates))
-    with Bed(n, link) as bed, Workers(bed, config.num_parameters) as workers:
+    with (
+        Bed(n, link, config.congestion_control) as bed,
+        start_workers(bed, config.num_parameters) as workers,
+    ):
+        used = bed.used_congestion_control()
         _print_head()
         rows = []
         for row in _measure(config, bed, workers):
@@ -90,11 +95,12 @@ def run(argv: Sequence[str]) -> int:
     goals = _goals(rows, frozen)
     print()
     _print_goals(goals)
-    write_results(config.json, "wire", config, rows, frozen=frozen, goals=goals)
+    others = {"congestion_control": used, "frozen": frozen, "goals": goals}
+    write_results(config.json, "wire", config, rows, **others)
     return 0
 
 
-def _measure(config: WireConfig, bed: Bed, workers: Workers) -> Iterator[Row]:
+def _measure(config: WireConfig, bed: Bed, workers: Group) -> Iterator[Row]:
     """Yields a row a setting: all that was measured, in seconds an exchange."""
     for number, rate in enumerate(config.rates):
         # Found or given, the rate is known to the networks that are joined here.
@@ -109,7 +115,12 @@ def _measure(config: WireConfig, bed: Bed, workers: Workers) -> Iterator[Row]:
             yield {"mbps": rate, "drop_rate": drop_rate, **_measure_ways(config, bed, workers)}
 
 
-def join(workers: Workers, **options: Any) -> None:
+def start_workers(bed: Bed, num_parameters: int) -> Group:
+    """Starts a worker on every host, and has them meet."""
+    return Group(bed, "launch.benchmarks.worker", num_parameters=num_parameters)
+
+
+def join(workers: Group, **options: Any) -> None:
     """Makes the workers join networks of datagrams, with a key that is made here."""
     workers.ask("join", key=secrets.token_hex(32), **options)
 
@@ -159,7 +170,7 @@ def durations_of(answers: list[dict[str, Any]]) -> list[float]:
     return (spans[:, :, 1].max(0) - spans[:, :, 0].max(0)).tolist()
 
 
-def _measure_ways(config: WireConfig, bed: Bed, workers: Workers) -> Row:
+def _measure_ways(config: WireConfig, bed: Bed, workers: Group) -> Row:
     ways = {way: _Way() for way in _WAYS}
     until = time.monotonic() + config.seconds
     for _ in range(config.rounds):
@@ -173,7 +184,7 @@ def _measure_ways(config: WireConfig, bed: Bed, workers: Workers) -> Row:
     return {way: found.row(rate, config.num_workers) for way, found in ways.items()}
 
 
-def _freeze(config: WireConfig, bed: Bed, workers: Workers) -> Row:
+def _freeze(config: WireConfig, bed: Bed, workers: Group) -> Row:
     """Stops one worker for a while, and counts the exchanges of the others that it slows."""
     rate = max(config.rates)
     bed.set_link(Link(rate=1e6 * rate))

@@ -1,12 +1,5 @@
-"""A worker on a host of the bed: exchanges a model as it is told to, over UDP or over TCP.
+"""A worker on a host of the bed: exchanges a model as it is told to, over UDP or over TCP."""
 
-It is asked by lines of JSON on stdin, `{"do": METHOD, ARGUMENT: VALUE, ...}`, and answers each with
-a line on stdout.
-"""
-
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
+from launch.benchmarks.group import answer_requests
 from rps_jax import transport
 from rps_jax.transport.carrier import average
 from rps_jax.transport.layout import Layout
@@ -57,18 +51,18 @@ class Watched:
 class Worker:
     """What a worker can be asked; answers are what JSON can hold."""
 
-    def __init__(self, worker: int, addresses: list[str], num_parameters: int) -> None:
+    def __init__(self, host: int, addresses: list[str], num_parameters: int) -> None:
         """Meets the others, by jax.distributed, and compiles the all-reduce.
 
         Args:
-            worker: This worker.
+            host: The number of this worker.
             addresses: Of all hosts.
             num_parameters: Size of the model, of float32.
         """
-        self._worker, self._addresses = worker, addresses
+        self._worker, self._addresses = host, addresses
         n = len(addresses)
-        jax.distributed.initialize(f"{addresses[0]}:{COORDINATOR_PORT}", n, worker)
-        model = np.random.default_rng(worker).normal(size=num_parameters).astype(np.float32)
+        jax.distributed.initialize(f"{addresses[0]}:{COORDINATOR_PORT}", n, host)
+        model = np.random.default_rng(host).normal(size=num_parameters).astype(np.float32)
         self._params = jnp.asarray(model)
         self._networks: dict[str, Watched] = {}
         mesh = rps.worker_mesh(n)
@@ -108,7 +102,11 @@ class Worker:
             watched.network.__exit__(None, None, None)
 
     def exchange(
-        self, way: str, count: int | None = None, seconds: float | None = None
+        self,
+        way: str,
+        count: int | None = None,
+        seconds: float | None = None,
+        period: float = 0.0,
     ) -> dict[str, Any]:
         """Exchanges the model again and again.
 
@@ -116,6 +114,7 @@ class Worker:
             way: One of the ways above.
             count: How often; None for as long as `seconds` says.
             seconds: For how long; over TCP until the first worker has had enough.
+            period: Seconds from the beginning of an exchange to that of the next, at least.
 
         Returns:
             `spans`, when each exchange began and ended, on the clock that all hosts share; `cpu`,
@@ -131,6 +130,9 @@ class Worker:
         stop = False
         while not stop:
             begin = time.monotonic()
+            if spans and (early := spans[-1][0] + period - begin) > 0:
+                time.sleep(early)
+                begin += early
             last = begin >= until if count is None else len(spans) + 1 == count
             stop = once(last)
             spans.append((begin, time.monotonic()))
@@ -149,19 +151,5 @@ class Worker:
         return once
 
 
-def main() -> None:
-    """Answers until stdin ends."""
-    # Gloo writes to stdout, too.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker(**json.loads(sys.stdin.readline()))
-    print("{}", file=answers, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer = getattr(worker, request.pop("do"))(**request)
-        print(json.dumps(answer), file=answers, flush=True)
-    os._exit(0)  # JAX would wait for the others.
-
-
 if __name__ == "__main__":
-    main()
+    answer_requests(Worker)

@@ -1,0 +1,100 @@
+"""A web service on a host of the bed: answers requests of the others, and makes its own."""
+
+import asyncio
+import random
+import socket
+import threading
+import time
+
+from launch.benchmarks.group import answer_requests
+
+_PORT = 8080
+
+
+class Web:
+    """Serves messages, and asks for them; each is a TCP connection of its own."""
+
+    def __init__(self, host: int, addresses: list[str], message_bytes: int) -> None:
+        """Starts to serve.
+
+        Args:
+            host: The number of this host.
+            addresses: Of all hosts.
+            message_bytes: Size of a message.
+        """
+        self._host = host
+        self._others = [address for i, address in enumerate(addresses) if i != host]
+        self._message = bytes(message_bytes)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        serve = asyncio.start_server(self._serve, addresses[host], _PORT, backlog=4096)
+        asyncio.run_coroutine_threadsafe(serve, self._loop).result()
+
+    def load(
+        self, rate: float, seconds: float, warmup: float, drain: float, seed: str
+    ) -> dict[str, list[float] | int]:
+        """Asks others for messages: a Poisson process, whether or not earlier ones have come.
+
+        Args:
+            rate: Requests a second, each to a host drawn uniformly.
+            seconds: For how long, the warm-up included.
+            warmup: Seconds at the start that are not measured.
+            drain: Seconds after the end in which what is under way may still arrive.
+            seed: Decides, with the host, when and whom.
+
+        Returns:
+            `seconds` from when a request is due until its last byte has come, and how many
+            messages are `unfinished`.
+        """
+        rng, due, plan = random.Random(f"{seed} {self._host}"), 0.0, []
+        while (due := due + rng.expovariate(rate)) < seconds:
+            plan.append((due, rng.choice(self._others)))
+        asked = self._ask_all(plan, warmup, seconds + drain)
+        found, unfinished = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+        return {"seconds": found, "unfinished": unfinished}
+
+    async def _ask_all(
+        self, plan: list[tuple[float, str]], warmup: float, end: float
+    ) -> tuple[list[float], int]:
+        start = time.monotonic()
+        tasks = []
+        for due, address in plan:
+            await asyncio.sleep(start + due - time.monotonic())
+            task = asyncio.create_task(self._ask(address, start + due))
+            if due >= warmup:
+                tasks.append(task)
+        if not tasks:
+            return [], 0
+        done, pending = await asyncio.wait(tasks, timeout=start + end - time.monotonic())
+        for task in pending:
+            task.cancel()
+        found = [task.result() for task in done if task.exception() is None]
+        return found, len(tasks) - len(found)
+
+    async def _ask(self, address: str, due: float) -> float:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as connection:
+            connection.setblocking(False)
+            await loop.sock_connect(connection, (address, _PORT))
+            await loop.sock_sendall(connection, b"?")
+            left = len(self._message)
+            while left:
+                received = len(await loop.sock_recv(connection, 1 << 18))
+                if not received:
+                    raise OSError("the server has gone")
+                left -= received
+        return time.monotonic() - due
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readexactly(1)
+            writer.write(self._message)
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError):
+            writer.close()
+
+
+if __name__ == "__main__":
+    answer_requests(Web)
