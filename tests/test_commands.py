@@ -100,7 +100,11 @@ def test_compare_writes_a_table_a_picture_and_the_runs_and_repeats_nothing(
             "--num-workers 4096 --workers-per-device 1 --num-parameters 9",
             "--workers-per-device 1: expected at",
         ),
-        (bench, "nothing", "launch.bench nothing: expected one of exchange, wire, training, colocation"),
+        (
+            bench,
+            "nothing",
+            "launch.bench nothing: expected one of exchange, wire",
+        ),
         (bench, "--json .", "--json .: expected a file"),
         (bench, "wire --rates 0", "--rates 0.0: expected rates in [1, 10000] Mbps"),
         (bench, "wire --drop-rates 0.5", "--drop-rates 0.5: expected probabilities in [0, 0.3]"),
