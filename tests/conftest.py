@@ -15,6 +15,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Files whose tests start several JAX processes at once: they run one after the other.
 SEVERAL_PROCESSES = {
+    "test_bed.py",
+    "test_bed_transport.py",
     "test_clusters.py",
     "test_faults.py",
     "test_hosts.py",

@@ -1,7 +1,13 @@
 """The transport on real links: what they drop is what the simulation replays."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -113,3 +119,61 @@ def test_without_drops_it_is_the_mean(bed: Bed) -> None:
 
     for found in on_every_host(bed, average, run=2):
         np.testing.assert_allclose(found, models.mean(0), rtol=1e-5, atol=1e-6)
+
+
+class Process:
+    """A worker in a process of its own, and what it has said of its exchanges."""
+
+    def __init__(self, bed: Bed, worker: int) -> None:
+        script = str(Path(__file__).with_name("bed_worker.py"))
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        self.popen = bed.start(
+            worker,
+            *(sys.executable, script, str(worker), *bed.addresses),
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment | {"JAX_PLATFORMS": "cpu"},
+        )
+
+    def said(self) -> dict[str, Any]:
+        """Returns what it says next."""
+        assert self.popen.stdout
+        line = self.popen.stdout.readline()
+        assert line, "it has died"
+        return json.loads(line)
+
+    def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Returns the first that it says of which something holds, of thousands."""
+        return next(said for said in (self.said() for _ in range(20_000)) if holds(said))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["killed and started again", "frozen"])
+def test_the_others_go_on_without_a_worker_which_comes_back(bed: Bed, how: str) -> None:
+    bed.set_link(Link(rate=200e6, drop_rate=0.1))
+    *others, last = [Process(bed, worker) for worker in range(N)]
+    everyone, without = list(range(N)), list(range(N - 1))
+    try:
+        for process in (*others, last):
+            process.until(lambda said: said["heard"] == everyone)
+        last.popen.send_signal(signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
+        for process in others:
+            gone = process.until(lambda said: said["heard"] == without)
+        for process in others:
+            assert process.until(lambda said: said["exchange"] > gone["exchange"] + 50)
+        if how == "frozen":
+            last.popen.send_signal(signal.SIGCONT)
+        else:
+            last = Process(bed, N - 1)
+        back = last.until(lambda said: said["exchange"] > gone["exchange"] + 50)
+        for process in others:
+            process.until(lambda said: said["exchange"] > back["exchange"])
+            process.until(lambda said: said["heard"] == everyone)
+        # All have come to one model, which is nobody's first.
+        found = [process.until(lambda said: said["heard"] == everyone) for process in others]
+        assert np.ptp([said["params"] for said in found]) < 1e-3
+        assert 0 < found[0]["params"] < N - 1
+    finally:
+        for process in (*others, last):
+            process.popen.kill()
+            process.popen.communicate()
