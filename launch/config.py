@@ -374,8 +374,10 @@ def check_unchanged(config: TrainConfig, before: Mapping[str, Any], where: str) 
             if config.allow_resize:
                 continue
             expected += " (--allow-resize goes on with another number)"
-        if name == "trace_sha256":
-            name, new, expected = "trace", config.trace, f"the trace that {where} began with"
+        if name.endswith("_sha256"):
+            name = name.removesuffix("_sha256")
+            new = getattr(config, name)
+            expected = f"the {name.replace('_', ' ')} that {where} began with"
         refuse(name, new, expected)
 
 

@@ -16,9 +16,15 @@ from rps_jax.carrier import AllReduce as AllReduce
 from rps_jax.carrier import Carrier as Carrier
 from rps_jax.carrier import MaskedCollectives as MaskedCollectives
 from rps_jax.channels import CHANNELS as CHANNELS
+from rps_jax.channels import AllOrNothing as AllOrNothing
 from rps_jax.channels import Bernoulli as Bernoulli
 from rps_jax.channels import Channel as Channel
+from rps_jax.channels import Either as Either
+from rps_jax.channels import GilbertElliott as GilbertElliott
+from rps_jax.channels import Outage as Outage
+from rps_jax.channels import PerLink as PerLink
 from rps_jax.channels import Reliable as Reliable
+from rps_jax.channels import Schedule as Schedule
 from rps_jax.channels import Trace as Trace
 from rps_jax.channels import sample_links as sample_links
 from rps_jax.delivery import Delivery as Delivery

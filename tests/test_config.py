@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 from launch.cli.command_line import UsageError
-from launch.cli.fields import Mark, from_json, marked
+from launch.cli.fields import Mark, fields_of, from_json, marked
 from launch.config import (
     PRESETS,
     TrainConfig,
@@ -126,6 +127,19 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
         ((*TRACE, "--packets", "2"), "--packets 2 requires --channel bernoulli"),
         ((*TRACE, "--algorithm", "local"), "--channel trace requires --algorithm rps or"),
         (("--channel", "reliable", "--drop-rate", "0.1"), "--drop-rate 0.1 requires --channel"),
+        (("--channel", "per-link"), "--channel per-link requires --link-drop-rates"),
+        (
+            ("--channel", "per-link", "--link-drop-rates", "absent"),
+            "--link-drop-rates absent: expected a file that can",
+        ),
+        (("--mean-burst", "4"), "--mean-burst 4.0 requires --channel gilbert-elliott"),
+        (
+            ("--channel", "gilbert-elliott", "--drop-rate", "0.95"),
+            "--channel gilbert-elliott: mean_burst=8.0: expected at least 19",
+        ),
+        (("--channel", "outage", "--packets", "2"), "--packets 2 requires --channel bernoulli or"),
+        (("--channel", "outage", "--mean-outage", "0"), "--channel outage: mean_outage=0.0: exp"),
+        (("--all-or-nothing",), "--all-or-nothing requires --packets"),
         (("--algorithm", "local", "--packets", "2"), "--packets 2 requires --algorithm rps or"),
         (("--on-miss", "zero"), "--on-miss zero requires --algorithm gradient-averaging"),
         (("--drop-rate", "None"), "--drop-rate None: expected a probability"),
@@ -323,7 +337,8 @@ def test_help_fits_a_terminal_and_shows_the_defaults_of_the_preset(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     for field in dataclasses.fields(TrainConfig):
-        if field.name != "trace_sha256":  # It is computed, and no flag.
+        # What is computed, or decided by another command, is no flag.
+        if tyro.conf.Suppress not in fields_of(TrainConfig)[field.name].annotations:
             assert f"--{field.name.replace('_', '-')}" in text
     assert f"(default: {PRESETS[preset].epochs})" in text
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bursts import Bursts
 from run_files import read_metrics, saved_state
 
 import launch.train
@@ -127,13 +126,14 @@ def test_another_number_of_workers_has_a_fresh_channel(
 ) -> None:
     """A memory of links between so many workers says nothing of another number."""
     monkeypatch.setattr(launch.train, "start_devices", lambda *workers: None)
-    monkeypatch.setattr(launch.trainer.setup, "make_channel", lambda config: Bursts())
+    bursts = rps.GilbertElliott(0.4, 3)
+    monkeypatch.setattr(launch.trainer.setup, "make_channel", lambda config: bursts)
     folder = ["--output-dir", str(tmp_path / "run")]
     assert launch.train.main([*SMALL, "--num-workers", "4", *folder]) == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "33")
     resume = ["--resume", "--allow-resize", "--num-workers", "6", "--epochs", "3", *folder]
     assert launch.train.main(resume) == 0
     (last,) = sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*[0-9]"))[-1:]
-    begun, bad = saved_state(tmp_path / "run", int(last.name))["channel_state"]
-    assert np.asarray(begun).all()
-    assert all(np.shape(mask) == (6, 6) for mask in jax.tree.leaves(bad))
+    channel = saved_state(tmp_path / "run", int(last.name))["channel_state"]
+    assert np.asarray(channel["begun"]).all()
+    assert [np.shape(mask) for mask in jax.tree.leaves(channel["bad"])] == [(6, 6)] * 3

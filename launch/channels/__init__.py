@@ -8,7 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import rps_jax as rps
-from launch.channels import bernoulli, trace
+from launch.channels import bernoulli, per_link, trace
 from launch.channels.channel_kind import ChannelKind
 from launch.channels.of_library import of_library
 from launch.cli.fields import joined
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OwnFlags(trace.Flags, bernoulli.Flags):
+class _OwnFlags(trace.Flags, per_link.Flags, bernoulli.Flags):
     """The flags of the modules here; those of the last class come first in `--help`."""
 
 
-_OWN = {"bernoulli": bernoulli.BERNOULLI, "trace": trace.TRACE}
+_OWN = {
+    "bernoulli": bernoulli.BERNOULLI,
+    "per-link": per_link.PER_LINK,
+    "trace": trace.TRACE,
+}
 
 CHANNELS: dict[str, ChannelKind] = {
     name: _OWN.get(name) or of_library(name, kind, bernoulli.Flags)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import rps_jax as rps
+from launch.channels import packets
 from launch.channels.channel_kind import ChannelKind
 from launch.cli.command_line import UsageError
-from launch.cli.fields import flags_of, options_of
+from launch.cli.fields import fields_of, flags_of, joined, options_of
 
 
 def of_library(name: str, kind: type, known: type) -> ChannelKind:
@@ -16,22 +17,26 @@ def of_library(name: str, kind: type, known: type) -> ChannelKind:
         kind: Its class, a dataclass.
         known: Flags of other channels, which it may share.
     """
-    flags = flags_of(kind, known)
+    options = flags_of(kind, known)
+    cuts_messages = "packets" in fields_of(options)
+    flags = joined("Flags", (options, packets.Flags)) if cuts_messages else options
 
     def make(config: Any, num_workers: int) -> rps.Channel:
         del num_workers
         try:
-            channel: rps.Channel = kind(**options_of(flags, config))
-            return channel
+            channel: rps.Channel = kind(**options_of(options, config))
         except ValueError as error:
             raise UsageError(f"--channel {name}: {error}") from None
+        return packets.of_messages(config, channel) if cuts_messages else channel
 
     def check(config: Any) -> None:
+        if cuts_messages:
+            packets.check(config)
         make(config, 1)
 
     def describe(config: Any) -> str:
-        options = options_of(flags, config).items()
-        shown = [f"{key.replace('_', ' ')} {value}" for key, value in options if value is not None]
+        given = options_of(options, config).items()
+        shown = [f"{key.replace('_', ' ')} {value}" for key, value in given if value is not None]
         return ", ".join((f"{name} channel", *shown))
 
     return ChannelKind(flags, check, make, describe)

@@ -1,7 +1,6 @@
 """Drops that were recorded, or simulated, beforehand are replayed from a file."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -9,6 +8,7 @@ import tyro
 
 import rps_jax as rps
 from launch.channels.channel_kind import ChannelKind
+from launch.channels.file_flag import digest_of_file
 from launch.cli.command_line import UsageError, expect, optional, refuse, requires
 from launch.cli.fields import Mark
 
@@ -37,12 +37,7 @@ def complete(flags: OfRun) -> OfRun:
     """Returns the flags with the digest of the file."""
     if flags.trace is None:
         return flags
-    try:
-        with flags.trace.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        refuse("trace", flags.trace, f"a file that can be read ({error.strerror})")
-    return dataclasses.replace(flags, trace_sha256=digest)
+    return dataclasses.replace(flags, trace_sha256=digest_of_file("trace", flags.trace))
 
 
 def make(flags: Flags, num_workers: int) -> rps.Trace:

@@ -5,18 +5,23 @@ the reduce-scatter and of the all-gather is dropped independently with probabili
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rps_jax import keys
 from rps_jax.channels.channel import REDUCE_SCATTER, sample_links
+from rps_jax.channels.fields import (
+    check_number,
+    check_packets,
+    check_scalar,
+    packet_shape,
+    register_channel,
+)
 from rps_jax.delivery import Delivery
 
 
-@jax.tree_util.register_pytree_node_class
+@register_channel
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
     """Every message is dropped independently, as in the paper.
@@ -38,28 +43,13 @@ class Bernoulli:
 
     drop_rate: jax.Array | float
     all_gather_drop_rate: jax.Array | float | None = None
-    packets: int | None = None
+    packets: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        _check_rate("drop_rate", self.drop_rate)
+        check_number("drop_rate", self.drop_rate)
         if self.all_gather_drop_rate is not None:
-            _check_rate("all_gather_drop_rate", self.all_gather_drop_rate)
-        whole = isinstance(self.packets, int | np.integer) and not isinstance(self.packets, bool)
-        if self.packets is not None and not (whole and self.packets >= 1):
-            raise ValueError(f"packets={self.packets!r}: expected None or an integer of at least 1")
-
-    def tree_flatten(self) -> tuple[tuple[Any, Any], int | None]:
-        """Makes it a pytree of its rates; the number of packets is static."""
-        return (self.drop_rate, self.all_gather_drop_rate), self.packets
-
-    @classmethod
-    def tree_unflatten(cls, packets: int | None, rates: tuple[Any, Any]) -> "Bernoulli":
-        """Restores it unchecked: a pytree of its shape may hold gradients, or no numbers at all."""
-        channel = object.__new__(cls)
-        names = (field.name for field in dataclasses.fields(cls))
-        for name, value in zip(names, (*rates, packets), strict=True):
-            object.__setattr__(channel, name, value)
-        return channel
+            check_number("all_gather_drop_rate", self.all_gather_drop_rate)
+        check_packets(self.packets)
 
     def init(self, num_workers: int) -> tuple[()]:
         """Returns `()`: past drops say nothing of the next."""
@@ -74,9 +64,8 @@ class Bernoulli:
             self.drop_rate if self.all_gather_drop_rate is None else self.all_gather_drop_rate
         )
         for name, rate in (("drop_rate", self.drop_rate), ("all_gather_drop_rate", gather_rate)):
-            if jnp.ndim(rate):
-                raise ValueError(f"{name} has shape {jnp.shape(rate)}: expected a scalar")
-        shape = () if self.packets is None else (self.packets,)
+            check_scalar(name, rate)
+        shape = packet_shape(self.packets)
 
         def arrives(
             phase: int, link_key: jax.Array, source: jax.Array, destination: jax.Array
@@ -87,14 +76,3 @@ class Bernoulli:
             return keys.uniform(link_key, shape) >= jnp.asarray(rate, jnp.float32)
 
         return sample_links(arrives, key, worker, num_workers), state
-
-
-def _check_rate(name: str, rate: Any) -> None:
-    """Raises if a number that is known already is no probability; traced numbers pass."""
-    if isinstance(rate, jax.core.Tracer):
-        return
-    value = np.asarray(rate)
-    shown = repr(rate) if isinstance(rate, str) else rate
-    real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-    if not (real and ((value >= 0) & (value <= 1)).all()):
-        raise ValueError(f"{name}={shown}: expected a probability in [0, 1]")

@@ -60,9 +60,6 @@ def sample_links(
 ) -> Delivery:
     """Draws something for every link that touches `worker`, the same at both ends of each.
 
-    Whether messages arrive is a `Delivery`; what moves the memory of a channel is one more call
-    with another key, of which each field belongs to the links of that field.
-
     Args:
         draw: `(phase, link_key, source, destination) -> bool`, a scalar or `[packets]`. It is asked
             at both ends of a link, with the same arguments.
@@ -74,19 +71,49 @@ def sample_links(
         What was drawn; True of the links of a worker to itself.
     """
 
-    def link(phase: int, source: jax.Array, destination: jax.Array) -> jax.Array:
+    def arrives(*link: Any) -> tuple[jax.Array, tuple[()]]:
+        *which, memory = link
+        return draw(*which), memory
+
+    return walk_links(arrives, ((), (), ()), key, worker, num_workers)[0]
+
+
+def walk_links(
+    move: Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
+    memory: tuple[Any, Any, Any],
+    key: jax.Array,
+    worker: jax.Array | int,
+    num_workers: int,
+) -> tuple[Delivery, tuple[Any, Any, Any]]:
+    """Draws one exchange on links that have a memory; see `sample_links`.
+
+    Args:
+        move: `(phase, link_key, source, destination, memory) -> (arrives, memory)` of one link.
+        memory: what this worker knows of the links of `sent`, `received` and `gathered`: pytrees of
+            arrays `[num_workers, ...]`.
+        key: the key of this exchange, the same on every worker.
+        worker: int32 scalar, this worker's index.
+        num_workers: how many workers take part.
+
+    Returns:
+        What arrives, and the memory for the next exchange.
+    """
+
+    def link(
+        phase: int, source: jax.Array, destination: jax.Array, memory: Any
+    ) -> tuple[jax.Array, Any]:
         link_key = key
         for part in (phase, source, destination):
             link_key = jax.random.fold_in(link_key, part)
-        return draw(phase, link_key, source, destination) | (source == destination)
+        arrives, memory = move(phase, link_key, source, destination, memory)
+        return arrives | (source == destination), memory
 
     key = portable(key)
     me = jnp.asarray(worker, jnp.int32)
     everyone = jnp.arange(num_workers, dtype=jnp.int32)
-    outgoing = jax.vmap(link, in_axes=(None, None, 0))
-    incoming = jax.vmap(link, in_axes=(None, 0, None))
-    return Delivery(
-        sent=outgoing(REDUCE_SCATTER, me, everyone),
-        received=incoming(REDUCE_SCATTER, everyone, me),
-        gathered=incoming(ALL_GATHER, everyone, me),
-    )
+    outgoing = jax.vmap(link, in_axes=(None, None, 0, 0))
+    incoming = jax.vmap(link, in_axes=(None, 0, None, 0))
+    sent, of_sent = outgoing(REDUCE_SCATTER, me, everyone, memory[0])
+    received, of_received = incoming(REDUCE_SCATTER, everyone, me, memory[1])
+    gathered, of_gathered = incoming(ALL_GATHER, everyone, me, memory[2])
+    return Delivery(sent, received, gathered), (of_sent, of_received, of_gathered)

@@ -1,0 +1,60 @@
+"""Channels made of others."""
+
+import jax
+import numpy as np
+import pytest
+from many_exchanges import between_workers, drops_of
+
+import rps_jax as rps
+
+
+def test_either_drops_what_one_of_two_independent_channels_drops():
+    """Five standard errors: each check fails by chance once in 1.7 million keys."""
+    channel = rps.Either(rps.Bernoulli(0.2, packets=2), rps.Bernoulli(0.2))
+    drops = between_workers(drops_of(channel, 6, steps=400))
+    for sample, expected in ((drops, 1 - 0.8**2), (drops.all(-1), 0.2 + 0.8 * 0.04)):
+        standard_error = (expected * (1 - expected) / sample[..., 0].size) ** 0.5
+        assert abs(sample.mean() - expected) < 5 * standard_error
+
+
+def test_either_of_a_channel_and_nothing_is_that_channel():
+    outage = rps.Outage(schedule=[[1, 0, 2]])
+    expected = drops_of(outage, 4, steps=3)
+    for pair in ((outage, rps.Reliable()), (rps.Reliable(), outage)):
+        np.testing.assert_array_equal(drops_of(rps.Either(*pair), 4, steps=3), expected)
+
+
+def test_a_schedule_gives_each_channel_its_turn():
+    channel = rps.Schedule((rps.Reliable(), rps.Bernoulli(1.0, packets=3), rps.Reliable()), (1, 3))
+    drops = between_workers(drops_of(channel, 3, steps=5))
+    assert drops.shape[-1] == 3
+    np.testing.assert_array_equal(drops.all((0, 2, 3, 4)), [False, True, True, False, False])
+    np.testing.assert_array_equal(drops.any((0, 2, 3, 4)), [False, True, True, False, False])
+
+
+def test_the_boundaries_may_be_traced():
+    @jax.jit
+    def sample(boundaries):
+        channel = rps.Schedule((rps.Reliable(), rps.Bernoulli(1.0)), boundaries)
+        return channel.sample(channel.init(3), jax.random.key(0), 1, 3)[0].sent.sum()
+
+    assert sample(np.array([0])) == 1
+    assert sample(np.array([1])) == 3
+
+
+@pytest.mark.parametrize("kind", [rps.Bernoulli, rps.GilbertElliott])
+def test_all_or_nothing_drops_what_misses_a_packet(kind):
+    in_packets = kind(0.2, packets=4)
+    expected = drops_of(in_packets, 4, steps=20).any(axis=-1, keepdims=True)
+    np.testing.assert_array_equal(drops_of(rps.AllOrNothing(in_packets), 4, steps=20), expected)
+
+
+def test_different_numbers_of_packets_are_refused():
+    channel = rps.Either(rps.Bernoulli(0.1, packets=2), rps.Bernoulli(0.1, packets=3))
+    with pytest.raises(ValueError, match=r"packets=\[2, 3\]: expected the same number"):
+        channel.sample(channel.init(3), jax.random.key(0), 0, 3)
+
+
+def test_a_schedule_needs_its_boundaries():
+    with pytest.raises(ValueError, match=r"boundaries=\(\): expected 1, one fewer than channels"):
+        rps.Schedule((rps.Reliable(), rps.Reliable()), ())
