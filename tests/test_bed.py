@@ -17,7 +17,7 @@ from launch import bench
 from launch.bed import Bed, Link
 
 PORT = 4100
-SO_RCVBUFFORCE, UDP_SEGMENT = 33, 103
+SO_RCVBUFFORCE, UDP_SEGMENT, UDP_GRO = 33, 103, 104
 FAST = Link(rate=200e6)
 
 
@@ -78,6 +78,20 @@ def test_packets_are_dropped_one_by_one_with_the_given_probability(
     assert arrived == count - counts.random_drops
     standard_deviation = (count * drop_rate * (1 - drop_rate)) ** 0.5
     assert abs(counts.random_drops - count * drop_rate) <= 5 * standard_deviation
+
+
+def test_packets_that_arrive_together_are_joined_again(bed: Bed) -> None:
+    bed.set_link(FAST)
+    with udp(bed, 0) as sender, udp(bed, 1, PORT) as receiver:
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+        receiver.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        before = bed.counts()
+        for _ in range(20):
+            sender.sendto(bytes(2000), (bed.addresses[1], PORT))
+        found = received(receiver)
+    assert sum(map(len, found)) == 40_000
+    assert len(found) < 100
+    assert bed.counts().since(before).sent_packets >= 400
 
 
 def test_a_link_carries_no_more_than_its_rate_and_drops_what_finds_no_room(bed: Bed) -> None:

@@ -20,16 +20,20 @@ from launch.bed.offload import set_features
 
 _CLONE_NEWNET = 0x40000000
 _COMMANDS = ("ip", "tc", "unshare", "nsenter", "setpriv")
-_CARD = {
-    # Segments are cut before the cable, so that what is dropped is single packets; they are joined
-    # again where they arrive, as real cards do it.
-    "tx-tcp-segmentation": False,
-    "tx-tcp-ecn-segmentation": False,
-    "tx-tcp-mangleid-segmentation": False,
-    "tx-tcp6-segmentation": False,
-    "tx-udp-segmentation": False,
-    "rx-gro": True,
-}
+# Segments are cut before the cable, so that what is dropped is single packets.
+_NO_SEGMENTATION = dict.fromkeys(
+    (
+        "tx-tcp-segmentation",
+        "tx-tcp-ecn-segmentation",
+        "tx-tcp-mangleid-segmentation",
+        "tx-tcp6-segmentation",
+        "tx-udp-segmentation",
+    ),
+    False,
+)
+# They are joined again where they arrive, as real cards do it; the kernel does so only where the
+# other end of the virtual cable does no segmentation either.
+_CARD = {**_NO_SEGMENTATION, "rx-gro": True}
 # Is told its name and its /etc/hosts; lives until whoever holds the other end of its stdin is gone.
 _HOLD = """
 set -e
@@ -208,11 +212,15 @@ class Bed:
             self._run(host, "ip", card)
             if used := self.congestion_control:
                 self.inside(host, functools.partial(_use_congestion_control, used))
-            with self.inside(host, lambda: socket.socket(type=socket.SOCK_DGRAM)) as control:
-                set_features(control, "eth0", _CARD)
+            self._set_features(host, "eth0", _CARD)
+            self._set_features(self._switch, f"port-{host}", _NO_SEGMENTATION)
         ports = [f"qdisc add dev port-{host} clsact" for host in range(self.num_hosts)]
         self._run(self._switch, "tc", ports)
         self.set_link(self.link)
+
+    def _set_features(self, host: int, device: str, features: dict[str, bool]) -> None:
+        with self.inside(host, lambda: socket.socket(type=socket.SOCK_DGRAM)) as control:
+            set_features(control, device, features)
 
     def _hold(self, name: str, etc_hosts: str) -> None:
         holder = subprocess.Popen(

@@ -11,6 +11,7 @@ import secrets
 import signal
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,6 +92,8 @@ def run(argv: Sequence[str]) -> int:
             rows.append(row)
         print()
         _print_costs(rows)
+        print()
+        _print_where(rows)
         frozen = _freeze(config, bed, workers) if config.frozen_seconds else None
     goals = _goals(rows, frozen)
     print()
@@ -131,18 +134,19 @@ class _Way:
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     cpu: float = 0.0
-    packing: float = 0.0
+    where: Counter[str] = dataclasses.field(default_factory=Counter)
     arrived: list[float] = dataclasses.field(default_factory=list)
+    link_rates: list[float] = dataclasses.field(default_factory=list)
     counts: Counts = dataclasses.field(default_factory=lambda: Counts(0, 0, 0, 0, 0))
 
     def add(self, answers: list[dict[str, Any]], counts: Counts) -> None:
-        durations = durations_of(answers)
-        self.seconds += durations
+        self.seconds += durations_of(answers)
         self.cpu += sum(answer["cpu"] for answer in answers)
-        self.packing += statistics.mean(
-            sum(durations) - answer.get("network", 0.0) for answer in answers
-        )
-        self.arrived += [answer["arrived"] for answer in answers if "arrived" in answer]
+        for answer in answers:
+            if "where" in answer:
+                self.where.update(answer["where"])
+                self.arrived.append(answer["arrived"])
+                self.link_rates.append(answer["link_rate"])
         self.counts = Counts(*(a + b for a, b in zip(self.counts, counts, strict=True)))
 
     def row(self, rate: float, num_workers: int) -> Row:
@@ -160,7 +164,13 @@ class _Way:
             "buffer_drops": counts.buffer_drops,
         }
         if self.arrived:
-            row |= {"arrived": statistics.mean(self.arrived), "packing": self.packing / count}
+            row |= {
+                "arrived": statistics.mean(self.arrived),
+                "link_rate": statistics.mean(self.link_rates),
+                "where": {
+                    name: seconds / count / num_workers for name, seconds in self.where.items()
+                },
+            }
         return row
 
 
@@ -229,15 +239,26 @@ def _print_row(row: Row) -> None:
 def _print_costs(rows: list[Row]) -> None:
     print(f"{'':<10}{'CPU ms a worker':^20}{'UDP':>8}{'':>7}{'own':>8}")
     names = f"{'UDP':>7}{'no tags':>8}{'TCP':>6}{'p90':>7}{'p99':>7}"
-    print(f"{'Mbps':>5}{'drop':>5}{names}{'drops':>8}{'packing':>9}{'n':>5}")
+    print(f"{'Mbps':>5}{'drop':>5}{names}{'drops':>8}{'n':>6}")
     for row in rows:
         udp, untagged, tcp = (row[way] for way in _WAYS)
         cpu = [1e3 * way["cpu"] for way in (udp, untagged, tcp)]
         print(
             f"{row['mbps']:>5g}{row['drop_rate']:>5.0%}{cpu[0]:>7.0f}{cpu[1]:>8.0f}{cpu[2]:>6.0f}"
             f"{1e3 * udp['p90']:>7.0f}{1e3 * udp['p99']:>7.0f}{udp['own_drops']:>8.2%}"
-            f"{1e3 * udp['packing']:>9.1f}{udp['exchanges']:>5}"
+            f"{udp['exchanges']:>6}"
         )
+
+
+def _print_where(rows: list[Row]) -> None:
+    """Prints where the time of a worker's exchange over UDP goes; see `transport`'s `Seconds`."""
+    print("ms a worker's exchange over UDP: one after the other, but for opening")
+    names = list(rows[0][UDP]["where"])
+    print(f"{'Mbps':>5}{'drop':>5} {''.join(f'{name:>10}' for name in names)}")
+    for row in rows:
+        where = row[UDP]["where"]
+        values = "".join(f"{1e3 * where[name]:>10.1f}" for name in names)
+        print(f"{row['mbps']:>5g}{row['drop_rate']:>5.0%} {values}")
 
 
 def _over_wire(way: Row) -> float:

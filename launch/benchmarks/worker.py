@@ -1,6 +1,7 @@
 """A worker on a host of the bed: exchanges a model as it is told to, over UDP or over TCP."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +23,14 @@ UDP, UNTAGGED, TCP = "udp", "udp-untagged", "tcp"
 
 
 class Watched:
-    """A network that takes note of how long its exchanges take, and how much arrives.
+    """A network that takes note of where the time of its exchanges goes, and how much arrives.
 
     Attributes:
         worker: This worker.
         num_workers: How many there are.
-        seconds: In all exchanges until now: packing and unpacking, and JAX, are what else there is.
+        network: That it watches.
+        where: Seconds of all exchanges until now, by the names of `transport`'s `Seconds`, and
+            `inside` the network altogether.
         arrived: Share of the others' packets that arrived, of each phase.
     """
 
@@ -35,14 +38,14 @@ class Watched:
         """Takes a network that has been joined."""
         self.worker, self.num_workers = network.worker, network.num_workers
         self.network = network
-        self.seconds = 0.0
+        self.where: Counter[str] = Counter()
         self.arrived: list[float] = []
 
     def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> transport.Exchanged:
         """Takes part in one exchange; see `transport.Network`."""
         began = time.monotonic()
         seen = self.network.exchange(step, rows, layout)
-        self.seconds += time.monotonic() - began
+        self.where.update({"inside": time.monotonic() - began} | seen.seconds._asdict())
         others = np.arange(self.num_workers) != self.worker
         self.arrived += [float(seen.received[others].mean()), float(seen.gathered[others].mean())]
         return seen
@@ -118,13 +121,14 @@ class Worker:
 
         Returns:
             `spans`, when each exchange began and ended, on the clock that all hosts share; `cpu`,
-            seconds of this process on all cores; and over UDP `network`, seconds in the exchanges
-            without packing and unpacking, and `arrived`, the share of the others' packets that did.
+            seconds of this process on all cores; and over UDP `arrived`, the share of the others'
+            packets that did, `link_rate` in bits a second, and `where` the seconds went.
         """
         watched = self._networks.get(way)
         once = self._by_udp(watched) if watched else self._by_tcp
         if watched:
-            watched.seconds, watched.arrived = 0.0, []
+            watched.where.clear()
+            watched.arrived.clear()
         spans: list[tuple[float, float]] = []
         cpu, until = time.process_time(), time.monotonic() + (seconds or 0)
         stop = False
@@ -138,7 +142,14 @@ class Worker:
             spans.append((begin, time.monotonic()))
         answer: dict[str, Any] = {"spans": spans, "cpu": time.process_time() - cpu}
         if watched:
-            answer |= {"network": watched.seconds, "arrived": float(np.mean(watched.arrived))}
+            # What else there is to an exchange: packing and unpacking, by JAX.
+            inside = watched.where.pop("inside")
+            packing = sum(end - begin for begin, end in spans) - inside
+            answer |= {
+                "arrived": float(np.mean(watched.arrived)),
+                "link_rate": watched.network.link_rate,
+                "where": {"packing": packing, **watched.where},
+            }
         return answer
 
     def _by_udp(self, watched: Watched) -> Callable[[bool], bool]:
