@@ -1,11 +1,8 @@
 """Four hosts on one machine: network namespaces on a bridge, each with its own name and address."""
 
-import contextlib
-import dataclasses
 import json
 import os
-import shutil
-import signal
+import shlex
 import subprocess
 import sys
 import time
@@ -13,15 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from bed import bed_or_skip
 from run_files import assert_same_state, read_metrics, reproducible
 
+from launch.bed import Bed, Link
 from launch.distributed.job import process_flags
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 PORT = 8476
-ADDRESSES = {host: f"10.0.0.{host + 1}" for host in range(4)}
 
 # Eleven steps an epoch: enough of them for a cable to be cut in between.
 SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "40")
@@ -29,85 +27,17 @@ SMALL += ("--checkpoint-every", "8", "--start-timeout", "300")
 LAST_STEP = 440
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """Hosts host-0, host-1, ... of `ADDRESSES`, joined by a switch at 1 Gbps.
-
-    Attributes:
-        prefix: Of the names of their network namespaces.
-    """
-
-    prefix: str
-
-    def on(self, host: int, *argv: str) -> list[str]:
-        """Returns a command that runs another one on a host."""
-        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', f"host-{host}"]
-        return ["ip", "netns", "exec", f"{self.prefix}host-{host}", *named, *argv]
-
-    def name_hosts(self, host: int, addresses: dict[int, str]) -> None:
-        """Writes the /etc/hosts of a host."""
-        lines = [f"{address} host-{i}\n" for i, address in addresses.items()]
-        folder = Path("/etc/netns", f"{self.prefix}host-{host}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "hosts").write_text("".join(["127.0.0.1 localhost\n", *lines]))
-
-    def set_cable(self, host: int, state: str) -> None:
-        """Takes a host off the network (`down`), or puts it back (`up`)."""
-        command("ip", "-n", f"{self.prefix}host-{host}", "link", "set", "eth0", state)
-
-
-def command(*argv: str) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"{' '.join(argv)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-def build(network: Network) -> None:
-    switch = f"{network.prefix}switch"
-    command("ip", "netns", "add", switch)
-    command("ip", "-n", switch, "link", "add", "bridge", "up", "type", "bridge")
-    for host, address in ADDRESSES.items():
-        name = f"{network.prefix}host-{host}"
-        command("ip", "netns", "add", name)
-        network.name_hosts(host, ADDRESSES)
-        cable = ("type", "veth", "peer", "name", "eth0", "netns", name)
-        command("ip", "-n", switch, "link", "add", f"port-{host}", "up", *cable)
-        command("ip", "-n", switch, "link", "set", f"port-{host}", "master", "bridge")
-        shape = ("root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "50ms")
-        command("tc", "-n", name, "qdisc", "add", "dev", "eth0", *shape)
-        command("ip", "-n", name, "address", "add", f"{address}/24", "dev", "eth0")
-        for device in ("lo", "eth0"):
-            command("ip", "-n", name, "link", "set", device, "up")
-        if command(*network.on(host, "hostname")) != f"host-{host}\n":
-            raise OSError("a host does not know its name")
-
-
-def destroy(network: Network) -> None:
-    for name in [f"{network.prefix}host-{host}" for host in ADDRESSES] + [
-        f"{network.prefix}switch"
-    ]:
-        with contextlib.suppress(OSError):
-            for process in command("ip", "netns", "pids", name).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGKILL)
-            command("ip", "netns", "delete", name)
-        shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    if os.geteuid():
-        pytest.skip("only root may make network namespaces")
-    network = Network(f"rps-{os.getpid()}-")
-    try:
-        try:
-            build(network)
-        except OSError as error:
-            pytest.skip(f"network namespaces cannot be made here ({error})")
-        yield network
-    finally:
-        destroy(network)
+def network() -> Iterator[Bed]:
+    with bed_or_skip(4, Link(rate=1e9)) as bed:
+        yield bed
+
+
+def name_hosts(network: Bed, host: int, addresses: Sequence[str]) -> None:
+    """Writes the /etc/hosts of a host."""
+    lines = [f"{address} host-{i}\n" for i, address in enumerate(addresses)]
+    write = network.command(host, "tee", "/etc/hosts")
+    subprocess.run(write, input="".join(lines), text=True, stdout=subprocess.DEVNULL, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +46,14 @@ def environment() -> dict[str, str]:
 
 
 def train_on(
-    network: Network, hosts: Sequence[int], environment: dict[str, str], *argv: str
+    network: Bed, hosts: Sequence[int], environment: dict[str, str], *argv: str
 ) -> list[tuple[int, str]]:
     """Starts a process on each of some hosts; returns the status and the words of each."""
     coordinator = f"host-{hosts[0]}:{PORT}"
     processes = []
     for process, host in enumerate(hosts):
         flags = [*argv, *process_flags(coordinator, len(hosts), process)]
-        train = network.on(host, sys.executable, "-m", "launch.train", *flags)
+        train = network.command(host, sys.executable, "-m", "launch.train", *flags)
         processes.append(
             subprocess.Popen(
                 train, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -139,12 +69,12 @@ def train_on(
 
 @pytest.fixture(scope="module")
 def whole(
-    network: Network, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    network: Bed, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Returns the folder of a run over all hosts, each told where the others are."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     flags = (*SMALL, "--output-dir", str(folder))
-    ends = train_on(network, list(ADDRESSES), environment, *flags)
+    ends = train_on(network, range(4), environment, *flags)
     assert all(status == 0 for status, _ in ends), ends
     return folder
 
@@ -157,15 +87,13 @@ def test_hosts_that_are_told_their_coordinator_train_together(whole: Path) -> No
 
 
 def test_a_cable_that_is_cut_ends_the_job_which_then_resumes_to_the_same_result(
-    whole: Path, network: Network, environment: dict[str, str], tmp_path: Path
+    whole: Path, network: Bed, environment: dict[str, str], tmp_path: Path
 ) -> None:
     ssh, hosts, folder = tmp_path / "ssh", tmp_path / "hosts", tmp_path / "run"
-    hosts.write_text("".join(f"host-{host}\n" for host in ADDRESSES))
+    hosts.write_text("".join(f"host-{host}\n" for host in range(4)))
     # Given a host and a command, as ssh is.
-    ssh.write_text(
-        f'#!/bin/sh\nexec ip netns exec "{network.prefix}$1" unshare --uts '
-        """sh -c 'hostname "$0" && exec sh -c "$1"' "$1" "$2"\n"""
-    )
+    cases = [f'host-{i}) exec {shlex.join(network.command(i))} sh -c "$2";;' for i in range(4)]
+    ssh.write_text("\n".join(["#!/bin/sh", 'case "$1" in', *cases, "esac", ""]))
     ssh.chmod(0o755)
     launch = [sys.executable, "-m", "launch.hosts", "--hostfile", str(hosts)]
     launch += ["--ssh", str(ssh), "--heartbeat-timeout", "200"]
@@ -202,14 +130,14 @@ def test_a_cable_that_is_cut_ends_the_job_which_then_resumes_to_the_same_result(
 
 
 def test_a_host_whose_name_is_a_loopback_address_is_refused(
-    network: Network, environment: dict[str, str], tmp_path: Path
+    network: Bed, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    network.name_hosts(3, ADDRESSES | {3: "127.0.1.1"})
+    name_hosts(network, 3, [*network.addresses[:3], "127.0.1.1"])
     try:
         flags = (*SMALL, "--output-dir", str(tmp_path / "run"))
         ends = train_on(network, [1, 3], environment, *flags)
     finally:
-        network.name_hosts(3, ADDRESSES)
+        name_hosts(network, 3, network.addresses)
     for status, said in ends:
         assert status == 1
         assert "error: process 1: the name of host host-3 resolves to 127.0.1.1 there" in said
