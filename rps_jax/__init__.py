@@ -19,6 +19,7 @@ from rps_jax.channels import CHANNELS as CHANNELS
 from rps_jax.channels import AllOrNothing as AllOrNothing
 from rps_jax.channels import Bernoulli as Bernoulli
 from rps_jax.channels import Channel as Channel
+from rps_jax.channels import Deadline as Deadline
 from rps_jax.channels import Either as Either
 from rps_jax.channels import GilbertElliott as GilbertElliott
 from rps_jax.channels import Outage as Outage

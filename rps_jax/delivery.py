@@ -19,12 +19,15 @@ class Delivery(NamedTuple):
         gathered: all-gather; server j's average reached me.
         shift: int32 scalar, the same on every worker: block j was served by worker
             (j + shift) mod num_workers; None for worker j.
+        seconds: float32 scalar, how long this worker waited for both phases; None where that is not
+            simulated. The exchange has taken as long as the slowest worker waited.
     """
 
     sent: jax.Array
     received: jax.Array
     gathered: jax.Array
     shift: jax.Array | None = None
+    seconds: jax.Array | None = None
 
     @property
     def masks(self) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -51,10 +51,13 @@ class StepMetrics(NamedTuple):
     Attributes:
         loss: float32 scalar, mean over the workers of their mini-batch losses before the step.
         delivered: the share of messages that arrived; 0 in a step without an exchange.
+        exchange_seconds: float32 scalar, how long the slowest worker waited; None where the channel
+            simulates no delays.
     """
 
     loss: jax.Array
     delivered: DeliveredFraction
+    exchange_seconds: jax.Array | None = None
 
 
 def init_train_state(
@@ -207,5 +210,14 @@ def _metrics(carrier: Carrier, loss: jax.Array, delivery: Delivery | None) -> St
     arrived, links = jnp.zeros(2, jnp.int32), 1
     if delivery is not None:
         arrived, links = count_incoming(delivery, len(delivery.received))
-    total, arrived, workers = carrier.sum((loss.astype(jnp.float32), arrived, 1))
-    return StepMetrics(loss=total / workers, delivered=fraction_of(arrived, workers, links))
+    # The greatest of all workers, by sums: each of them adds its own to a row of zeros.
+    waits = None
+    if delivery is not None and delivery.seconds is not None:
+        nobody = jnp.zeros(len(delivery.received), jnp.float32)
+        waits = nobody.at[carrier.worker()].set(delivery.seconds)
+    total, arrived, workers, waits = carrier.sum((loss.astype(jnp.float32), arrived, 1, waits))
+    return StepMetrics(
+        loss=total / workers,
+        delivered=fraction_of(arrived, workers, links),
+        exchange_seconds=None if waits is None else waits.max(),
+    )

@@ -27,6 +27,7 @@ CHANNELS = {
     "bernoulli": lambda n: rps.Bernoulli(0.4, all_gather_drop_rate=0.2, packets=2),
     "gilbert-elliott": lambda n: rps.GilbertElliott(0.4, 3, packets=2, good_drop_rate=0.1),
     "per-link": lambda n: rps.PerLink(np.linspace(0, 1, 2 * n * n).reshape(2, n, n), packets=2),
+    "deadline": lambda n: rps.Deadline(slowness=np.linspace(1, 3, n), window=2, packets=2),
     "outage": lambda n: rps.Outage(0.3, 2, schedule=[[n - 1, 1, 2]]),
     "reliable": lambda n: rps.Reliable(),
     "trace": trace,

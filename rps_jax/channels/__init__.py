@@ -6,6 +6,7 @@ from rps_jax.channels.channel import sample_links as sample_links
 from rps_jax.channels.combinations import AllOrNothing as AllOrNothing
 from rps_jax.channels.combinations import Either as Either
 from rps_jax.channels.combinations import Schedule as Schedule
+from rps_jax.channels.deadline import Deadline as Deadline
 from rps_jax.channels.gilbert_elliott import GilbertElliott as GilbertElliott
 from rps_jax.channels.outage import Outage as Outage
 from rps_jax.channels.per_link import PerLink as PerLink
@@ -16,6 +17,7 @@ CHANNELS: dict[str, type] = {
     "bernoulli": Bernoulli,
     "gilbert-elliott": GilbertElliott,
     "per-link": PerLink,
+    "deadline": Deadline,
     "outage": Outage,
     "reliable": Reliable,
     "trace": Trace,

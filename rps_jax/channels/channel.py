@@ -78,6 +78,13 @@ def sample_links(
     return walk_links(arrives, ((), (), ()), key, worker, num_workers)[0]
 
 
+def link_key(key: jax.Array, phase: int, source: jax.Array, destination: jax.Array) -> jax.Array:
+    """Returns the key of one link in one phase, of the key of an exchange."""
+    for part in (phase, source, destination):
+        key = jax.random.fold_in(key, part)
+    return key
+
+
 def walk_links(
     move: Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
     memory: tuple[Any, Any, Any],
@@ -102,10 +109,8 @@ def walk_links(
     def link(
         phase: int, source: jax.Array, destination: jax.Array, memory: Any
     ) -> tuple[jax.Array, Any]:
-        link_key = key
-        for part in (phase, source, destination):
-            link_key = jax.random.fold_in(link_key, part)
-        arrives, memory = move(phase, link_key, source, destination, memory)
+        of_link = link_key(key, phase, source, destination)
+        arrives, memory = move(phase, of_link, source, destination, memory)
         return arrives | (source == destination), memory
 
     key = portable(key)

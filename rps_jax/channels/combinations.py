@@ -52,7 +52,9 @@ class Either:
         one, other = deliveries
         both = [a & b for a, b in zip(one.masks, other.masks, strict=True)]
         shift = one.shift if other.shift is None else other.shift
-        return Delivery(both[0], both[1], both[2], shift), (state[0], state[1])
+        waits = [each.seconds for each in deliveries if each.seconds is not None]
+        seconds = jnp.stack(waits).max() if waits else None
+        return Delivery(both[0], both[1], both[2], shift, seconds), (state[0], state[1])
 
 
 @register_channel
@@ -104,8 +106,12 @@ class Schedule:
         deliveries, states = _sample_all(self.channels, states, key, worker, num_workers)
         turn = jnp.sum(exchange >= jnp.asarray(self.boundaries, jnp.int32), dtype=jnp.int32)
         masks = zip(*(delivery.masks for delivery in deliveries), strict=True)
-        chosen = [jnp.stack(of_field)[turn] for of_field in masks]
-        return Delivery(*chosen), (exchange + 1, states)
+        sent, received, gathered = (jnp.stack(of_field)[turn] for of_field in masks)
+        waits = [delivery.seconds for delivery in deliveries]
+        seconds = None
+        if any(wait is not None for wait in waits):
+            seconds = jnp.stack([jnp.float32(0) if wait is None else wait for wait in waits])[turn]
+        return Delivery(sent, received, gathered, seconds=seconds), (exchange + 1, states)
 
 
 @register_channel
