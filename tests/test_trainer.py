@@ -36,6 +36,13 @@ def test_what_is_no_training_does_not_count_in_the_throughput() -> None:
     assert averages["examples_per_second"] == 64.0
     assert averages["train_loss"] == pytest.approx((9 + 4) / 5)
     assert averages["delivered_fraction"] == pytest.approx(4.5 / 5)
+    assert "exchange_seconds" not in averages
+
+
+def test_the_seconds_of_exchanges_are_averaged_where_there_are_any() -> None:
+    window = Window([[9.0, 0.5, 0.25]])
+    window.add(1.0, 1.0, 0.75)
+    assert window.averages(examples_per_step=32)["exchange_seconds"] == 0.5
 
 
 def test_runs_that_differ_in_numbers_alone_share_their_programs(tmp_path) -> None:

@@ -24,7 +24,8 @@ class Window:
     """What happened in the steps since the last line of metrics.
 
     Attributes:
-        steps: `[loss, delivered fraction]` of each; a checkpoint holds them too.
+        steps: `[loss, delivered fraction]` of each and, where delays are simulated, the seconds of
+            its exchange; a checkpoint holds them too.
     """
 
     def __init__(
@@ -43,17 +44,17 @@ class Window:
         """Leaves out of the throughput whatever happened before now."""
         self._timed_from, self._began = len(self.steps), self._clock()
 
-    def add(self, loss: float, delivered: float) -> None:
+    def add(self, loss: float, delivered: float, *exchange_seconds: float) -> None:
         """Adds a step."""
-        self.steps.append([loss, delivered])
+        self.steps.append([loss, delivered, *exchange_seconds])
 
     def averages(self, examples_per_step: int) -> dict[str, float]:
         """Returns the means over the steps, and the throughput."""
         examples = (len(self.steps) - self._timed_from) * examples_per_step
-        loss, delivered = np.mean(self.steps, axis=0)
+        names = ("train_loss", "delivered_fraction", "exchange_seconds")
+        means = np.mean(self.steps, axis=0).tolist()
         return {
-            "train_loss": float(loss),
-            "delivered_fraction": float(delivered),
+            **dict(zip(names, means, strict=False)),
             "examples_per_second": round(examples / (self._clock() - self._began), 1),
         }
 
@@ -116,7 +117,9 @@ class Recorder:
     def on_metrics(self, metrics: rps.StepMetrics) -> None:
         """Adds a step to the window."""
         self._step += 1
-        self.window.add(float(metrics.loss), float(np.mean(metrics.delivered)))
+        seconds = metrics.exchange_seconds
+        waited = () if seconds is None else (float(seconds),)
+        self.window.add(float(metrics.loss), float(np.mean(metrics.delivered)), *waited)
         self._check_finite("the training loss", self.window.steps[-1][0])
 
     def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:

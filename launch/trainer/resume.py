@@ -22,7 +22,7 @@ class Start(NamedTuple):
     Attributes:
         step: Steps taken.
         state: The workers' state.
-        window: Loss and delivered fraction of each step since the last line of metrics.
+        window: Of each step since the last line of metrics, as in `Window`.
         wall_seconds: How long the run has taken so far.
     """
 
@@ -63,7 +63,7 @@ def is_progress(values: dict[str, Any]) -> bool:
 
 
 def _is_step(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+    return isinstance(value, list) and len(value) in (2, 3) and all(map(is_number, value))
 
 
 def begin(setup: Setup) -> Start:
