@@ -238,6 +238,8 @@ def check(config: TrainConfig) -> None:
     _check_algorithm(config)
     if config.network == "udp":
         _check_over_udp(config)
+    if records_steps(config):
+        _check_record(config)
     _check_data_flags(config)
     per_device = config.workers_per_device
     if per_device is not None and config.num_workers % per_device:
@@ -261,6 +263,18 @@ def _check_algorithm(config: TrainConfig) -> None:
     for name in ("channel", *given):
         if getattr(config, name) != getattr(PRESETS[config.preset], name):
             requires(name, getattr(config, name), f"--algorithm {' or '.join(LOSSY)}")
+
+
+def records_steps(config: TrainConfig) -> bool:
+    """Returns whether each step of the run says what arrived; over UDP, workers report it."""
+    return config.record is not None and config.network == "collectives"
+
+
+def _check_record(config: TrainConfig) -> None:
+    if config.algorithm not in LOSSY:
+        requires("record", config.record, f"--algorithm {' or '.join(LOSSY)}")
+    if config.resume:
+        not_allowed("record", config.record, "beside --resume: its trace begins at the first step")
 
 
 def _check_over_udp(config: TrainConfig) -> None:

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
-from launch.cli.command_line import exit_status
+from launch.cli.command_line import exit_status, expect
 from launch.config import default_output_dir, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.heartbeat import start_heartbeat
 from launch.distributed.initialize import count_processes, join, report_lost_peers, run_and_leave
 from launch.reports.results import print_summary
 from launch.tasks.source import find_source
-from launch.trainer.run_directory import RunDirectory
+from launch.trainer.run_directory import RunDirectory, check_can_write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,9 @@ def _run(argv: Sequence[str] | None) -> int:
     start_heartbeat()
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     output_dir = config.output_dir or default_output_dir(config, now)
+    if config.record is not None:
+        check_can_write("record", config.record.parent)
+        expect("record", config.record, not config.record.is_dir(), "a file, found a folder")
     if not config.resume:
         RunDirectory(output_dir).check_is_free()
     source = find_source(config)

@@ -42,6 +42,7 @@ from rps_jax.optimizer import optax_average_gradients as optax_average_gradients
 from rps_jax.optimizer import optax_average_models as optax_average_models
 from rps_jax.rules import RULES as RULES
 from rps_jax.rules import Rule as Rule
+from rps_jax.train_step import Arrivals as Arrivals
 from rps_jax.train_step import StepMetrics as StepMetrics
 from rps_jax.train_step import TrainState as TrainState
 from rps_jax.train_step import init_train_state as init_train_state

@@ -45,6 +45,19 @@ class TrainState(NamedTuple):
     rule_state: Any = ()
 
 
+class Arrivals(NamedTuple):
+    """What arrived between all workers in one exchange: an iteration of a `Trace`.
+
+    Attributes:
+        arrived: uint8 `[2, num_workers, num_workers, ceil(packets / 8)]`, by phase, source and
+            destination, the packets packed as in `Trace.arrived`.
+        shift: int32 scalar, as in `Trace.shifts`.
+    """
+
+    arrived: jax.Array
+    shift: jax.Array
+
+
 class StepMetrics(NamedTuple):
     """What one step reports; over a named axis, the same on every worker.
 
@@ -53,11 +66,13 @@ class StepMetrics(NamedTuple):
         delivered: the share of messages that arrived; 0 in a step without an exchange.
         exchange_seconds: float32 scalar, how long the slowest worker waited; None where the channel
             simulates no delays.
+        arrivals: what arrived, of all workers; None unless it was asked for.
     """
 
     loss: jax.Array
     delivered: DeliveredFraction
     exchange_seconds: jax.Array | None = None
+    arrivals: Arrivals | None = None
 
 
 def init_train_state(
@@ -143,8 +158,24 @@ def make_step(
     carrier: Carrier,
     *,
     model_state_policy: ModelStatePolicy = "exchange",
+    record: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
-    """Makes the step of one worker whose exchanges go by any carrier; see `make_train_step`."""
+    """Makes the step of one worker whose exchanges go by any carrier; see `make_train_step`.
+
+    Args:
+        loss_fn: as of `make_train_step`.
+        optimizer: any optax optimizer; makes the local step.
+        rule: what is averaged.
+        carrier: moves the blocks.
+        model_state_policy: as of `make_train_step`.
+        record: whether the metrics have `arrivals`: n x n masks on every worker.
+
+    Returns:
+        `train_step(state, batch) -> (state, metrics)`, of one worker.
+
+    Raises:
+        ValueError: an unknown policy.
+    """
     if model_state_policy not in MODEL_STATE_POLICIES:
         raise ValueError(
             f"model_state_policy={model_state_policy!r}: expected one of "
@@ -175,7 +206,7 @@ def make_step(
             channel_state=average.state,
             rule_state=memory,
         )
-        return state, _metrics(carrier, loss, average.delivery)
+        return state, _metrics(carrier, loss, average.delivery, record)
 
     return train_step
 
@@ -206,7 +237,9 @@ class _Exchange:
         return tree
 
 
-def _metrics(carrier: Carrier, loss: jax.Array, delivery: Delivery | None) -> StepMetrics:
+def _metrics(
+    carrier: Carrier, loss: jax.Array, delivery: Delivery | None, record: bool
+) -> StepMetrics:
     arrived, links = jnp.zeros(2, jnp.int32), 1
     if delivery is not None:
         arrived, links = count_incoming(delivery, len(delivery.received))
@@ -215,9 +248,21 @@ def _metrics(carrier: Carrier, loss: jax.Array, delivery: Delivery | None) -> St
     if delivery is not None and delivery.seconds is not None:
         nobody = jnp.zeros(len(delivery.received), jnp.float32)
         waits = nobody.at[carrier.worker()].set(delivery.seconds)
-    total, arrived, workers, waits = carrier.sum((loss.astype(jnp.float32), arrived, 1, waits))
+    seen = _seen_by(carrier.worker(), delivery) if record and delivery is not None else None
+    own = (loss.astype(jnp.float32), arrived, 1, waits, seen)
+    total, arrived, workers, waits, seen = carrier.sum(own)
     return StepMetrics(
         loss=total / workers,
         delivered=fraction_of(arrived, workers, links),
         exchange_seconds=None if waits is None else waits.max(),
+        arrivals=None if seen is None else seen._replace(shift=seen.shift // workers),
     )
+
+
+def _seen_by(worker: jax.Array, delivery: Delivery) -> Arrivals:
+    """Returns a worker's part of `Arrivals`: what it received, zeros elsewhere."""
+    n = len(delivery.received)
+    masks = jnp.stack([delivery.received, delivery.gathered]).reshape(2, n, -1)
+    packed = jnp.packbits(masks, axis=-1)
+    arrived = jnp.zeros((2, n, n, packed.shape[-1]), jnp.uint8).at[:, :, worker].set(packed)
+    return Arrivals(arrived, jnp.int32(0) if delivery.shift is None else delivery.shift)

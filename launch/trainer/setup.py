@@ -14,7 +14,7 @@ from data import DataError, Source, partition
 from launch.channels import ChannelFlags, make_channel
 from launch.cli.command_line import UsageError
 from launch.cli.fields import fields_of
-from launch.config import TrainConfig, deciding, make_rule
+from launch.config import TrainConfig, deciding, make_rule, records_steps
 from launch.distributed.consistency import check_consistency, digest_of
 from launch.tasks import Task, make_task
 from launch.tasks.source import check_packets, of_flag
@@ -170,7 +170,7 @@ def _programs(
     arguments = {"seed", "label_skew", "channel", "learning_rate", "epochs"}
     arguments |= fields_of(ChannelFlags).keys()
     static = [item for item in deciding(config).items() if item[0] not in arguments]
-    key = (repr(static), digest, network, schedule.steps_per_epoch)
+    key = (repr(static), records_steps(config), digest, network, schedule.steps_per_epoch)
     if key not in _kept:
         if len(_kept) == _MOST_KEPT:
             del _kept[next(iter(_kept))]

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
 from data import epoch_order, take
-from launch.config import TrainConfig, make_rule
+from launch.config import TrainConfig, make_rule, records_steps
 from launch.tasks import Task
 from launch.trainer.network import Network
 from launch.trainer.schedule import make_optimizer
@@ -69,6 +69,7 @@ class TrainStep:
                 rule,
                 network.carrier(run.channel),
                 model_state_policy=config.model_state,
+                record=records_steps(config),
             )
             start = state.step % steps_per_epoch * batch_size
             state, metrics = step_of_worker(state, take(arrays, order, start, batch_size))

@@ -12,13 +12,14 @@ from pathlib import Path
 import rps_jax as rps
 from data import Source
 from launch.cli.command_line import UsageError
-from launch.config import TrainConfig
+from launch.config import TrainConfig, deciding
 from launch.distributed.consistency import refuse_together
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
-from launch.trainer.loop import train_loop
+from launch.trainer.loop import Hook, train_loop
 from launch.trainer.metrics import Recorder, measure_together
 from launch.trainer.preemption import Deadline, StopSignals
+from launch.trainer.record import DropRecorder
 from launch.trainer.resume import begin, is_progress, resume
 from launch.trainer.run_directory import only_writer
 from launch.trainer.saver import Saver
@@ -86,8 +87,23 @@ def train(
             def received() -> int:
                 return signals.first or (deadline.signal_number if deadline else 0)
 
-            train_loop(setup, start.state, start.step, received, [progress, recorder, saver])
+            hooks: list[Hook] = [progress, recorder, saver]
+            with _drop_recorder(setup) as drop_recorder:
+                hooks += drop_recorder
+                train_loop(setup, start.state, start.step, received, hooks)
         return summarise(setup, recorder.wall_seconds) if setup.first_process else None
+
+
+@contextlib.contextmanager
+def _drop_recorder(setup: Setup) -> Iterator[list[DropRecorder]]:
+    """Records the drops of a run that asks for it, on process 0 for all."""
+    path = setup.config.record
+    if path is None or not setup.first_process:
+        yield []
+        return
+    packets = getattr(setup.run.channel, "packets", None) or 1
+    with DropRecorder(path, packets, deciding(setup.config)) as recorder:
+        yield [recorder]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,68 @@
+"""The drops of a run, written down as a trace."""
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+import rps_jax as rps
+from launch.trainer.schedule import Position
+
+
+class DropRecorder:
+    """A hook that collects what arrives, in a file beside the trace that it becomes at the end.
+
+    It is a context: the trace of the steps that were taken is written on leaving it, whatever ended
+    them.
+    """
+
+    def __init__(self, path: Path, packets: int, description: dict[str, Any]) -> None:
+        """Has recorded nothing yet.
+
+        Args:
+            path: Of the trace.
+            packets: How many packets a message is cut into.
+            description: Kept in the file, JSON values.
+        """
+        self._path, self._packets, self._description = path, packets, description
+        self._shifts: list[int] = []
+        self._shape: tuple[int, ...] = ()
+
+    def __enter__(self) -> "DropRecorder":
+        """Makes the file of what arrives."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=self._path.parent)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Writes the trace, if there were exchanges."""
+        with self._file:
+            if not self._shifts:
+                return
+            self._file.flush()
+            shape = (len(self._shifts), *self._shape)
+            arrived = np.memmap(self._file, np.uint8, mode="r", shape=shape)
+            shifts = np.array(self._shifts, np.int32)
+            rps.Trace(arrived, self._packets, shifts=shifts).save(self._path, self._description)
+
+    def begin(self) -> None:
+        """Does nothing."""
+
+    def on_metrics(self, metrics: rps.StepMetrics) -> None:
+        """Adds what arrived in a step, if it had an exchange."""
+        if metrics.arrivals is None:
+            return
+        arrived = np.asarray(metrics.arrivals.arrived)
+        self._shape = arrived.shape
+        self._shifts.append(int(metrics.arrivals.shift))
+        self._file.write(arrived.tobytes())
+
+    def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
+        """Does nothing."""
