@@ -27,8 +27,8 @@ from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import Settings, simulate, with_discipline
 from rps_jax.colocation.settings import Discipline
 
-_UDP_HEADERS, _TCP_HEADERS = 84, 66
-"""Of Ethernet, IP and UDP, or TCP with time stamps, and of a datagram of the transport."""
+_TCP_HEADERS = 66
+"""Of Ethernet, IP, and TCP with time stamps."""
 _PACING = 0.9
 """At what share of the link a burst is sent, as the simulation has it."""
 _WARMUP = 2.0
@@ -100,7 +100,7 @@ class ColocationConfig:
             link_gbps=self.rate / 1000,
             mtu_bytes=_PACKET_BYTES,
             header_bytes=_TCP_HEADERS,
-            ack_bytes=_TCP_HEADERS,
+            ack_bytes=_TCP_HEADERS // 2,  # Linux acknowledges every other packet.
             message_bytes=self.message_bytes,
             completion="sender",
             learning_gbps=self.training_load * self.rate * self.num_workers / 1000,
@@ -179,13 +179,16 @@ def _measure(
                     workers.tell(
                         "exchange", way=way.training, seconds=seconds, period=config.period
                     )
-                before = bed.counts()
+                before, began = bed.counts(), time.monotonic()
                 plan = {"rate": rate, "seconds": seconds, "warmup": _WARMUP, "drain": _DRAIN}
                 answers = web.ask("load", **plan, seed=f"{config.seed} {round_} {web_load}")
+                counts = bed.counts().since(before)
+                carried = 8 * counts.sent_bytes / (time.monotonic() - began)
                 row: Row = {
                     "completions": [x for answer in answers for x in answer["seconds"]],
                     "unfinished": sum(answer["unfinished"] for answer in answers),
-                    "queue_drops": bed.counts().since(before).queue_drops,
+                    "queue_drops": counts.queue_drops,
+                    "link_use": carried / config.num_workers / link.rate,
                 }
                 if way.training:
                     trained = workers.answers()
@@ -207,6 +210,7 @@ def _summary(several: list[Row]) -> Row:
         "unfinished": sum(one["unfinished"] for one in several),
         "mean_ms": 1e3 * statistics.mean(completions) if completions else None,
         "p99_ms": 1e3 * float(np.percentile(completions, 99)) if completions else None,
+        "link_use": statistics.mean(one["link_use"] for one in several),
         "queue_drops": sum(one["queue_drops"] for one in several),
         "exchanges": len(exchanges),
         "exchange_ms": 1e3 * statistics.median(exchanges) if exchanges else None,
