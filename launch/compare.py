@@ -84,7 +84,7 @@ def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
     flags = fields_of(CHANNELS[base.channel].flags)
     expect("channel", base.channel, "drop_rate" in flags, "a channel that has a --drop-rate")
     own = ("algorithm", "drop_rate", "all_gather_drop_rate", "seed", "output_dir", "resume")
-    check_untouched(base, PRESETS[base.preset], (*own, *PROCESS_FLAGS))
+    check_untouched(base, PRESETS[base.preset], (*own, "record", *PROCESS_FLAGS))
     # What an algorithm without drops may not be given.
     reliable = {name: getattr(PRESETS[base.preset], name) for name in ("channel", *flags)}
     runs = []

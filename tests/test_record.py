@@ -50,7 +50,8 @@ def test_a_recorded_run_is_replayed_bit_for_bit(tmp_path: Path, flags: tuple[str
     lines = [read_metrics(tmp_path / name)[-1] for name in ("recorded", "replayed")]
     for name in ("delivered_fraction", "consensus_distance", "test_loss"):
         assert lines[0][name] == lines[1][name]
-    assert [path.name for path in trace.parent.iterdir()] == [trace.name]
+    files = sorted(path.name for path in trace.parent.iterdir())
+    assert files == [trace.name, f"{trace.name}.png"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The drops of a run, written down as a trace."""
+"""The drops of a run, written down as a trace, and a picture of them beside it."""
 
 import tempfile
 from pathlib import Path
@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 import rps_jax as rps
+from launch.reports.drops import draw_drops
 from launch.trainer.schedule import Position
+
+
+def picture_of(trace: Path) -> Path:
+    """Returns the path of the picture of a trace: `drops.npz.png` beside `drops.npz`."""
+    return trace.with_name(trace.name + ".png")
 
 
 class DropRecorder:
@@ -18,15 +24,17 @@ class DropRecorder:
     them.
     """
 
-    def __init__(self, path: Path, packets: int, description: dict[str, Any]) -> None:
+    def __init__(self, path: Path, packets: int, title: str, description: dict[str, Any]) -> None:
         """Has recorded nothing yet.
 
         Args:
             path: Of the trace.
             packets: How many packets a message is cut into.
+            title: Above the picture.
             description: Kept in the file, JSON values.
         """
-        self._path, self._packets, self._description = path, packets, description
+        self._path, self._packets = path, packets
+        self._title, self._description = title, description
         self._shifts: list[int] = []
         self._shape: tuple[int, ...] = ()
 
@@ -50,7 +58,9 @@ class DropRecorder:
             shape = (len(self._shifts), *self._shape)
             arrived = np.memmap(self._file, np.uint8, mode="r", shape=shape)
             shifts = np.array(self._shifts, np.int32)
-            rps.Trace(arrived, self._packets, shifts=shifts).save(self._path, self._description)
+            trace = rps.Trace(arrived, self._packets, shifts=shifts)
+            trace.save(self._path, self._description)
+            draw_drops(trace, self._title, picture_of(self._path))
 
     def begin(self) -> None:
         """Does nothing."""

@@ -102,7 +102,7 @@ def _drop_recorder(setup: Setup) -> Iterator[list[DropRecorder]]:
         yield []
         return
     packets = getattr(setup.run.channel, "packets", None) or 1
-    with DropRecorder(path, packets, deciding(setup.config)) as recorder:
+    with DropRecorder(path, packets, setting(setup.config), deciding(setup.config)) as recorder:
         yield [recorder]
 
 
