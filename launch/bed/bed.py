@@ -19,7 +19,7 @@ from launch.bed.link import Link
 from launch.bed.offload import set_features
 
 _CLONE_NEWNET = 0x40000000
-_COMMANDS = ("ip", "tc", "unshare", "nsenter", "setpriv")
+_COMMANDS = ("ip", "tc", "unshare", "nsenter", "setpriv", "hostname")
 # Segments are cut before the cable, so that what is dropped is single packets.
 _NO_SEGMENTATION = dict.fromkeys(
     (
@@ -273,7 +273,7 @@ def missing() -> str | None:
         return "only root may make them"
     lacking = [command for command in _COMMANDS if not shutil.which(command)]
     if lacking:
-        return f"{', '.join(lacking)} not found (packages iproute2 and util-linux)"
+        return f"{', '.join(lacking)} not found (packages iproute2, util-linux and hostname)"
     return None
 
 

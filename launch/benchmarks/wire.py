@@ -109,7 +109,7 @@ def _measure(config: WireConfig, bed: Bed, workers: Group) -> Iterator[Row]:
         # Found or given, the rate is known to the networks that are joined here.
         bed.set_link(Link(rate=1e6 * rate))
         join(workers, run=number, link_rate=0.98e6 * rate if config.link_rate == "given" else None)
-        for way in _WAYS:
+        for way in (UDP, UNTAGGED):
             workers.ask("exchange", way=way, count=_WARM_UP)
         for drop_rate in config.drop_rates:
             bed.set_link(Link(rate=1e6 * rate, drop_rate=drop_rate))
