@@ -254,11 +254,11 @@ def _print_where(rows: list[Row]) -> None:
     """Prints where the time of a worker's exchange over UDP goes; see `transport`'s `Seconds`."""
     print("ms a worker's exchange over UDP: one after the other, but for opening")
     names = list(rows[0][UDP]["where"])
-    print(f"{'Mbps':>5}{'drop':>5} {''.join(f'{name:>10}' for name in names)}")
+    print(f"{'Mbps':>5}{'drop':>5}{''.join(f'{name:>10}' for name in names)}")
     for row in rows:
         where = row[UDP]["where"]
         values = "".join(f"{1e3 * where[name]:>10.1f}" for name in names)
-        print(f"{row['mbps']:>5g}{row['drop_rate']:>5.0%} {values}")
+        print(f"{row['mbps']:>5g}{row['drop_rate']:>5.0%}{values}")
 
 
 def _over_wire(way: Row) -> float:
