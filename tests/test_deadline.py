@@ -133,12 +133,21 @@ def test_the_train_step_reports_the_slowest_worker():
     np.testing.assert_allclose(metrics.exchange_seconds, np.full(n, waits.max()), rtol=1e-6)
 
 
+@pytest.mark.parametrize("deadline", [None, math.inf])
+def test_delays_beyond_all_measure_are_finite(deadline):
+    channel = rps.Deadline(deadline, 1e30, 1e30, deadline_mads=1e30)
+    delivery, _ = views(channel, 5)
+    assert np.isfinite(delivery.seconds).all()
+    assert (delivery.seconds > 0).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"deadline": 0}, "deadline=0: expected a positive number"),
         ({"median_delay": -1}, "median_delay=-1: expected a positive, finite number"),
         ({"median_delay": math.inf}, "median_delay=inf: expected a positive, finite number"),
+        ({"median_delay": 1e-50}, "median_delay=1e-50: expected a positive, finite number"),
         ({"delay_spread": -0.1}, "delay_spread=-0.1: expected a finite number of at least 0"),
         ({"deadline_mads": math.nan}, "deadline_mads=nan: expected a finite number of at least 0"),
         ({"slowness": np.zeros(3)}, "slowness=0.0: expected a positive"),

@@ -5,8 +5,10 @@ In `Annotated[Path | None, Mark.MAY_CHANGE]`, next to the ranges of `launch.cli.
 
 import dataclasses
 import enum
+import functools
 import json
 import math
+import operator
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +20,6 @@ from typing import (
     Literal,
     NamedTuple,
     TypeVar,
-    Union,
     get_args,
     get_origin,
     get_type_hints,
@@ -139,7 +140,7 @@ def _type_of_flag(hint: Any) -> Any:
     given = [option for option in options if get_origin(option) is Literal or option in scalars]
     if not given:
         raise TypeError(f"{hint}: expected the type of a flag")
-    return Union[tuple(given)]  # noqa: UP007
+    return functools.reduce(operator.or_, given)
 
 
 def joined(name: str, kinds: Iterable[type]) -> type:

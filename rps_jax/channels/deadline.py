@@ -22,7 +22,9 @@ from rps_jax.channels.fields import (
 )
 from rps_jax.delivery import Delivery
 
-_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_FOREVER = 1e37
+"""Seconds that no delay exceeds, so that sums of delays are finite."""
 
 DelayTail = Literal["log-normal", "pareto"]
 
@@ -104,7 +106,7 @@ class Deadline:
         positive = (math.ulp(0.0), math.inf, "a positive number")
         if self.deadline is not None:
             check_number("deadline", self.deadline, *positive)
-        finite = (math.ulp(0.0), _LARGEST, "a positive, finite number")
+        finite = (_SMALLEST, _LARGEST, "a positive, finite number")
         check_number("median_delay", self.median_delay, *finite)
         at_least_0 = (0.0, _LARGEST, "a finite number of at least 0")
         check_number("delay_spread", self.delay_spread, *at_least_0)
@@ -181,7 +183,8 @@ class Deadline:
             by_link = slowness.ndim == 2
             ends = jnp.maximum(slowness[source], slowness[destination])
             scale = scale * (slowness[source, destination] if by_link else ends)
-        return scale * jnp.exp(jnp.asarray(self.delay_spread, jnp.float32) * logarithm)
+        spread = jnp.asarray(self.delay_spread, jnp.float32)
+        return jnp.minimum(scale * jnp.exp(spread * logarithm), jnp.float32(_FOREVER))
 
     def _follow(
         self, state: DelaysSeen, key: jax.Array, num_workers: int
