@@ -1,5 +1,6 @@
 """Network namespaces as hosts: what the kernel's links do, and that they leave nothing behind."""
 
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from bed import bed_or_skip
 
 from launch import bench
 from launch.bed import Bed, Link
+from launch.benchmarks.web import Web
+from launch.benchmarks.wire import durations_of
 
 PORT = 4100
 SO_RCVBUFFORCE, UDP_SEGMENT, UDP_GRO = 33, 103, 104
@@ -147,6 +151,8 @@ MAKES_A_BED = """
 import time
 from launch import bench
 from launch.bed import Bed, Link
+from launch.benchmarks.web import Web
+from launch.benchmarks.wire import durations_of
 with Bed(2, Link(1e9)) as bed:
     made = [*bed._holders, bed.start(1, "sleep", "1000")]
     print(*(process.pid for process in made), flush=True)
@@ -205,6 +211,32 @@ def test_the_benchmark_measures_every_setting_in_80_columns(
         assert row["tcp"]["exchanges"] == row["udp"]["exchanges"] == 4
         assert 0.5 < row["udp"]["arrived"] <= 1
     assert results["frozen"]["mbps"] == 200
+
+
+def test_an_exchange_lasts_from_the_last_beginning_to_the_last_end() -> None:
+    spans = [[(0.0, 3.0), (3.0, 5.0)], [(1.0, 2.5), (2.5, 7.0)]]
+    assert durations_of([{"spans": of_worker} for of_worker in spans]) == [2.0, 4.0]
+
+
+def test_a_web_service_is_asked_by_a_poisson_process_and_answers_all(bed: Bed) -> None:
+    bed.set_link(Link(rate=200e6, drop_rate=0.01))
+    webs = [
+        bed.inside(host, functools.partial(Web, host, bed.addresses, 20_000)) for host in range(3)
+    ]
+    plan = {"rate": 200.0, "seconds": 0.5, "warmup": 0.1, "drain": 10.0, "seed": "any"}
+    before = bed.counts()
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda web: web.load(**plan), webs))
+    for web in webs:
+        web.close()
+    for answer in answers:
+        assert answer["unfinished"] == 0
+        # 80 are expected; five standard deviations.
+        assert abs(len(answer["seconds"]) - 80) < 45
+        assert min(answer["seconds"]) > 8 * 20_000 / 200e6 - 0.002
+    assert bed.counts().since(before).sent_bytes > 20_000 * sum(
+        len(answer["seconds"]) for answer in answers
+    )
 
 
 @pytest.mark.long

@@ -26,9 +26,17 @@ class Web:
         self._others = [address for i, address in enumerate(addresses) if i != host]
         self._message = bytes(message_bytes)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         serve = asyncio.start_server(self._serve, addresses[host], _PORT, backlog=4096)
-        asyncio.run_coroutine_threadsafe(serve, self._loop).result()
+        self._server = asyncio.run_coroutine_threadsafe(serve, self._loop).result()
+
+    def close(self) -> None:
+        """Serves no longer."""
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def load(
         self, rate: float, seconds: float, warmup: float, drain: float, seed: str
