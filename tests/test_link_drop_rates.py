@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rps_jax as rps
-from launch.channels import make_channel
+from launch.channels import CHANNELS, make_channel
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig, check_unchanged, deciding, parse
 
@@ -73,3 +73,11 @@ def test_messages_may_count_whole(tmp_path: Path) -> None:
         parse(["--channel", "gilbert-elliott", "--packets", "3", "--all-or-nothing"])
     )
     assert channel == rps.AllOrNothing(rps.GilbertElliott(0.1, packets=3))
+
+
+def test_what_is_dropped_is_said_with_its_packets() -> None:
+    for flags in ((), ("--channel", "gilbert-elliott")):
+        config = parse([*flags, "--packets", "3", "--all-or-nothing"])
+        said = CHANNELS[config.channel].describe(config)
+        assert said.endswith(", in 3 packets, all or nothing")
+        assert "packets" not in CHANNELS["bernoulli"].describe(parse([]))

@@ -38,7 +38,7 @@ def describe(flags: Flags) -> str:
     """Returns how many messages are dropped."""
     rates = [flags.drop_rate, flags.all_gather_drop_rate]
     shown = " and ".join(f"{100 * rate:.3g}%" for rate in rates if rate is not None)
-    return f"{shown} of messages dropped"
+    return f"{shown} of messages dropped{packets.describe(flags)}"
 
 
 BERNOULLI = ChannelKind(Flags, check, make, describe)

@@ -35,8 +35,9 @@ def of_library(name: str, kind: type, known: type) -> ChannelKind:
         make(config, 1)
 
     def describe(config: Any) -> str:
-        given = options_of(options, config).items()
-        shown = [f"{key.replace('_', ' ')} {value}" for key, value in given if value is not None]
-        return ", ".join((f"{name} channel", *shown))
+        given = {k: v for k, v in options_of(options, config).items() if k != "packets"}
+        shown = [f"{k.replace('_', ' ')} {v}" for k, v in given.items() if v is not None]
+        of_packets = packets.describe(config) if cuts_messages else ""
+        return ", ".join((f"{name} channel", *shown)) + of_packets
 
     return ChannelKind(flags, check, make, describe)

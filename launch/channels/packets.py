@@ -24,6 +24,14 @@ def check(flags: Flags) -> None:
         requires("all_or_nothing", True, "--packets")
 
 
+def describe(flags: Flags) -> str:
+    """Returns what follows the description of a channel, for people: nothing without packets."""
+    if flags.packets is None:
+        return ""
+    counting = ", all or nothing" if flags.all_or_nothing else ""
+    return f", in {flags.packets} packets{counting}"
+
+
 def of_messages(flags: Flags, channel: rps.Channel) -> rps.Channel:
     """Returns the channel as the flags would have its packets count."""
     return rps.AllOrNothing(channel) if flags.all_or_nothing else channel

@@ -85,7 +85,7 @@ def _read(path: Path) -> np.ndarray:
 def describe(flags: Flags) -> str:
     """Returns the name of the file."""
     assert flags.link_drop_rates is not None  # as checked
-    return f"drop rates of links as in {flags.link_drop_rates.name}"
+    return f"drop rates of links as in {flags.link_drop_rates.name}{packets.describe(flags)}"
 
 
 PER_LINK = ChannelKind(Flags, check, make, describe, complete)
