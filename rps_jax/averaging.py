@@ -12,6 +12,8 @@ same two phases. Each function is written for one worker and runs inside `jax.sh
 `jax.pmap`, `jax.vmap`, or a vmap inside a shard_map, over the axis that it is given by name.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -21,6 +23,7 @@ from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import to_blocks
 from rps_jax.delivery import Delivery, check_delivery
 from rps_jax.exchange import count_arrivals, masked_all_gather, masked_reduce_scatter
+from rps_jax.servers import RECEIVED, Server
 from rps_jax.sums import mean_of_sum, summands
 
 OnMiss = Literal["own", "zero"]
@@ -133,33 +136,81 @@ def average_or_else(
     delivery: Delivery,
     axis_name: AxisName,
     shift: jax.Array | int = 0,
+    server: Server = RECEIVED,
 ) -> Any:
     """Averages `tree` through one lossy exchange; what is missed comes from `otherwise`.
 
-    The common core of the rules; `otherwise` is a pytree like `tree`.
+    The common core of the rules; `otherwise` is a pytree like `tree`. Of integers, a server
+    averages what it received, whatever its policy.
     """
     num_workers = axis_size(axis_name)
     delivery = check_delivery(delivery, num_workers)
     _check_shift(shift)
     _check_leaves(tree)
+    me = jax.lax.axis_index(axis_names(axis_name))
+    sent, gathered, myself = _in_blocks(delivery, me, shift)
+    packets = sent.shape[1]
+    blocks, from_blocks = to_blocks(tree, num_workers, packets)
+    fallbacks, _ = to_blocks(otherwise, num_workers, packets)
+    lasts: Sequence[jax.Array | None] = [None] * len(blocks)
+    if server.last is not None:
+        lasts, _ = to_blocks(server.last, num_workers, packets)
+    weight = None
+    if server.drop_rate is not None:
+        arriving = 1 - jnp.asarray(server.drop_rate, jnp.float32)
+        weight = jnp.where(myself[:, 0], jnp.float32(1), 1 / arriving)
+
+    @functools.cache
+    def arrived() -> jax.Array:
+        return count_arrivals(sent, axis_name)
+
+    def reduced(mine: jax.Array, last: jax.Array | None) -> jax.Array:
+        if server.name == "received" or not jnp.issubdtype(mine.dtype, jnp.inexact):
+            return masked_reduce_scatter(mine, sent, arrived(), axis_name)
+        everyone = jnp.full(packets, num_workers, jnp.int32)
+        return masked_reduce_scatter(
+            mine, sent, everyone, axis_name, weight_W=weight, instead_WxPxE=last
+        )
+
+    averages = [reduced(mine, last) for mine, last in zip(blocks, lasts, strict=True)]
+    return from_blocks(
+        [
+            masked_all_gather(average, fallback, gathered, axis_name)
+            for average, fallback in zip(averages, fallbacks, strict=True)
+        ]
+    )
+
+
+def sent_or_last(tree: Any, last: Any, delivery: Delivery, worker: jax.Array) -> Any:
+    """Returns what the servers have of this worker: what reached them now, or `last` of it.
+
+    Args:
+        tree: what was averaged.
+        last: what they had before, a pytree like it.
+        delivery: what arrived.
+        worker: int32 scalar, this worker's index.
+    """
+    num_workers = len(delivery.sent)
+    sent, _, _ = _in_blocks(check_delivery(delivery, num_workers), worker, 0)
+    blocks, from_blocks = to_blocks(tree, num_workers, sent.shape[1])
+    lasts, _ = to_blocks(last, num_workers, sent.shape[1])
+    chosen = (jnp.where(sent[:, :, None], *pair) for pair in zip(blocks, lasts, strict=True))
+    return from_blocks(list(chosen))
+
+
+def _in_blocks(
+    delivery: Delivery, worker: jax.Array, shift: jax.Array | int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns `sent`, `gathered`, and whether this worker is the server, a row a block."""
     # A worker hears itself, whatever the channel says: no server is left without a single term.
-    myself = jnp.arange(num_workers)[:, None] == jax.lax.axis_index(axis_names(axis_name))
+    myself = jnp.arange(len(delivery.sent))[:, None] == worker
     # From the order of servers to that of blocks: block j is served by worker j + shift.
     shift = jnp.asarray(shift, jnp.int32)
     if delivery.shift is not None:
         shift = shift + delivery.shift
-    sent, gathered = (
-        jnp.roll(mask | myself, -shift, axis=0) for mask in (delivery.sent, delivery.gathered)
-    )
-    count = count_arrivals(sent, axis_name)
-    blocks, from_blocks = to_blocks(tree, num_workers, packets=sent.shape[1])
-    otherwise_blocks, _ = to_blocks(otherwise, num_workers, packets=sent.shape[1])
-
-    def exchange(mine: jax.Array, fallback: jax.Array) -> jax.Array:
-        average = masked_reduce_scatter(mine, sent, count, axis_name)
-        return masked_all_gather(average, fallback, gathered, axis_name)
-
-    return from_blocks([exchange(*pair) for pair in zip(blocks, otherwise_blocks, strict=True)])
+    masks = (delivery.sent | myself, delivery.gathered | myself, myself)
+    sent, gathered, mine = (jnp.roll(mask, -shift, axis=0) for mask in masks)
+    return sent, gathered, mine
 
 
 def _check_shift(shift: jax.Array | int) -> None:

@@ -17,6 +17,7 @@ from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.channels import Channel
 from rps_jax.delivery import Delivery
 from rps_jax.draw import Assignment, check_assignment, draw_exchange
+from rps_jax.servers import RECEIVED, Server
 
 
 class Carrier(Protocol):
@@ -31,7 +32,13 @@ class Carrier(Protocol):
         ...
 
     def exchange(
-        self, state: Any, key: jax.Array, step: jax.Array, tree: Any, otherwise: Any
+        self,
+        state: Any,
+        key: jax.Array,
+        step: jax.Array,
+        tree: Any,
+        otherwise: Any,
+        server: Server = RECEIVED,
     ) -> tuple[Any, Delivery, Any]:
         """Averages a pytree over the workers, block by block.
 
@@ -41,6 +48,7 @@ class Carrier(Protocol):
             step: int32 scalar, the number of this step.
             tree: this worker's pytree.
             otherwise: a pytree like it, of what stands in for an average that does not arrive.
+            server: what servers make of what arrives.
 
         Returns:
             A pytree like `tree`, what arrived, and the state for the next exchange.
@@ -85,13 +93,23 @@ class MaskedCollectives:
         return jax.lax.axis_index(axis_names(self.axis_name))
 
     def exchange(
-        self, state: Any, key: jax.Array, step: jax.Array, tree: Any, otherwise: Any
+        self,
+        state: Any,
+        key: jax.Array,
+        step: jax.Array,
+        tree: Any,
+        otherwise: Any,
+        server: Server = RECEIVED,
     ) -> tuple[Any, Delivery, Any]:
         """Averages through one masked reduce-scatter and all-gather; see `Carrier.exchange`."""
         delivery, state = draw_exchange(
             self.channel, state, key, step, self.axis_name, self.assignment
         )
-        return average_or_else(tree, otherwise, delivery, self.axis_name), delivery, state
+        return (
+            average_or_else(tree, otherwise, delivery, self.axis_name, server=server),
+            delivery,
+            state,
+        )
 
     def sum(self, values: Any) -> Any:
         """Sums over the axis."""
@@ -103,9 +121,15 @@ class AllReduce(MaskedCollectives):
     """The reliable network: one all-reduce, whatever the channel says."""
 
     def exchange(
-        self, state: Any, key: jax.Array, step: jax.Array, tree: Any, otherwise: Any
+        self,
+        state: Any,
+        key: jax.Array,
+        step: jax.Array,
+        tree: Any,
+        otherwise: Any,
+        server: Server = RECEIVED,
     ) -> tuple[Any, Delivery, Any]:
         """Averages everything; see `Carrier.exchange`."""
-        del key, step, otherwise
+        del key, step, otherwise, server
         everything = jnp.ones(axis_size(self.axis_name), bool)
         return all_reduce(tree, self.axis_name), Delivery(*[everything] * 3), state

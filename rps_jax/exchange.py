@@ -25,15 +25,24 @@ def count_arrivals(sent_WxP: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def masked_reduce_scatter(
-    blocks_WxPxE: jax.Array, sent_WxP: jax.Array, count_P: jax.Array, axis_name: AxisName
+    blocks_WxPxE: jax.Array,
+    sent_WxP: jax.Array,
+    count_P: jax.Array,
+    axis_name: AxisName,
+    *,
+    weight_W: jax.Array | None = None,
+    instead_WxPxE: jax.Array | None = None,
 ) -> jax.Array:
-    """Averages what reaches each block's server, dividing by the number that does.
+    """Sums what reaches each block's server, and divides it by a count.
 
     Args:
         blocks_WxPxE: this worker's blocks.
         sent_WxP: bool; which of its packets reach their servers.
-        count_P: how many workers' packets reach the server of this worker's block.
+        count_P: what the sum of the block of this worker's number is divided by: to average, how
+            many workers' packets reach its server.
         axis_name: the worker axis, or a tuple of axes, outermost first.
+        weight_W: float32; what each of this worker's blocks is multiplied by; None for 1.
+        instead_WxPxE: what is summed in the place of what does not reach its server; None for 0.
 
     Returns:
         `[P, E]`: the average of the block whose number is this worker's. Floats of 16 bits or fewer
@@ -41,7 +50,10 @@ def masked_reduce_scatter(
     """
     # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
     terms = summands(blocks_WxPxE)
-    arriving = jnp.where(sent_WxP[:, :, None], terms, jnp.zeros((), terms.dtype))
+    if weight_W is not None:
+        terms = terms * weight_W[:, None, None].astype(terms.dtype)
+    instead = jnp.zeros((), terms.dtype) if instead_WxPxE is None else summands(instead_WxPxE)
+    arriving = jnp.where(sent_WxP[:, :, None], terms, instead)
     total_PxE = _sum_scatter(arriving, axis_name)
     return mean_of_sum(total_PxE, count_P[:, None], blocks_WxPxE.dtype)
 

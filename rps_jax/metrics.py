@@ -65,7 +65,7 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
     """
     arrived, links = count_incoming(delivery, axis_size(axis_name))
     arrived, workers = jax.lax.psum((arrived, 1), axis_names(axis_name))
-    return fraction_of(arrived, workers, links)
+    return fraction_of(arrived, workers * links)
 
 
 def count_incoming(delivery: Delivery, num_workers: int) -> tuple[jax.Array, int]:
@@ -86,14 +86,16 @@ def count_incoming(delivery: Delivery, num_workers: int) -> tuple[jax.Array, int
     return incoming.sum(1, dtype=jnp.int32) - packets, (num_workers - 1) * packets
 
 
-def fraction_of(arrived: jax.Array, workers: int, links: int) -> DeliveredFraction:
+def fraction_of(
+    arrived: jax.Array, sent: jax.Array | int, if_none: jax.Array | float = 1.0
+) -> DeliveredFraction:
     """Returns the share of messages that arrived.
 
     Args:
         arrived: the counts of `count_incoming`, summed over workers.
-        workers: over how many.
-        links: how many messages there were for each of them.
+        sent: how many messages there were for all of them, in each phase.
+        if_none: what is returned where there were none.
     """
-    fraction = arrived / (workers * links) if links else jnp.ones(2)
-    fraction = fraction.astype(jnp.float32)
+    share = arrived.astype(jnp.float32) / jnp.maximum(sent, 1).astype(jnp.float32)
+    fraction = jnp.where(jnp.asarray(sent) > 0, share, jnp.float32(if_none))
     return DeliveredFraction(reduce_scatter=fraction[0], all_gather=fraction[1])

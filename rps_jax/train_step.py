@@ -1,5 +1,6 @@
 """One training step of one worker: a local step of any optax optimizer, then an exchange."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rps_jax import keys
+from rps_jax.averaging import sent_or_last
 from rps_jax.axis import AxisName
 from rps_jax.carrier import AllReduce, Carrier, MaskedCollectives
 from rps_jax.channels import Channel
@@ -15,6 +17,7 @@ from rps_jax.delivery import Delivery
 from rps_jax.draw import Assignment
 from rps_jax.metrics import DeliveredFraction, count_incoming, fraction_of
 from rps_jax.rules import Rule, make_rule
+from rps_jax.servers import RECEIVED, Server
 
 ModelStatePolicy = Literal["exchange", "local"]
 MODEL_STATE_POLICIES: tuple[ModelStatePolicy, ...] = ("exchange", "local")
@@ -191,11 +194,11 @@ def make_step(
         (loss, model_state), grads = gradient(state.params, state.model_state, batch, loss_key)
 
         alongside = model_state if model_state_policy == "exchange" else ()
-        average = _Exchange(carrier, state.channel_state, key, state.step, alongside)
+        average = _Exchange(carrier, state.channel_state, key, state.step, alongside, record)
         grads, memory = rule.on_gradients(grads, state.rule_state, average)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        params, memory = rule.on_params(params, memory, average)
+        params, memory = _on_params(rule, params, memory, average, state.step)
 
         state = TrainState(
             step=state.step + 1,
@@ -206,63 +209,132 @@ def make_step(
             channel_state=average.state,
             rule_state=memory,
         )
-        return state, _metrics(carrier, loss, average.delivery, record)
+        return state, _metrics(carrier, loss, average.seen)
 
     return train_step
+
+
+def _on_params(
+    rule: Rule, params: Any, memory: Any, average: "_Exchange", step: jax.Array
+) -> tuple[Any, Any]:
+    """Returns what a rule makes of the model after the local step, if it exchanges in this step."""
+    if rule.every == 1:
+        return rule.on_params(params, memory, average)
+
+    def of_worker(values: Any) -> Any:
+        # In a shard_map, what is the same on all workers is of another type than what is not.
+        return jax.tree.map(lambda x: jnp.where(average.worker < 0, jnp.zeros_like(x), x), values)
+
+    def exchange(params: Any, memory: Any, state: Any, alongside: Any) -> Any:
+        anew = average.anew(state, alongside)
+        params, memory = rule.on_params(params, memory, anew)
+        return of_worker((params, memory, anew.state, anew.alongside, anew.seen))
+
+    def skip(*before: Any) -> Any:
+        return *before, of_worker(nothing)
+
+    before = of_worker((params, memory, average.state, average.alongside))
+    *_, seen = jax.eval_shape(exchange, *before)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen)
+    # All workers are at the same step: where a device has one, nothing is sent in the others.
+    now = (step + 1) % rule.every == 0
+    after = jax.lax.cond(now, exchange, skip, *before)
+    params, memory, average.state, average.alongside, average.seen = after
+    return params, memory
+
+
+class _Seen(NamedTuple):
+    """What one worker saw of an exchange.
+
+    Attributes:
+        exchanges: int32 scalar, 1.
+        arrived: int32 `[2]`, how many messages (or packets) of others reached it in each phase.
+        sent: int32 scalar, how many were sent to it in each.
+        wait: float32 `[num_workers]`, how long it waited, in a row of zeros; None if nobody says.
+        arrivals: its part of what is recorded; None if nothing is.
+    """
+
+    exchanges: jax.Array
+    arrived: jax.Array
+    sent: jax.Array
+    wait: jax.Array | None
+    arrivals: Arrivals | None
 
 
 class _Exchange:
     """The exchange of one step, as its rule calls it.
 
     Attributes:
+        worker: index of the worker.
         state: of the carrier.
         alongside: what is averaged together with the tree that the rule gives.
-        delivery: what arrived; None before the exchange.
+        seen: what arrived; None before the exchange.
     """
 
     def __init__(
-        self, carrier: Carrier, state: Any, key: jax.Array, step: jax.Array, alongside: Any
+        self,
+        carrier: Carrier,
+        state: Any,
+        key: jax.Array,
+        step: jax.Array,
+        alongside: Any,
+        record: bool,
     ) -> None:
-        self._carrier, self._key, self._step = carrier, key, step
+        self._carrier, self._key, self._step, self._record = carrier, key, step, record
         self.state, self.alongside = state, alongside
-        self.delivery: Delivery | None = None
+        self.worker = carrier.worker()
+        self.seen: _Seen | None = None
+        self._delivery: Delivery | None = None
 
-    def __call__(self, tree: Any, otherwise: Any) -> Any:
+    def anew(self, state: Any, alongside: Any) -> "_Exchange":
+        """Returns the same exchange before it has taken place, of other values."""
+        return _Exchange(self._carrier, state, self._key, self._step, alongside, self._record)
+
+    def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""
-        if self.delivery is not None:
+        if self._delivery is not None:
             raise ValueError("average() was called twice: expected one exchange a step")
-        (tree, self.alongside), self.delivery, self.state = self._carrier.exchange(
-            self.state, self._key, self._step, (tree, self.alongside), (otherwise, self.alongside)
+        if server.last is not None:
+            server = dataclasses.replace(server, last=(server.last, self.alongside))
+        pair, fallback = (tree, self.alongside), (otherwise, self.alongside)
+        (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
+            self.state, self._key, self._step, pair, fallback, server
         )
+        self.seen = _seen_by(self.worker, self._delivery, self._record)
         return tree
 
+    def sent_or_last(self, tree: Any, last: Any) -> Any:
+        """Returns what servers have of this worker; see `rps_jax.rules.Average`."""
+        assert self._delivery is not None  # as it is to be called afterwards
+        pair, before = (tree, self.alongside), (last, self.alongside)
+        return sent_or_last(pair, before, self._delivery, self.worker)[0]
 
-def _metrics(
-    carrier: Carrier, loss: jax.Array, delivery: Delivery | None, record: bool
-) -> StepMetrics:
-    arrived, links = jnp.zeros(2, jnp.int32), 1
-    if delivery is not None:
-        arrived, links = count_incoming(delivery, len(delivery.received))
-    # The greatest of all workers, by sums: each of them adds its own to a row of zeros.
-    waits = None
-    if delivery is not None and delivery.seconds is not None:
-        nobody = jnp.zeros(len(delivery.received), jnp.float32)
-        waits = nobody.at[carrier.worker()].set(delivery.seconds)
-    seen = _seen_by(carrier.worker(), delivery) if record and delivery is not None else None
-    own = (loss.astype(jnp.float32), arrived, 1, waits, seen)
-    total, arrived, workers, waits, seen = carrier.sum(own)
+
+def _seen_by(worker: jax.Array, delivery: Delivery, record: bool) -> _Seen:
+    n = len(delivery.received)
+    arrived, sent = count_incoming(delivery, n)
+    wait = arrivals = None
+    if delivery.seconds is not None:
+        wait = jnp.zeros(n, jnp.float32).at[worker].set(delivery.seconds)
+    if record:
+        masks = jnp.stack([delivery.received, delivery.gathered]).reshape(2, n, -1)
+        packed = jnp.packbits(masks, axis=-1)
+        of_all = jnp.zeros((2, n, n, packed.shape[-1]), jnp.uint8).at[:, :, worker].set(packed)
+        shift = jnp.int32(0) if delivery.shift is None else delivery.shift
+        arrivals = Arrivals(of_all, shift)
+    return _Seen(jnp.int32(1), arrived, jnp.int32(sent), wait, arrivals)
+
+
+def _metrics(carrier: Carrier, loss: jax.Array, seen: _Seen | None) -> StepMetrics:
+    if seen is None:
+        seen = _Seen(jnp.int32(0), jnp.zeros(2, jnp.int32), jnp.int32(0), None, None)
+    # The greatest wait of all workers, by a sum: each adds a row of zeros with its own.
+    total, workers, seen = carrier.sum((loss.astype(jnp.float32), 1, seen))
+    assert seen is not None
+    arrivals = seen.arrivals
     return StepMetrics(
         loss=total / workers,
-        delivered=fraction_of(arrived, workers, links),
-        exchange_seconds=None if waits is None else waits.max(),
-        arrivals=None if seen is None else seen._replace(shift=seen.shift // workers),
+        delivered=fraction_of(seen.arrived, seen.sent, seen.exchanges > 0),
+        exchange_seconds=None if seen.wait is None else seen.wait.max(),
+        arrivals=arrivals and arrivals._replace(shift=arrivals.shift // workers),
     )
-
-
-def _seen_by(worker: jax.Array, delivery: Delivery) -> Arrivals:
-    """Returns a worker's part of `Arrivals`: what it received, zeros elsewhere."""
-    n = len(delivery.received)
-    masks = jnp.stack([delivery.received, delivery.gathered]).reshape(2, n, -1)
-    packed = jnp.packbits(masks, axis=-1)
-    arrived = jnp.zeros((2, n, n, packed.shape[-1]), jnp.uint8).at[:, :, worker].set(packed)
-    return Arrivals(arrived, jnp.int32(0) if delivery.shift is None else delivery.shift)

@@ -12,6 +12,7 @@ import numpy as np
 
 from rps_jax.averaging import check_on_miss
 from rps_jax.delivery import Delivery
+from rps_jax.servers import RECEIVED, Server
 
 
 def average_models(params: Any, delivery: Delivery, shift: int = 0) -> Any:
@@ -43,20 +44,61 @@ def all_reduce(params: Any) -> Any:
     )
 
 
-def exchange(tree: Any, otherwise: Any, delivery: Delivery, shift: int = 0) -> Any:
+def exchange(
+    tree: Any, otherwise: Any, delivery: Delivery, shift: int = 0, server: Server = RECEIVED
+) -> Any:
     """What the rules have in common: averages of `tree`, and `otherwise` where they are missed."""
+    last = otherwise if server.last is None else server.last
+    merge = {
+        "received": lambda own, last, arrived, me: _mean(own[arrived]),
+        "zero-filled": lambda own, last, arrived, me: np.where(arrived, own, 0).mean(),
+        "unbiased": lambda own, last, arrived, me: np.where(
+            np.arange(len(own)) == me, own, np.where(arrived, own / (1 - server.drop_rate), 0)
+        ).mean(),
+        "stale": lambda own, last, arrived, me: np.where(arrived, own, last).mean(),
+    }
+
+    def gather(own: Any, fallback: Any, old: Any, arrived: Any, gathered: Any, me: int) -> Any:
+        name = "received" if np.issubdtype(own.dtype, np.integer) else server.name
+        return np.where(gathered, merge[name](own, old, arrived, me), fallback)
+
+    return _coordinate_by_coordinate(gather, delivery, shift, tree, otherwise, last)
+
+
+def sent_or_last(tree: Any, last: Any, delivery: Delivery) -> Any:
+    """What servers have of each worker: what arrived, and `last` of the rest."""
+
+    def keep(own: Any, old: Any, arrived: Any, gathered: Any, me: int) -> Any:
+        del gathered, me
+        return np.where(arrived, own, old)
+
+    return _coordinate_by_coordinate(keep, delivery, 0, tree, last)
+
+
+def _coordinate_by_coordinate(
+    combine: Any, delivery: Delivery, shift: int, tree: Any, *others: Any
+) -> Any:
+    """Computes each coordinate of a tree from those of it and of others like it.
+
+    Args:
+        combine: given the columns `[num_workers]` of each tree, whose messages arrived at the
+            server of the coordinate's block, whom its average reached, and the server.
+        delivery: all workers' views.
+        shift: as of `average_models`.
+        tree: pytree of arrays `[num_workers, ...]`.
+        *others: more such.
+    """
     if delivery.shift is not None:
         shift += int(np.ravel(delivery.shift)[0])  # The same on every worker.
     leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, tree))
-    fallbacks = jax.tree.leaves(jax.tree.map(np.asarray, otherwise))
+    more = [jax.tree.leaves(jax.tree.map(np.asarray, other)) for other in others]
     results: list[Any] = [leaf.copy() for leaf in leaves]
     for dtype in {leaf.dtype for leaf in leaves}:
         # The coordinates of one dtype stand end to end, in the order of the tree.
         members = [index for index, leaf in enumerate(leaves) if leaf.dtype == dtype]
         num_workers = leaves[members[0]].shape[0]
-        own = _flat([leaves[index] for index in members])
-        result = _flat([fallbacks[index] for index in members])
-        _exchange_coordinates(own, result, delivery, shift)
+        columns = [_flat([each[index] for index in members]) for each in (leaves, *more)]
+        result = _exchange_coordinates(combine, columns, delivery, shift)
         start = 0
         for index in members:
             size = leaves[index][0].size
@@ -67,10 +109,11 @@ def exchange(tree: Any, otherwise: Any, delivery: Delivery, shift: int = 0) -> A
 
 
 def _exchange_coordinates(
-    own: np.ndarray, result: np.ndarray, delivery: Delivery, shift: int
-) -> None:
-    """Puts the averages that arrive into `result`, both `[num_workers, coordinates]`."""
-    num_workers, num_coordinates = own.shape
+    combine: Any, columns: list[np.ndarray], delivery: Delivery, shift: int
+) -> np.ndarray:
+    """Returns what becomes of arrays `[num_workers, coordinates]`."""
+    num_workers, num_coordinates = columns[0].shape
+    result = columns[0].copy()
     # Of each worker's view [worker, other], or [worker, other, packets]:
     arrived, gathered = (
         np.asarray(view).reshape(num_workers, num_workers, -1)
@@ -83,11 +126,10 @@ def _exchange_coordinates(
     for coordinate in range(num_coordinates):
         block, packet = divmod(coordinate // packet_size, packets)
         server = (block + shift) % num_workers
-        at_server = [i for i in range(num_workers) if arrived[i, server, packet]]
-        average = _mean(own[at_server, coordinate])
-        for worker in range(num_workers):
-            if gathered[worker, server, packet]:
-                result[worker, coordinate] = average
+        of_workers = [column[:, coordinate] for column in columns]
+        masks = arrived[:, server, packet], gathered[:, server, packet]
+        result[:, coordinate] = combine(*of_workers, *masks, server)
+    return result
 
 
 def _mean(values: np.ndarray) -> Any:

@@ -15,6 +15,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from jax.flatten_util import ravel_pytree
 
 import rps_jax as rps
+from rps_jax.servers import RECEIVED
 
 N, SIZE, STEPS, RATE = 3, 11, 4, 0.1
 
@@ -53,7 +54,8 @@ class SharedMemory:
     def sum(self, values):
         return values
 
-    def exchange(self, state, key, step, tree, otherwise):
+    def exchange(self, state, key, step, tree, otherwise, server):
+        assert server == RECEIVED
         flat, unravel = ravel_pytree(tree)
         fallback, _ = ravel_pytree(otherwise)
         mask = jax.ShapeDtypeStruct((N,), bool)

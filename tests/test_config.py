@@ -141,7 +141,13 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
         (("--channel", "outage", "--mean-outage", "0"), "--channel outage: mean_outage=0.0: exp"),
         (("--all-or-nothing",), "--all-or-nothing requires --packets"),
         (("--algorithm", "local", "--packets", "2"), "--packets 2 requires --algorithm rps or"),
-        (("--on-miss", "zero"), "--on-miss zero requires --algorithm gradient-averaging"),
+        (("--on-miss", "zero"), "--algorithm rps: on_miss='zero': expected one of own, stale"),
+        (("--server", "unbiased"), "--algorithm rps: server_drop_rate=None: expected a number"),
+        (("--outer-momentum", "0.5"), "--outer-momentum 0.5 requires --algorithm diloco"),
+        (
+            ("--algorithm", "all-reduce", "--local-steps", "4"),
+            "--local-steps 4 requires --algorithm rps or diloco",
+        ),
         (("--drop-rate", "None"), "--drop-rate None: expected a probability"),
         (("--trace-sha256", "0"), "--trace-sha256"),
         (

@@ -134,7 +134,11 @@ def test_equal_workers_stay_equal(algorithm, way, n):
     assert np.abs(models).max() > 0.1
 
 
-@pytest.mark.parametrize("algorithm", [name for name in rps.RULES if name != "local"])
+# What exchanges in every step, and has no optimizer of its own for what it averages.
+PLAIN = [name for name in rps.RULES if name not in ("local", "diloco")]
+
+
+@pytest.mark.parametrize("algorithm", PLAIN)
 def test_without_drops_every_rule_follows_the_mean(algorithm):
     n = 5
     models, metrics = trained(algorithm, "vmap", n, 0.0, equal=False)
@@ -160,7 +164,8 @@ def test_half_precision_trains_under_strict_promotion(algorithm):
             optimizer, rps.Bernoulli(0.3), "workers", algorithm=algorithm,
         )  # fmt: skip
         params = {"x": jnp.ones(7, jnp.bfloat16), "count": jnp.ones(2, jnp.float32)}
-        one = rps.init_train_state(params, (), optimizer, rps.Bernoulli(0.3), n)
+        channel = rps.Bernoulli(0.3)
+        one = rps.init_train_state(params, (), optimizer, channel, n, algorithm=algorithm)
         state = jax.tree.map(lambda x: jnp.stack([x] * n), one)
 
         def measured(state, batch):

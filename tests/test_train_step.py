@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 import rps_jax as rps
 from rps_jax.keys import wrap_key
 from rps_jax.rules import RULES
+from rps_jax.servers import Server
 
 N, SIZE, RATE = 8, 20, 0.1
 CHANNEL = rps.Bernoulli(0.3)
@@ -32,9 +33,9 @@ def batches(step):
     return np.random.default_rng(step).normal(size=(N, SIZE)).astype(np.float32)
 
 
-def start(optimizer, channel=CHANNEL, seed=0):
+def start(optimizer, channel=CHANNEL, seed=0, **rule):
     model_state = {"mean": jnp.float32(0), "calls": jnp.int32(0)}
-    return rps.init_train_state(params(), model_state, optimizer, channel, N, seed)
+    return rps.init_train_state(params(), model_state, optimizer, channel, N, seed, **rule)
 
 
 def run(num_steps, workers_per_device=1, optimizer=None, channel=CHANNEL, state=None, **options):
@@ -45,7 +46,9 @@ def run(num_steps, workers_per_device=1, optimizer=None, channel=CHANNEL, state=
         in_specs=(P("workers"), P("workers")),
         out_specs=(P("workers"), P()),
     )
-    state = mesh.replicate(start(optimizer, channel)) if state is None else state
+    of_step = ("assignment", "model_state_policy")
+    rule = {name: value for name, value in options.items() if name not in of_step}
+    state = mesh.replicate(start(optimizer, channel, **rule)) if state is None else state
     metrics = None
     for _ in range(num_steps):
         state, metrics = step(state, mesh.put(batches(int(np.asarray(state.step)[0]))))
@@ -62,48 +65,120 @@ def deliveries(step, assignment="random"):
     return jax.device_get(jax.vmap(one_worker, axis_name="w", axis_size=N)(jnp.zeros(N)))
 
 
-def by_hand(num_steps, algorithm, on_miss="own", model_state="exchange", assignment="random"):
+def by_hand(
+    num_steps,
+    algorithm,
+    on_miss="own",
+    server="received",
+    server_drop_rate=None,
+    local_steps=1,
+    model_state="exchange",
+    assignment="random",
+):
     """The same training in NumPy, from the reference rules."""
     x = np.tile(np.arange(SIZE, dtype=np.float32), (N, 1))
     mean, calls = np.zeros(N, np.float32), np.zeros(N, np.int32)
+    of_gradients = algorithm == "gradient-averaging"
+    old_average = old_sent = np.zeros_like(x) if of_gradients else x
+    anchor, momentum = x, np.zeros_like(x)
     for step in range(num_steps):
         batch = batches(step)
         delivery = deliveries(step, assignment)
         grads = x - batch
         state = {"mean": 0.9 * mean + 0.1 * batch.mean(1), "calls": calls + 1}
-        missed = {"own": grads, "zero": np.zeros_like(grads)}[on_miss]
-        if algorithm == "gradient-averaging":
-            sent, otherwise = {"x": grads}, {"x": missed}
-        else:
-            sent = otherwise = {"x": x - np.float32(RATE) * grads}
+        own = grads if of_gradients else x - np.float32(RATE) * grads
+        missed = {"own": own, "zero": np.zeros_like(own), "stale": old_average}[on_miss]
+        sent, otherwise, last = {"x": own}, {"x": missed}, {"x": old_sent}
         if model_state == "exchange":
-            sent, otherwise = (sent, state), (otherwise, state)
+            sent, otherwise, last = (sent, state), (otherwise, state), (last, state)
+        if (step + 1) % local_steps:
+            x, mean, calls = own, state["mean"], state["calls"]
+            continue
         if algorithm == "all-reduce":
             result = reference.all_reduce(sent)
         elif algorithm == "local":
             result = otherwise if model_state == "local" else ({"x": sent[0]["x"]}, state)
         else:
-            result = reference.exchange(sent, otherwise, delivery)
+            policy = Server(server, server_drop_rate, last if server == "stale" else None)
+            result = reference.exchange(sent, otherwise, delivery, server=policy)
+            kept = reference.sent_or_last(sent, last, delivery)
+            old_sent = (kept[0] if model_state == "exchange" else kept)["x"]
         new, state = result if model_state == "exchange" else (result, state)
-        x = x - np.float32(RATE) * new["x"] if algorithm == "gradient-averaging" else new["x"]
+        old_average = new["x"]
+        x = x - np.float32(RATE) * new["x"] if of_gradients else new["x"]
+        if algorithm == "diloco":
+            change = anchor - new["x"]
+            momentum = change + np.float32(0.9) * momentum
+            anchor = x = anchor - np.float32(0.7) * (change + np.float32(0.9) * momentum)
         mean, calls = state["mean"], state["calls"]
     return x, mean, calls
 
 
-@pytest.mark.parametrize("algorithm", RULES)
-@pytest.mark.parametrize("model_state", ["exchange", "local"])
-def test_each_algorithm_is_its_definition(algorithm, model_state):
-    state, _ = run(3, algorithm=algorithm, model_state_policy=model_state)
-    x, mean, calls = by_hand(3, algorithm, model_state=model_state)
+def assert_is_its_definition(num_steps, algorithm, model_state="exchange", devices=N, **options):
+    state, _ = run(
+        num_steps, N // devices, algorithm=algorithm, model_state_policy=model_state, **options
+    )
+    x, mean, calls = by_hand(num_steps, algorithm, model_state=model_state, **options)
     np.testing.assert_allclose(state.params["x"], x, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(state.model_state["mean"], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(state.model_state["calls"], calls)
 
 
-def test_gradient_averaging_can_apply_nothing_on_a_miss():
-    state, _ = run(3, algorithm="gradient-averaging", on_miss="zero")
-    x, _, _ = by_hand(3, "gradient-averaging", on_miss="zero")
-    np.testing.assert_allclose(state.params["x"], x, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("algorithm", [name for name in RULES if name != "diloco"])
+@pytest.mark.parametrize("model_state", ["exchange", "local"])
+def test_each_algorithm_is_its_definition(algorithm, model_state):
+    assert_is_its_definition(3, algorithm, model_state)
+
+
+POLICIES = [
+    ("rps", {"on_miss": "stale"}),
+    ("rps", {"server": "zero-filled"}),
+    ("rps", {"server": "unbiased", "server_drop_rate": 0.3}),
+    ("rps", {"server": "stale"}),
+    ("rps", {"local_steps": 2}),
+    ("rps", {"server": "stale", "on_miss": "stale", "local_steps": 2}),
+    ("gradient-averaging", {"on_miss": "zero"}),
+    ("gradient-averaging", {"on_miss": "stale", "server": "stale"}),
+    ("gradient-averaging", {"on_miss": "zero", "server": "unbiased", "server_drop_rate": 0.3}),
+    ("diloco", {"local_steps": 2}),
+    ("diloco", {"local_steps": 1, "server": "zero-filled"}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "options"), POLICIES)
+def test_each_policy_is_its_definition(algorithm, options):
+    assert_is_its_definition(4, algorithm, **options)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("algorithm", "options"), POLICIES)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_each_policy_is_its_definition_wherever_the_workers_are(algorithm, options, devices):
+    assert_is_its_definition(4, algorithm, devices=devices, **options)
+
+
+def test_local_steps_send_nothing():
+    _, metrics = run(1, local_steps=2)
+    np.testing.assert_array_equal(metrics.delivered, 0)
+    _, metrics = run(2, local_steps=2, channel=rps.Bernoulli(0.0))
+    np.testing.assert_array_equal(metrics.delivered, 1)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "message"),
+    [
+        ("rps", {"on_miss": "zero"}, "on_miss='zero': expected one of own, stale"),
+        ("rps", {"server": "mean"}, "server='mean': expected one of received, zero-filled"),
+        ("rps", {"server": "unbiased"}, r"server_drop_rate=None: expected a number in \[0, 1\)"),
+        ("rps", {"server_drop_rate": 0.1}, "server_drop_rate=0.1: expected None, with server"),
+        ("rps", {"local_steps": 0}, "local_steps=0: expected at least 1"),
+        ("diloco", {"outer_momentum": 1.0}, r"outer_momentum=1.0: expected a number in \[0, 1\)"),
+        ("all-reduce", {"on_miss": "own"}, "on_miss='own': expected no options, for AllReduce"),
+    ],
+)
+def test_policies_without_sense_are_refused(algorithm, options, message):
+    with pytest.raises(ValueError, match=message):
+        rps.rules.make_rule(algorithm, **options)
 
 
 def test_the_assignment_can_be_fixed():

@@ -8,6 +8,7 @@ import numpy as np
 
 import rps_jax as rps
 from launch.cli.command_line import DIVERGED, CommandError
+from launch.config import make_rule
 from launch.trainer.resume import Start
 from launch.trainer.run_directory import EPOCH_DIGITS
 from launch.trainer.schedule import Position
@@ -24,12 +25,13 @@ class Window:
     """What happened in the steps since the last line of metrics.
 
     Attributes:
-        steps: `[loss, delivered fraction]` of each and, where delays are simulated, the seconds of
-            its exchange; a checkpoint holds them too.
+        steps: `[loss, delivered fraction]` of each, None for the fraction of a step without an
+            exchange, and, where delays are simulated, the seconds of its exchange; a checkpoint
+            holds them too.
     """
 
     def __init__(
-        self, steps: list[list[float]], clock: Callable[[], float] = time.perf_counter
+        self, steps: list[list[float | None]], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """Goes on from the steps of an earlier part of the run.
 
@@ -44,7 +46,7 @@ class Window:
         """Leaves out of the throughput whatever happened before now."""
         self._timed_from, self._began = len(self.steps), self._clock()
 
-    def add(self, loss: float, delivered: float, *exchange_seconds: float) -> None:
+    def add(self, loss: float, delivered: float | None, *exchange_seconds: float) -> None:
         """Adds a step."""
         self.steps.append([loss, delivered, *exchange_seconds])
 
@@ -52,9 +54,16 @@ class Window:
         """Returns the means over the steps, and the throughput."""
         examples = (len(self.steps) - self._timed_from) * examples_per_step
         names = ("train_loss", "delivered_fraction", "exchange_seconds")
-        means = np.mean(self.steps, axis=0).tolist()
+        columns = [
+            [value for value in column if value is not None]
+            for column in zip(*self.steps, strict=True)
+        ]
+        means = {
+            name: float(np.mean(column)) if column else 0.0
+            for name, column in zip(names, columns, strict=False)
+        }
         return {
-            **dict(zip(names, means, strict=False)),
+            **means,
             "examples_per_second": round(examples / (self._clock() - self._began), 1),
         }
 
@@ -101,7 +110,7 @@ class Recorder:
             saved: Returns the steps of the checkpoints that there are.
         """
         self._setup, self._measure, self._write, self._saved = setup, measure, write, saved
-        self._step = start.step
+        self._step, self._every = start.step, make_rule(setup.config).every
         self._began = time.perf_counter() - start.wall_seconds
         self.window = Window(start.window)
 
@@ -117,10 +126,12 @@ class Recorder:
     def on_metrics(self, metrics: rps.StepMetrics) -> None:
         """Adds a step to the window."""
         self._step += 1
+        loss, delivered = float(metrics.loss), float(np.mean(metrics.delivered))
+        exchanges = self._step % self._every == 0
         seconds = metrics.exchange_seconds
         waited = () if seconds is None else (float(seconds),)
-        self.window.add(float(metrics.loss), float(np.mean(metrics.delivered)), *waited)
-        self._check_finite("the training loss", self.window.steps[-1][0])
+        self.window.add(loss, delivered if exchanges else None, *waited)
+        self._check_finite("the training loss", loss)
 
     def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
         """Writes a line where one is due."""

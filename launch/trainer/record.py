@@ -70,6 +70,8 @@ class DropRecorder:
         if metrics.arrivals is None:
             return
         arrived = np.asarray(metrics.arrivals.arrived)
+        if not arrived.any():  # Nobody heard even itself: there was no exchange.
+            return
         self._shape = arrived.shape
         self._shifts.append(int(metrics.arrivals.shift))
         self._file.write(arrived.tobytes())

@@ -28,11 +28,13 @@ class Start(NamedTuple):
 
     step: int
     state: rps.TrainState
-    window: list[list[float]]
+    window: list[list[float | None]]
     wall_seconds: float
 
 
-def progress_of(setup: Setup, window: list[list[float]], wall_seconds: float) -> dict[str, Any]:
+def progress_of(
+    setup: Setup, window: list[list[float | None]], wall_seconds: float
+) -> dict[str, Any]:
     """Returns what a checkpoint holds beside the state, as JSON values.
 
     Args:
@@ -63,7 +65,10 @@ def is_progress(values: dict[str, Any]) -> bool:
 
 
 def _is_step(value: Any) -> bool:
-    return isinstance(value, list) and len(value) in (2, 3) and all(map(is_number, value))
+    if not isinstance(value, list) or len(value) not in (2, 3):
+        return False
+    loss, delivered, *seconds = value
+    return all(map(is_number, (loss, *seconds))) and (delivered is None or is_number(delivered))
 
 
 def begin(setup: Setup) -> Start:

@@ -1,8 +1,10 @@
 """What workers average: one rule a file, and the registry of their names."""
 
+import dataclasses
 from typing import Any
 
 from rps_jax.rules.all_reduce import AllReduceModels as AllReduceModels
+from rps_jax.rules.diloco import DiLoCo as DiLoCo
 from rps_jax.rules.gradients import AverageGradients as AverageGradients
 from rps_jax.rules.local import Local as Local
 from rps_jax.rules.models import AverageModels as AverageModels
@@ -12,6 +14,7 @@ from rps_jax.rules.rule import Rule as Rule
 RULES: dict[str, type[Rule]] = {
     "rps": AverageModels,
     "gradient-averaging": AverageGradients,
+    "diloco": DiLoCo,
     "all-reduce": AllReduceModels,
     "local": Local,
 }
@@ -29,11 +32,13 @@ def make_rule(algorithm: str | Rule, **options: Any) -> Rule:
         ValueError: an unknown name, an option that the rule does not have, or one for a rule that
             is made already.
     """
+    known: tuple[str, ...] = ()
     if isinstance(algorithm, Rule):
-        kind, known = type(algorithm), ()
+        kind = type(algorithm)
     elif algorithm in RULES:
         kind = RULES[algorithm]
-        known = tuple(getattr(kind, "__dataclass_fields__", ()))
+        if dataclasses.is_dataclass(kind):
+            known = tuple(field.name for field in dataclasses.fields(kind))
     else:
         raise ValueError(f"algorithm={algorithm!r}: expected one of {', '.join(RULES)}")
     for name, value in options.items():

@@ -3,32 +3,21 @@
 import dataclasses
 from typing import Any
 
-from rps_jax.averaging import ON_MISS, OnMiss, check_on_miss, gradient_on_miss
-from rps_jax.rules.rule import Average, Rule
+import jax
+import jax.numpy as jnp
+
+from rps_jax.rules.lossy import LossyRule
+from rps_jax.rules.rule import Average
 
 
 @dataclasses.dataclass(frozen=True)
-class AverageGradients(Rule):
-    """Averages gradients before the local step; replicas that miss different ones drift apart.
+class AverageGradients(LossyRule):
+    """Averages gradients before the local step; replicas that miss different ones drift apart."""
 
-    Attributes:
-        on_miss: what a worker applies where no average arrives: its "own" gradient or "zero".
-
-    Raises:
-        ValueError: an unknown `on_miss`.
-    """
-
-    on_miss: OnMiss = dataclasses.field(
-        default="own",
-        metadata={
-            "help": "What is applied where no averaged gradient arrived: the own one, or zero.",
-            "choices": ON_MISS,
-        },
-    )
-
-    def __post_init__(self) -> None:
-        check_on_miss(self.on_miss)
+    def init(self, params: Any) -> Any:
+        """Returns what is remembered: `()` if nothing."""
+        return self.remember(jax.tree.map(jnp.zeros_like, params))
 
     def on_gradients(self, grads: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages the gradients."""
-        return average(grads, otherwise=gradient_on_miss(grads, self.on_miss)), memory
+        return self.exchange(grads, memory, average)

@@ -1,15 +1,42 @@
 """RPS: Yu et al., "Distributed Learning over Unreliable Networks", ICML 2019, section 3."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
-from rps_jax.rules.rule import Average, Rule
+from rps_jax.rules.lossy import LossyRule, Missed
+from rps_jax.rules.rule import Average
 
 
 @dataclasses.dataclass(frozen=True)
-class AverageModels(Rule):
-    """Averages models after the local step; a worker that misses a block keeps its own."""
+class AverageModels(LossyRule):
+    """Averages models after the local step; a worker that misses a block keeps its own.
+
+    Attributes:
+        local_steps: how many local steps a worker takes to an exchange; None for one. Stich, "Local
+            SGD Converges Fast and Communicates Little", ICLR 2019.
+    """
+
+    local_steps: int | None = dataclasses.field(
+        default=None, metadata={"help": "Local steps to an exchange; None: as the rule has it."}
+    )
+
+    may_miss: ClassVar[tuple[Missed, ...]] = ("own", "stale")
+    usual_local_steps: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.local_steps is not None and self.local_steps < 1:
+            raise ValueError(f"local_steps={self.local_steps}: expected at least 1")
+
+    @property
+    def every(self) -> int:
+        """How many steps there are to an exchange."""
+        return self.local_steps or self.usual_local_steps
+
+    def init(self, params: Any) -> Any:
+        """Returns what is remembered: `()` if nothing."""
+        return self.remember(params)
 
     def on_params(self, params: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages the locally updated model."""
-        return average(params, otherwise=params), memory
+        return self.exchange(params, memory, average)

@@ -2,12 +2,18 @@
 
 from typing import Any, ClassVar, Protocol
 
+from rps_jax.servers import RECEIVED, Server
+
 
 class Average(Protocol):
     """One exchange, as a rule sees it; to be called at most once a step."""
 
-    def __call__(self, tree: Any, otherwise: Any) -> Any:
+    def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages `tree` over the workers; where no average arrives, `otherwise` stands."""
+        ...
+
+    def sent_or_last(self, tree: Any, last: Any) -> Any:
+        """Returns, after the call, what servers have of this worker: `last` of what was dropped."""
         ...
 
 
@@ -22,6 +28,11 @@ class Rule:
     """
 
     lossy: ClassVar[bool] = True
+
+    @property
+    def every(self) -> int:
+        """How many steps there are to an exchange; those of gradients have one each."""
+        return 1
 
     def init(self, params: Any) -> Any:
         """Returns what a worker remembers from step to step: `()` if nothing.

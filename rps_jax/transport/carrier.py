@@ -11,6 +11,7 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from rps_jax.blocks import to_blocks
 from rps_jax.delivery import Delivery
+from rps_jax.servers import RECEIVED, Server
 from rps_jax.transport.layout import Layout, layout_of
 from rps_jax.transport.seconds import Seconds
 
@@ -72,13 +73,24 @@ class Datagrams:
         return jnp.int32(self.network.worker)
 
     def exchange(
-        self, state: Any, key: Any, step: jax.Array | int, tree: Any, otherwise: Any
+        self,
+        state: Any,
+        key: Any,
+        step: jax.Array | int,
+        tree: Any,
+        otherwise: Any,
+        server: Server = RECEIVED,
     ) -> tuple[Any, Delivery, Any]:
         """Averages over the network; see `rps_jax.Carrier.exchange`.
 
         Only the receiver knows what arrived: of `sent`, a worker knows what it sent itself.
+
+        Raises:
+            ValueError: a policy of servers that the network does not have.
         """
         del key
+        if server.name != RECEIVED.name:
+            raise ValueError(f"server={server.name!r}: expected 'received' over a real network")
         n = self.network.num_workers
         layout = layout_of(tree, n)
         blocks, from_blocks = to_blocks(tree, n, layout.packets)

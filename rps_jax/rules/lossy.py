@@ -1,0 +1,96 @@
+"""What the rules that average over a lossy network have in common: their policies for drops."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from rps_jax.rules.rule import Average, Rule
+from rps_jax.servers import SERVERS, Server, ServerName
+
+Missed = Literal["own", "zero", "stale"]
+MISSED: tuple[Missed, ...] = get_args(Missed)
+
+
+class Memory(NamedTuple):
+    """What a worker remembers for policies that use what is old; empty where they do not.
+
+    Attributes:
+        average: the average that it holds of each coordinate, of the last exchange that brought it.
+        sent: what the servers have of it.
+    """
+
+    average: Any = ()
+    sent: Any = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class LossyRule(Rule):
+    """Averages a tree over the lossy network.
+
+    Attributes:
+        on_miss: what a worker goes on with where no average arrives: its "own" value (RPS), "zero",
+            or the "stale" average that arrived last.
+        server: what the server of a block makes of the messages of which some did not arrive; see
+            `rps_jax.servers`.
+        server_drop_rate: of the server policy "unbiased", how often messages are dropped.
+
+    Raises:
+        ValueError: an unknown policy, or a drop rate that is missing or not needed.
+    """
+
+    on_miss: Missed = dataclasses.field(
+        default="own",
+        metadata={
+            "help": "What a worker goes on with where no average arrives.",
+            "choices": MISSED,
+        },
+    )
+    server: ServerName = dataclasses.field(
+        default="received",
+        metadata={"help": "What servers make of what arrives.", "choices": SERVERS},
+    )
+    server_drop_rate: float | None = dataclasses.field(
+        default=None, metadata={"help": "Drop rate that --server unbiased makes up for."}
+    )
+
+    may_miss: ClassVar[tuple[Missed, ...]] = MISSED
+    """Policies of `on_miss` that make sense for what is averaged."""
+
+    def __post_init__(self) -> None:
+        if self.on_miss not in self.may_miss:
+            expected = ", ".join(self.may_miss)
+            raise ValueError(f"on_miss={self.on_miss!r}: expected one of {expected}")
+        Server(self.server, self.server_drop_rate)
+        if self.server_drop_rate is not None and not 0 <= self.server_drop_rate < 1:
+            raise ValueError(
+                f"server_drop_rate={self.server_drop_rate}: expected a number in [0, 1)"
+            )
+
+    def remember(self, tree: Any) -> Any:
+        """Returns what is remembered before the first exchange: `()` if nothing.
+
+        Args:
+            tree: what stands for averages and messages before there were any.
+        """
+        stale = self.on_miss == "stale", self.server == "stale"
+        return Memory(*(tree if each else () for each in stale)) if any(stale) else ()
+
+    def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
+        """Averages a tree by these policies; returns it, and the memory."""
+        old = memory or Memory()
+        otherwise = {
+            "own": lambda: tree,
+            "zero": lambda: jax.tree.map(jnp.zeros_like, tree),
+            "stale": lambda: old.average,
+        }[self.on_miss]()
+        last = old.sent if self.server == "stale" else None
+        server = Server(self.server, self.server_drop_rate, last)
+        averaged = average(tree, otherwise=otherwise, server=server)
+        if not memory:
+            return averaged, memory
+        return averaged, Memory(
+            averaged if self.on_miss == "stale" else (),
+            () if last is None else average.sent_or_last(tree, last),
+        )
