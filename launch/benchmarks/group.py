@@ -74,7 +74,9 @@ class Group:
             if not line:
                 self._errors[host].seek(0)
                 words = self._errors[host].read().strip().splitlines() or ["without a word"]
-                raise CommandError(f"the process on host-{host} has died: {words[-1]}")
+                # Of what Python raised, the last line; of what XLA died of, not the stack.
+                errors = [line for line in words if "rror" in line] or words
+                raise CommandError(f"the process on host-{host} has died: {errors[-1]}")
             found.append(json.loads(line))
         return found
 

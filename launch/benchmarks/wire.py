@@ -33,7 +33,8 @@ from launch.cli.command_line import (
 _WAYS = (UDP, UNTAGGED, TCP)
 _TURN = 4
 """Exchanges before it is the next alternative's turn."""
-_WARM_UP = 10
+_WARM_UP = {"given": 10, "found": 30}
+"""Exchanges over UDP before anything is measured, where the rate is given and has to be found."""
 _SLOW = 1.5
 
 Rates = Annotated[tuple[float, ...], Within(1, 10_000, "rates in [1, 10000] Mbps")]
@@ -110,7 +111,7 @@ def _measure(config: WireConfig, bed: Bed, workers: Group) -> Iterator[Row]:
         bed.set_link(Link(rate=1e6 * rate))
         join(workers, run=number, link_rate=0.98e6 * rate if config.link_rate == "given" else None)
         for way in (UDP, UNTAGGED):
-            workers.ask("exchange", way=way, count=_WARM_UP)
+            workers.ask("exchange", way=way, count=_WARM_UP[config.link_rate])
         for drop_rate in config.drop_rates:
             bed.set_link(Link(rate=1e6 * rate, drop_rate=drop_rate))
             for way in _WAYS:
@@ -199,8 +200,8 @@ def _freeze(config: WireConfig, bed: Bed, workers: Group) -> Row:
     rate = max(config.rates)
     bed.set_link(Link(rate=1e6 * rate))
     join(workers, run=len(config.rates), link_rate=0.98e6 * rate)
-    workers.ask("exchange", way=UDP, count=_WARM_UP)
-    usual = statistics.median(durations_of(workers.ask("exchange", way=UDP, count=_WARM_UP)))
+    before = workers.ask("exchange", way=UDP, count=2 * _WARM_UP["given"])
+    usual = statistics.median(durations_of(before))
     workers.tell("exchange", way=UDP, seconds=config.frozen_seconds + 4)
     time.sleep(1)
     frozen = workers.processes[-1]
