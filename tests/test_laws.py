@@ -48,15 +48,17 @@ def test_every_channel_of_the_registry_is_here():
 def views(name, way, n, steps=3):
     """All workers' deliveries, step by step: masks `[step, worker, other, packet]`."""
 
-    def one_worker(axis, unused):
-        channel, seen = EVERY_CHANNEL[name](n), []
-        state = channel.init(n)
-        for step in range(steps):
-            delivery, state = rps.draw_exchange(channel, state, KEY, step, axis)
-            seen.append(jax.tree.map(lambda x: x.reshape(n, -1), delivery.masks))
-        return seen
+    channel, seen = EVERY_CHANNEL[name](n), []
 
-    seen = jax.device_get(MAPPINGS[way](one_worker, n)(jnp.zeros(n)))
+    def one_worker(axis, state, step):
+        delivery, state = rps.draw_exchange(channel, state, KEY, step, axis)
+        return jax.tree.map(lambda x: x.reshape(n, -1), delivery.masks), state
+
+    exchange = MAPPINGS[way](one_worker, n)
+    state = jax.tree.map(lambda x: np.stack([x] * n), channel.init(n))
+    for step in range(steps):
+        masks, state = exchange(state, np.full(n, step, np.int32))
+        seen.append(jax.device_get(masks))
     return [np.stack(masks) for masks in zip(*seen, strict=True)]
 
 

@@ -28,19 +28,24 @@ def run(folder: Path, *flags: str) -> int:
         ("--drop-rate", "0.3", "--assignment", "fixed"),
         ("--channel", "gilbert-elliott", "--mean-burst", "3", "--packets", "11"),
         ("--channel", "deadline", "--algorithm", "gradient-averaging"),
+        ("--channel", "gilbert-elliott", "--local-steps", "3"),
         ("--channel", "outage", "--mean-outage", "2", "--workers-per-device", "4"),
     ],
 )
 def test_a_recorded_run_is_replayed_bit_for_bit(tmp_path: Path, flags: tuple[str, ...]) -> None:
     trace = tmp_path / "of" / "drops.npz"
     assert run(tmp_path / "recorded", *flags, "--record", str(trace)) == 0
-    kept = ("--algorithm", "--workers-per-device")  # The rule, and what decides how sums round.
+    kept = (
+        "--algorithm",
+        "--local-steps",
+        "--workers-per-device",
+    )  # The rule, and what decides how sums round.
     pairs = zip(flags[::2], flags[1::2], strict=True)
     replayed = [part for pair in pairs if pair[0] in kept for part in pair]
     assert run(tmp_path / "replayed", *replayed, "--channel", "trace", "--trace", str(trace)) == 0
 
     loaded = rps.Trace.load(trace)
-    assert len(loaded.arrived) == 11
+    assert len(loaded.arrived) == (3 if "--local-steps" in flags else 11)
     assert loaded.packets == (11 if "--packets" in flags else 1)
     assert ("fixed" in flags) == (not np.any(loaded.shifts))
     before, after = (

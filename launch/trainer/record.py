@@ -70,6 +70,8 @@ class DropRecorder:
         if metrics.arrivals is None:
             return
         arrived = np.asarray(metrics.arrivals.arrived)
+        if not arrived.any():  # Where there is an exchange, a worker's own messages arrive.
+            return
         if not arrived.any():  # Nobody heard even itself: there was no exchange.
             return
         self._shape = arrived.shape
