@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from rps_jax.transport.packets import EVERYONE, Opened, Sealer
+from rps_jax.transport.packets import EVERYONE, Opened, Report, Sealer
 
 PHASES = 2
 _MOST_WAITING = 1 << 17
@@ -26,16 +26,23 @@ class _Phase:
         rows: uint8 `[num_workers, packets, length]`, by source.
         arrived: bool `[num_workers, packets]`: which rows there are.
         ended: bool `[num_workers]`: who has sent its last datagram.
+        reported: bool `[num_workers]`: whose report is taken.
+        first: `[num_workers]`, when the first row of each came, in seconds.
+        last: the same of the last row.
     """
 
     def __init__(self, num_workers: int, packets: int, length: int) -> None:
         self.rows = np.empty((num_workers, packets, length), np.uint8)
         self.arrived = np.zeros((num_workers, packets), bool)
         self.ended = np.zeros(num_workers, bool)
+        self.reported = np.zeros(num_workers, bool)
+        self.first = np.zeros(num_workers)
+        self.last = np.zeros(num_workers)
 
     def clear(self) -> None:
         self.arrived[...] = False
         self.ended[...] = False
+        self.reported[...] = False
 
 
 class Inbox:
@@ -67,7 +74,8 @@ class Inbox:
         self._silent = np.zeros(num_workers, int)
         self._heard = np.zeros(num_workers, bool)
         self._unmet = {other for other in range(num_workers) if other != worker}
-        self._waiting: list[Opened] = []
+        self._waiting: list[tuple[Opened, float]] = []
+        self._reports: list[Report] = []
 
     @property
     def met_all(self) -> bool:
@@ -105,8 +113,8 @@ class Inbox:
             self._silent[~self._heard] += 1
             self._heard[...] = False
             waiting, self._waiting = self._waiting, []
-            for opened in waiting:
-                self._file(opened)
+            for opened, seconds in waiting:
+                self._file(opened, seconds)
             return exchange, behind
 
     def _of(self, exchange: int, *, clear: bool = False) -> list[_Phase]:
@@ -116,23 +124,44 @@ class Inbox:
                 phase.clear()
         return phases
 
-    def take(self, datagrams: np.ndarray) -> None:
+    def take(self, datagrams: np.ndarray, seconds: float = 0.0) -> None:
         """Files datagrams, or counts them as what they are.
 
         Args:
             datagrams: uint8 `[count, size]`, contiguous, in the order in which they came.
+            seconds: when they came, on any clock.
         """
         genuine, refused = self._sealer.open(datagrams)
         with self._changed:
             self.counts.update(refused)
             for opened in genuine:
                 if self._phases:
-                    self._file(opened)
+                    self._file(opened, seconds)
                 elif len(self._waiting) < _MOST_WAITING:
                     # The shape of what is exchanged is not known before the first exchange.
-                    self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
+                    kept = opened._replace(payloads=opened.payloads.copy())
+                    self._waiting.append((kept, seconds))
 
-    def _file(self, opened: Opened) -> None:
+    def take_reports(self) -> list[Report]:
+        """Returns what others have reported since the last call, of this worker's packets."""
+        with self._changed:
+            reports, self._reports = self._reports, []
+            return reports
+
+    def received(self, phase: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how much has come of a phase of this exchange, by source.
+
+        Args:
+            phase: 0 the reduce-scatter, 1 the all-gather.
+
+        Returns:
+            Packets, and the seconds from the first to the last, `[num_workers]`.
+        """
+        with self._changed:
+            mine = self._of(self._exchange)[phase]
+            return mine.arrived.sum(1), mine.last - mine.first
+
+    def _file(self, opened: Opened, seconds: float) -> None:
         count, source = len(opened.places), opened.source
         expected = EVERYONE if opened.phase == 1 and not opened.last else self._me
         if opened.destination != expected or source >= self._num_workers or source == self._me:
@@ -153,8 +182,13 @@ class Inbox:
         phase = phases[opened.phase]
         if opened.last:
             self.counts["accepted"] += count
+            report = Report.of_row(opened.payloads[0])
+            # It is said several times.
+            if report is not None and not phase.reported[source]:
+                phase.reported[source] = True
+                self._reports.append(report)
         else:
-            self._file_rows(phase, opened)
+            self._file_rows(phase, opened, seconds)
         past = (
             phases[: opened.phase] if now else [*self._of(self._exchange), *phases[: opened.phase]]
         )
@@ -165,7 +199,7 @@ class Inbox:
                 each.ended[source] = True
                 self._changed.notify_all()
 
-    def _file_rows(self, phase: _Phase, opened: Opened) -> None:
+    def _file_rows(self, phase: _Phase, opened: Opened, seconds: float) -> None:
         packets, length = self._shape
         places, payloads = opened.places, opened.payloads
         here = (places < packets) & (payloads.shape[1] == length)
@@ -174,6 +208,9 @@ class Inbox:
             places, payloads = places[here], payloads[here]
         arrived = phase.arrived[opened.source]
         before = np.count_nonzero(arrived)
+        phase.last[opened.source] = seconds
+        if not before:
+            phase.first[opened.source] = seconds
         fresh = ~arrived[places]
         phase.rows[opened.source, places[fresh]] = payloads[fresh]
         arrived[places] = True

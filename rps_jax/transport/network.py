@@ -11,10 +11,12 @@ import numpy as np
 from rps_jax.draw import Assignment, check_assignment
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.deadline import Deadline
+from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.inbox import PHASES, Inbox
 from rps_jax.transport.layout import Layout
 from rps_jax.transport.pacing import Pacer
-from rps_jax.transport.packets import EVERYONE, Sealer, check_key
+from rps_jax.transport.packets import EVERYONE, Report, Sealer, check_key
+from rps_jax.transport.rate import Rate
 from rps_jax.transport.seconds import Seconds, Stopwatch
 from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
 
@@ -46,7 +48,7 @@ class Network:
         *,
         seed: int,
         assignment: Assignment,
-        link_rate: float,
+        link_rate: float | None,
         deadline: float,
         start_timeout: float,
         record: bool,
@@ -64,7 +66,9 @@ class Network:
             record,
             start_timeout,
         )
-        self._pacer = Pacer(link_rate)
+        self._pacer = Pacer(link_rate or 1.0)
+        self._feedback = Feedback(self._pacer, Rate()) if link_rate is None else None
+        self._reports = [_NOTHING] * self.num_workers
         self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
         self._inbox = Inbox(worker, self.num_workers, sealer)
         self._next = 0
@@ -136,14 +140,14 @@ class Network:
 
         # A worker that has fallen behind only listens: its model is old, the others' is not.
         if not behind:
-            self._send(0, number, self._scatter(number, blocks))
+            self._send(0, number, layout.packets, self._scatter(number, blocks))
         contributions, received = self._close_phase(0)
         contributions[me], received[me] = rows[(me - shift) % n], True
         average = layout.average(contributions, received)
         self._stopwatch.lap("averaging")
 
         if not behind:
-            self._send(1, number, self._gather(number, average))
+            self._send(1, number, layout.packets, self._gather(number, average))
         averages, gathered = self._close_phase(1)
         averages[me], gathered[me] = average, True
         in_blocks = [(block + shift) % n for block in range(n)]
@@ -161,6 +165,14 @@ class Network:
         if self._inbox.met_all:
             deadline.took(2 * allowed if timed_out else time.monotonic() - began)
         self._stopwatch.lap("waiting")
+        packets, seconds = self._inbox.received(phase)
+        self._reports = [
+            Report(self._next - 1, phase, *of_source).to_row()
+            for of_source in zip(packets.tolist(), seconds.tolist(), strict=True)
+        ]
+        reports = self._inbox.take_reports()
+        if self._feedback is not None:
+            self._feedback.heard(reports, anyone=bool(packets.any()))
         return rows, arrived
 
     def _scatter(self, exchange: int, blocks: dict[int, np.ndarray]) -> Iterator[_Chunk]:
@@ -190,16 +202,21 @@ class Network:
         for start in range(0, packets, step):
             yield slice(start, min(start + step, packets))
 
-    def _send(self, phase: int, exchange: int, chunks: Iterable[_Chunk]) -> None:
+    def _send(self, phase: int, exchange: int, packets: int, chunks: Iterable[_Chunk]) -> None:
+        """Sends the packets of a phase, and its end, which says what came of the one before."""
+        began = time.monotonic()
         for other, chunk in chunks:
             self._stopwatch.lap("sealing")
             self._pacer.wait(chunk.size)
             self._stopwatch.lap("pacing")
             self._socket.send(chunk, self._addresses[other])
             self._stopwatch.lap("sending")
+        if self._feedback is not None:
+            self._feedback.sent(exchange, phase, packets, time.monotonic() - began)
         for _ in range(_LAST_WORDS):
             for other in self._others:
-                end = self._sealer.seal(phase, exchange, self.worker, other, _NOTHING, last=True)
+                report = self._reports[other]
+                end = self._sealer.seal(phase, exchange, self.worker, other, report, last=True)
                 self._socket.send(end, self._addresses[other])
 
     def _shift(self, exchange: int) -> int:
@@ -211,8 +228,8 @@ class Network:
 
     def _receive(self) -> None:
         while not self._closed.is_set():
-            for datagrams, _ in self._socket.receive():
-                self._inbox.take(datagrams)
+            for datagrams, seconds in self._socket.receive():
+                self._inbox.take(datagrams, seconds)
             self._opening = time.thread_time()
 
 
@@ -248,7 +265,8 @@ def join(
         seed: decides which worker serves which block; the same on every worker.
         assignment: "random" draws anew for each exchange which worker serves which block; "fixed"
             has worker j serve block j always.
-        link_rate: bits a second that this worker sends at the most; by default 200 million.
+        link_rate: bits a second that this worker sends at the most; by default what the network is
+            found to carry, see `rps_jax.transport.rate`.
         deadline: seconds to wait for the others in a phase at the most; less where phases take
             less, see `rps_jax.transport.deadline`.
         start_timeout: seconds to wait for workers that have not been heard yet.
@@ -281,7 +299,7 @@ def join(
         Sealer(run, key),
         seed=seed,
         assignment=assignment,
-        link_rate=200e6 if link_rate is None else link_rate,
+        link_rate=link_rate,
         deadline=deadline,
         start_timeout=start_timeout,
         record=record,

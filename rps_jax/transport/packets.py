@@ -3,8 +3,8 @@
     offset  bytes
          0      2  "RP"
          2      1  version, 1
-         3      1  phase: 0 reduce-scatter, 1 all-gather; + 2 in the last datagram of a phase, which
-                   has no payload
+         3      1  phase: 0 reduce-scatter, 1 all-gather; + 2 in the last datagram of a phase, whose
+                   payload is a report
          4      8  run
         12      4  exchange
         16      2  source: the worker that sends it
@@ -14,6 +14,13 @@
         26      n  payload
       26+n     16  tag: keyed BLAKE2b (RFC 7693) of all before; absent without authentication
 
+A report says what the source received of the destination's in the last phase that it has closed:
+
+         0      4  exchange
+         4      1  phase
+         5      4  packets
+         9      8  microseconds from the first to the last
+
 Integers are big-endian. The payload is readable by anyone; without the key nobody can make a
 datagram that is accepted, nor use one again: each is for one place of one phase of one exchange of
 one run, from one worker.
@@ -21,6 +28,7 @@ one run, from one worker.
 
 import hashlib
 import hmac
+import struct
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -40,6 +48,7 @@ _HEADER = np.dtype(
         ("length", ">u2"),
     ]
 )
+_REPORT = struct.Struct("!IBIQ")
 _START = int.from_bytes(b"RP\x01\x00")
 _PHASES = np.uint32(3)
 """The bits of `start` in which datagrams of a run differ."""
@@ -68,6 +77,36 @@ class Opened(NamedTuple):
     destination: int
     places: np.ndarray
     payloads: np.ndarray
+
+
+class Report(NamedTuple):
+    """What one worker received of another's block in a phase.
+
+    Attributes:
+        exchange: number of the exchange.
+        phase: 0 the reduce-scatter, 1 the all-gather.
+        packets: how many.
+        seconds: from the first to the last.
+    """
+
+    exchange: int
+    phase: int
+    packets: int
+    seconds: float
+
+    def to_row(self) -> np.ndarray:
+        """Returns it as a payload, uint8 `[1, 17]`."""
+        microseconds = round(1e6 * max(self.seconds, 0.0))
+        packed = _REPORT.pack(self.exchange, self.phase, self.packets, microseconds)
+        return np.frombuffer(packed, np.uint8)[None]
+
+    @classmethod
+    def of_row(cls, row: np.ndarray) -> "Report | None":
+        """Returns the report of a payload, None if it is none."""
+        if row.size != _REPORT.size:
+            return None
+        exchange, phase, packets, microseconds = _REPORT.unpack(row.tobytes())
+        return cls(exchange, phase, packets, 1e-6 * microseconds)
 
 
 class Sealer:

@@ -1,0 +1,181 @@
+"""The rate at which to send, found by what the others report to have received.
+
+A phase carries a fraction of what was sent: less than 1 where the network drops at random, and less
+the faster one sends once it is full. The two are told apart by comparing rates: trials a little
+faster (is all carried still?) and, where less arrives than usual, slower (does that help?). What is
+dropped at the lower rate as well does not count.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rps_jax.transport.packets import Report
+
+_START = 100e6
+_LEAST, _MOST = 1e6, 100e9
+_BUDGET, _NOTHING = 0.01, 0.002
+"""The fraction that the network may drop because of this rate before the rate falls; and while it
+rises."""
+_DEVIATIONS = 2.5
+_BELOW_CAPACITY = 0.98
+_LARGEST_STEP, _SMALLEST_STEP = 0.25, 0.04
+"""How much faster a trial is while the rate rises, and when a limit was found."""
+_SLOWER = 0.9
+_HOLD = 32
+"""Phases between two trials once a limit was found."""
+_PATIENCE = 3
+"""Phases after which no report of a trial is awaited any more."""
+_PATIENCE_WITH_LOW = 2
+"""Phases in which less arrives than usual after which a slower rate is tried."""
+_WEIGHT = 0.1
+_LATE, _LATE_SECONDS = 1.1, 2e-3
+
+
+class Carried(NamedTuple):
+    """What the network carried of what a worker sent in a phase.
+
+    Attributes:
+        fraction: in [0, 1].
+        packets: by how many packets that is told.
+    """
+
+    fraction: float
+    packets: int
+
+
+def carried(packets: int, seconds: float, reports: Sequence[Report]) -> Carried:
+    """Returns what most of the destinations got in time.
+
+    A destination that got much less than the others is slow itself, and does not count.
+
+    Args:
+        packets: sent to each destination, at least one.
+        seconds: from the first to the last.
+        reports: at least one, of any content.
+    """
+
+    def in_time(report: Report) -> float:
+        fraction = min(report.packets / packets, 1.0)
+        # Packets that come in slower than they went out are waiting in a queue.
+        slow = report.seconds > _LATE * seconds + _LATE_SECONDS
+        return fraction * seconds / report.seconds if slow else fraction
+
+    fractions = [in_time(report) for report in reports]
+    middle = statistics.median_high(fractions)
+    counted = [each for each in fractions if each >= middle - 0.05]
+    return Carried(statistics.fmean(counted), packets * len(counted))
+
+
+class Rate:
+    """The rate of one worker: `next` before each phase, and later `saw` of what became of it.
+
+    A phase's reports come while the next is under way: a trial is followed by a phase at the lower
+    of the two rates.
+    """
+
+    def __init__(self, start: float = _START) -> None:
+        """Has seen nothing yet.
+
+        Args:
+            start: bits a second.
+        """
+        self._rate = start
+        # The fraction that is carried at this rate; and what came after it, where it is lower.
+        self._usual: float | None = None
+        self._low: list[float] = []
+        self._trial: float | None = None
+        self._age = 0
+        self._hold, self._step, self._faster_next = 0, _LARGEST_STEP, True
+
+    def next(self) -> float:
+        """Returns the bits a second of the next phase."""
+        if self._trial is None:
+            self._hold -= 1
+            if self._hold >= 0 or self._usual is None or self._low:
+                return self._rate
+            self._try(self._rate * (1 + self._step if self._faster_next else _SLOWER))
+        assert self._trial is not None
+        self._age += 1
+        if self._age == 1:
+            return self._trial
+        slower = min(self._trial, self._rate)
+        if self._age > _PATIENCE:
+            self._settle(self._rate, _HOLD)
+        return slower
+
+    def saw(self, rate: float, seen: Carried) -> None:
+        """Takes note of what was carried of a phase.
+
+        Args:
+            rate: of that phase.
+            seen: what was carried.
+        """
+        if rate == self._trial:
+            if rate > self._rate:
+                self._saw_faster(rate, seen)
+            else:
+                self._saw_slower(rate, seen)
+        elif (rate == self._rate and self._trial is None) or rate < (self._trial or 0.0):
+            self._saw_usual(seen)
+
+    def saw_nothing(self) -> None:
+        """Takes note that for some phases the others were heard, but none of their reports."""
+        self._usual = None
+        self._settle(self._rate / 2, 0)
+
+    def _saw_usual(self, seen: Carried) -> None:
+        if self._usual is None:
+            # That it is not the rate is for a slower trial to tell.
+            self._usual = 1.0
+            patience = 1
+        else:
+            patience = _PATIENCE_WITH_LOW
+        if seen.fraction >= self._usual * (1 - _BUDGET - _chance(seen)):
+            self._usual += _WEIGHT * (seen.fraction - self._usual)
+            self._low = []
+            return
+        self._low.append(seen.fraction)
+        if len(self._low) >= patience and self._trial is None:
+            expected = statistics.fmean(self._low) / self._usual
+            self._try(self._rate * _SLOWER * max(expected, 0.1))
+
+    def _saw_faster(self, rate: float, seen: Carried) -> None:
+        assert self._usual is not None
+        arrived = seen.fraction / self._usual
+        if arrived >= 1 - _NOTHING - _chance(seen):
+            self._settle(rate, 0)
+            self._step = min(2 * self._step, _LARGEST_STEP)
+            return
+        self._settle(max(_BELOW_CAPACITY * rate * arrived, _SLOWER * self._rate), _HOLD)
+        self._step, self._faster_next = _SMALLEST_STEP, False
+
+    def _saw_slower(self, rate: float, seen: Carried) -> None:
+        assert self._usual is not None
+        before = statistics.fmean(self._low) if self._low else self._usual
+        arrived = before / max(seen.fraction, 1e-3)
+        if arrived >= 1 - _BUDGET - _chance(seen):
+            # It drops as much when one is slower: that is how this network is.
+            self._usual = (before + seen.fraction) / 2
+            self._settle(self._rate, 1)
+        elif self._rate * arrived > rate / _SLOWER**0.5:
+            self._usual = max(self._usual, seen.fraction)
+            self._settle(_BELOW_CAPACITY * self._rate * arrived, _HOLD // 4)
+        else:
+            # Even that was more than is carried.
+            self._rate, self._low = rate, [seen.fraction]
+            self._try(rate / 2)
+        self._faster_next = True
+
+    def _try(self, rate: float) -> None:
+        self._trial, self._age = min(max(rate, _LEAST), _MOST), 0
+
+    def _settle(self, rate: float, hold: int) -> None:
+        self._rate, self._trial = min(max(rate, _LEAST), _MOST), None
+        self._low, self._hold = [], hold
+
+
+def _chance(seen: Carried) -> float:
+    """Returns by how much a fraction may be lower by chance."""
+    return _DEVIATIONS * math.sqrt(seen.fraction * (1 - seen.fraction) / seen.packets)

@@ -1,0 +1,95 @@
+"""The rate that is found, on a simulated link: a capacity, a queue, and random drops."""
+
+import random
+import statistics
+
+import pytest
+
+from rps_jax.transport.packets import Report
+from rps_jax.transport.rate import Rate, carried
+
+PACKETS, BITS = 300, 8 * 1442
+
+
+class Link:
+    """A link that three workers' packets share; fluid, but for the random drops."""
+
+    def __init__(self, capacity, drop_rate=0.0, queue_seconds=0.02, seed=0):
+        self.capacity, self.drop_rate, self.queue_seconds = capacity, drop_rate, queue_seconds
+        self.rates, self.own_drops, self.packets = [], 0.0, 0
+        self._random = random.Random(seed)
+
+    def carry(self, rate):
+        """What the network makes of a phase at a rate."""
+        bits = 3 * PACKETS * BITS
+        seconds = bits / rate
+        too_much = max(0.0, (rate - self.capacity) * seconds - self.queue_seconds * self.capacity)
+        overflow = too_much / bits
+        arrives = min((1 - overflow) * bits / self.capacity, seconds + self.queue_seconds)
+        reports = [Report(0, 0, self._arriving(overflow), max(seconds, arrives)) for _ in range(3)]
+        self.rates.append(rate)
+        self.own_drops += 3 * PACKETS * overflow
+        self.packets += 3 * PACKETS
+        return carried(PACKETS, seconds, reports)
+
+    def _arriving(self, overflow):
+        keep = (1 - overflow) * (1 - self.drop_rate)
+        return sum(self._random.random() < keep for _ in range(PACKETS))
+
+
+def send(rate, link, phases):
+    """Sends phases; their reports come while the next is under way."""
+    before = None
+    for _ in range(phases):
+        now = rate.next()
+        seen = link.carry(now)
+        if before is not None:
+            rate.saw(*before)
+        before = now, seen
+
+
+@pytest.mark.parametrize("capacity", [20e6, 100e6, 1e9])
+@pytest.mark.parametrize("drop_rate", [0.0, 0.01, 0.1, 0.3])
+def test_it_finds_what_the_link_carries_whatever_is_dropped_at_random(capacity, drop_rate):
+    rate, link = Rate(), Link(capacity, drop_rate)
+    send(rate, link, 400)
+    # Above the capacity there is a queue to fill, which costs nothing.
+    assert 0.93 < statistics.median(link.rates[200:]) / capacity < 1.25
+
+
+@pytest.mark.parametrize("capacity", [100e6, 1e9])
+def test_it_drops_next_to_nothing_itself(capacity):
+    rate, link = Rate(), Link(capacity)
+    send(rate, link, 400)
+    assert link.own_drops < 0.001 * link.packets
+
+
+def test_it_follows_a_capacity_that_falls_and_comes_back():
+    rate, link = Rate(), Link(1e9)
+    send(rate, link, 150)
+    for capacity in (200e6, 1e9):
+        link.capacity = capacity
+        send(rate, link, 250)
+        assert 0.8 < statistics.median(link.rates[-50:]) / capacity < 1.3
+
+
+def test_a_destination_that_is_slow_itself_does_not_count():
+    reports = [Report(0, 0, PACKETS, 0.1)] * 2 + [Report(0, 0, 10, 0.1)]
+    assert carried(PACKETS, 0.1, reports).fraction == 1
+
+
+@pytest.mark.parametrize("packets", [0, 2**32 - 1])
+@pytest.mark.parametrize("seconds", [0.0, 1.8e13])
+def test_absurd_reports_do_no_more_than_lower_the_rate(packets, seconds):
+    rate = Rate()
+    for _ in range(50):
+        now = rate.next()
+        assert 1e6 <= now <= 100e9
+        rate.saw(now, carried(PACKETS, 0.1, [Report(0, 0, packets, seconds)]))
+
+
+def test_without_reports_it_gets_slower():
+    rate = Rate()
+    before = rate.next()
+    rate.saw_nothing()
+    assert rate.next() < before
