@@ -162,7 +162,7 @@ def test_when_everything_is_dropped_every_worker_keeps_its_own_and_none_waits_lo
     for worker, (results, seconds) in enumerate(done):
         for result in results:
             jax.tree.map(np.testing.assert_array_equal, result, params_of(worker))
-        # Two phases of two exchanges; then nobody is waited for who has never been heard.
+        # Two phases of an exchange; then nobody is waited for who has never been heard.
         assert seconds < 30
 
 

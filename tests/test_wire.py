@@ -82,7 +82,8 @@ def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
     said = job.end()
     assert job.launcher.returncode == 0, said
     argv = [*LINEAR, *flags, "--num-workers", "2", "--output-dir", str(simulated)]
-    assert launch.train.main([*argv, "--channel", "trace", "--trace", str(trace)]) == 0
+    argv += ["--channel", "trace", "--trace", str(trace)]
+    subprocess.run([sys.executable, "-m", "launch.train", *argv], env=ENVIRONMENT, check=True)
 
     *_, last = read_metrics(over_udp)
     assert last["workers"] == 2

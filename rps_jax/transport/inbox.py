@@ -15,7 +15,7 @@ from rps_jax.transport.packets import EVERYONE, Opened, Report, Sealer
 PHASES = 2
 _MOST_WAITING = 1 << 17
 """Datagrams that are kept before the first exchange."""
-_GIVEN_UP = 2
+_GIVEN_UP = 1
 """Exchanges without a word after which a worker is not waited for until it is heard again."""
 
 
@@ -106,11 +106,12 @@ class Inbox:
                 exchange = self._ahead
             if exchange != self._exchange + 1:
                 self._of(exchange, clear=True)
+            if self._exchange >= 0:
+                self._silent[self._heard] = 0
+                self._silent[~self._heard] += 1
             self._exchange = exchange
             self._of(exchange + 1, clear=True)
             self._frozen = [False] * PHASES
-            self._silent[self._heard] = 0
-            self._silent[~self._heard] += 1
             self._heard[...] = False
             waiting, self._waiting = self._waiting, []
             for opened, seconds in waiting:
