@@ -11,6 +11,8 @@ drops; they are those of `make_train_step` with the same seed. `update` must run
 is bound; `init` may run anywhere.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -76,12 +78,26 @@ def optax_average_gradients(
     Raises:
         ValueError: an unknown `on_miss` or `assignment`.
     """
-    check_on_miss(on_miss)
     carrier = MaskedCollectives(channel, axis_name, assignment)
+    start = functools.partial(_init_exchange, channel, seed, num_workers)
+    return average_gradients_over(carrier, start, on_miss)
+
+
+def average_gradients_over(
+    carrier: Carrier, start: Callable[[], ExchangeState], on_miss: OnMiss = "own"
+) -> optax.GradientTransformation:
+    """Averages gradients over any carrier; see `optax_average_gradients`.
+
+    Args:
+        carrier: what moves the blocks.
+        start: returns the state before the first exchange.
+        on_miss: what a worker applies where no average arrived.
+    """
+    check_on_miss(on_miss)
 
     def init(params: Any) -> ExchangeState:
         del params
-        return _init_exchange(channel, seed, num_workers)
+        return start()
 
     def update(updates: Any, state: ExchangeState, params: Any = None) -> tuple[Any, ExchangeState]:
         del params
@@ -122,10 +138,24 @@ def optax_average_models(
         ValueError: an unknown `assignment`.
     """
     carrier = MaskedCollectives(channel, axis_name, assignment)
+    start = functools.partial(_init_exchange, channel, seed, num_workers)
+    return average_models_over(carrier, start, optimizer)
+
+
+def average_models_over(
+    carrier: Carrier, start: Callable[[], ExchangeState], optimizer: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """RPS around an optimizer, over any carrier; see `optax_average_models`.
+
+    Args:
+        carrier: what moves the blocks.
+        start: returns the state before the first exchange.
+        optimizer: the whole chain that makes the local step.
+    """
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> AverageModelsState:
-        return AverageModelsState(_init_exchange(channel, seed, num_workers), inner.init(params))
+        return AverageModelsState(start(), inner.init(params))
 
     def update(
         updates: Any, state: AverageModelsState, params: Any = None, **extra_args: Any

@@ -332,6 +332,37 @@ def test_the_law_of_the_wire(rule):
     assert_close(stacked([params for params, _, _ in done]), jax.device_get(state.params))
 
 
+def chain_of(kind, network):
+    if kind == "models":
+        return transport.optax_average_models(optax.sgd(0.1), network)
+    return optax.chain(transport.optax_average_gradients(network), optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("kind", ["models", "gradients"])
+def test_one_line_of_optax_averages_over_the_network(kind):
+    batches = np.random.default_rng(0).normal(size=(3, N, 500)).astype(np.float32)
+
+    def work(network, worker):
+        optimizer = chain_of(kind, network)
+        params: Any = jnp.zeros(500)
+        state = optimizer.init(params)
+
+        @jax.jit
+        def step(params, state, batch):
+            updates, state = optimizer.update(params - batch, state, params)
+            return optax.apply_updates(params, updates), state
+
+        for batch in batches:
+            params, state = step(params, state, batch[worker])
+        return np.asarray(params)
+
+    expected = np.zeros(500)
+    for batch in batches:
+        expected -= 0.1 * (expected - batch.mean(0))
+    for params in run_workers(work):
+        np.testing.assert_allclose(params, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 5, 33])
 def test_packets_hold_every_leaf_and_give_it_back(num_workers):
     tree = params_of(0)
