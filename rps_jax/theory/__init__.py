@@ -1,0 +1,13 @@
+"""What drops cost: exact where there is a closed form, by Monte Carlo for any channel."""
+
+from rps_jax.theory.bursts import whole_block as whole_block
+from rps_jax.theory.exchange import Alphas as Alphas
+from rps_jax.theory.exchange import alphas as alphas
+from rps_jax.theory.exchange import contraction as contraction
+from rps_jax.theory.exchange import drift as drift
+from rps_jax.theory.exchange import largest_drop_rate as largest_drop_rate
+from rps_jax.theory.links import link_alphas as link_alphas
+from rps_jax.theory.monte_carlo import Measured as Measured
+from rps_jax.theory.monte_carlo import measure as measure
+from rps_jax.theory.steady_state import kept as kept
+from rps_jax.theory.steady_state import steady_consensus_distance as steady_consensus_distance
