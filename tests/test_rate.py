@@ -57,6 +57,14 @@ def test_it_finds_what_the_link_carries_whatever_is_dropped_at_random(capacity, 
     assert 0.93 < statistics.median(link.rates[200:]) / capacity < 1.25
 
 
+@pytest.mark.parametrize("drop_rate", [0.01, 0.1])
+@pytest.mark.parametrize("seed", range(5))
+def test_random_drops_do_not_hold_it_up(drop_rate, seed):
+    rate, link = Rate(), Link(1e9, drop_rate, seed=seed)
+    send(rate, link, 50)
+    assert max(link.rates) > 0.85 * link.capacity
+
+
 @pytest.mark.parametrize("capacity", [100e6, 1e9])
 def test_it_drops_next_to_nothing_itself(capacity):
     rate, link = Rate(), Link(capacity)

@@ -133,7 +133,9 @@ class Rate:
         else:
             patience = _PATIENCE_WITH_LOW
         if seen.fraction >= self._usual * (1 - _BUDGET - _chance(seen)):
-            self._usual += _WEIGHT * (seen.fraction - self._usual)
+            # The first is all that is known yet.
+            weight = 1.0 if patience == 1 else _WEIGHT
+            self._usual += weight * (seen.fraction - self._usual)
             self._low = []
             return
         self._low.append(seen.fraction)
@@ -147,6 +149,11 @@ class Rate:
         if arrived >= 1 - _NOTHING - _chance(seen):
             self._settle(rate, 0)
             self._step = min(2 * self._step, _LARGEST_STEP)
+            return
+        if self._step > _SMALLEST_STEP and arrived >= 1 - 2 * (_NOTHING + _chance(seen)):
+            # Too little to tell from chance, and much less than the step: a smaller one will tell.
+            self._step = max(self._step / 2, _SMALLEST_STEP)
+            self._settle(self._rate, 1)
             return
         self._settle(max(_BELOW_CAPACITY * rate * arrived, _SLOWER * self._rate), _HOLD)
         self._step, self._faster_next = _SMALLEST_STEP, False
