@@ -57,7 +57,7 @@ def steps_of_all(mesh):
 
         program = mesh.spmd(step_of_worker, (P("workers"), P("workers")), (P("workers"), P()))
         initial = rps.init_train_state(
-            params, {"mean": np.zeros(6, np.float32)}, optimizer, channel, n, seed=3
+            params, {"mean": np.zeros(6, np.float32)}, optimizer, channel, n, 3, algorithm=algorithm
         )
         state = mesh.replicate(initial)
         for i in range(STEPS):

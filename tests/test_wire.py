@@ -101,6 +101,7 @@ def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
 LONG = ("--epochs", "2000", "--log-every", "20")
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_missed_and_comes_back(tmp_path):
     job = Job(tmp_path, 3, *LONG, before=("--max-restarts", "1", "--deadline", "1"))
     job.wait_for_step(1)

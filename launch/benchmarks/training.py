@@ -45,6 +45,8 @@ from launch.trainer.run_directory import RunDirectory, check_can_write, only_wri
 
 _KILL_AT = 0.4
 """Share of the run after which a worker is killed."""
+_STOPPED = "stopped"
+"""File in the folder of a run that took too long."""
 _WAYS = {
     "udp": "RPS over UDP",
     "udp-killed": "RPS over UDP, a worker killed and restarted",
@@ -72,6 +74,8 @@ class TrainingConfig:
     """Probabilities that a packet is dropped on its way."""
     num_workers: Annotated[int, Within(2, 64)] = 4
     """Hosts, a worker each."""
+    most_seconds: Annotated[float, Within(1, 1e6)] = 600.0
+    """Of a training; one that takes longer is stopped, and shown as far as it came."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +114,12 @@ def run(argv: Sequence[str]) -> int:
         if way != "udp-killed" or drop_rate == max(config.drop_rates)
     ]
     with only_writer(config.output_dir):
-        todo = [each for each in runs if not _folder(config, each).is_done]
+        todo = [each for each in runs if not _is_over(_folder(config, each))]
         if todo:
             with _hosts(config) as hosts:
                 for number, each in enumerate(todo, 1):
                     print(f"[{number}/{len(todo)}] {each.name}", flush=True)
-                    hosts.train(each, _folder(config, each), of_training)
+                    hosts.train(each, _folder(config, each), of_training, config.most_seconds)
         _report(config, runs, of_training)
     return 0
 
@@ -139,8 +143,10 @@ class _Hosts:
         self._ssh.write_text(f'#!/bin/sh\ncase "$1" in\n{"".join(cases)}esac\n')
         self._ssh.chmod(0o755)
 
-    def train(self, each: _Run, folder: RunDirectory, of_training: Sequence[str]) -> None:
-        """Trains to the end; raises `CommandError` if it does not come."""
+    def train(
+        self, each: _Run, folder: RunDirectory, of_training: Sequence[str], most_seconds: float
+    ) -> None:
+        """Trains to the end, or for so long; raises `CommandError` if it fails."""
         self._bed.set_link(Link(rate=1e6 * each.mbps, drop_rate=each.drop_rate))
         over_tcp = each.way == "tcp"
         argv = [sys.executable, "-m", "launch.hosts", "--hostfile", str(self._hostfile)]
@@ -154,12 +160,21 @@ class _Hosts:
             try:
                 if each.way == "udp-killed":
                     _kill_a_worker(launcher, folder)
-                status = launcher.wait()
+                status = launcher.wait(most_seconds)
+            except subprocess.TimeoutExpired:
+                launcher.terminate()
+                launcher.wait()
+                status = 0
+                write_text(folder.path / _STOPPED, f"after {most_seconds:g} s\n")
             except BaseException:
                 launcher.terminate()
                 raise
         if status:
             raise CommandError(f"{each.name}: expected a training, ended with status {status}")
+
+
+def _is_over(folder: RunDirectory) -> bool:
+    return folder.is_done or (folder.path / _STOPPED).exists()
 
 
 @contextlib.contextmanager
@@ -193,17 +208,24 @@ def _report(config: TrainingConfig, runs: Sequence[_Run], of_training: Sequence[
 
 
 def _row(each: _Run, folder: RunDirectory) -> dict[str, Any]:
-    lines, summary = folder.read_metrics(), folder.read_summary()
-    score = summary["score"]
+    lines = folder.read_metrics()
+    last, stopped = (
+        lines[-1],
+        "" if folder.is_done else f", stopped at epoch {lines[-1]['epoch']:.2g}",
+    )
+    score = "-"
+    if folder.is_done:
+        summary = folder.read_summary()
+        score = f"{summary['score'].replace('_', ' ')} {summary[summary['score']]:.4f}"
     return {
         "Mbps": f"{each.mbps:g}",
         "dropped": f"{each.drop_rate:.0%}",
-        "training": _WAYS[each.way],
+        "training": _WAYS[each.way] + stopped,
         "seconds": f"{_seconds(folder)[-1]:.0f}",
         "ms a step, median": f"{1e3 * _seconds_a_step(lines):.0f}",
-        "training loss": f"{summary['mean_model_train_loss']:.4f}",
-        score.replace("_", " "): f"{summary[score]:.4f}",
-        "delivered": f"{summary['delivered_fraction']:.1%}",
+        "training loss": f"{last.get('mean_model_train_loss', last['train_loss']):.4f}",
+        "score": score,
+        "delivered": f"{statistics.fmean(line['delivered_fraction'] for line in lines):.1%}",
     }
 
 
