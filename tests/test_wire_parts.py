@@ -104,37 +104,37 @@ def test_reports_wait_for_a_coordinator_that_comes_back():
     reporter.close(0)
 
 
-def report(step, loss=1.0, speed=10.0):
+def report(step, at=0.0, loss=1.0, speed=10.0):
     values = {"step": step, "epoch": 0.5, "train_loss": loss, "delivered_fraction": 1.0}
-    return Report.of(values | {"examples_per_second": speed}, b"")
+    return Report.of(values | {"examples_per_second": speed}, b"", at)
 
 
 def test_a_line_waits_for_the_workers_that_are_there():
     lines = Lines(after=5, patience=30.0)
-    lines.add(0, report(5), now=0.0)  # It is written already.
+    lines.add(0, report(5, 0.0))  # It is written already.
     assert lines.due({0, 1, 2}, now=0.0) is None
-    lines.add(0, report(10, loss=1.0), now=1.0)
-    lines.add(1, report(10, loss=3.0), now=2.0)
+    lines.add(0, report(10, 1.0, loss=1.0))
+    lines.add(1, report(10, 2.0, loss=3.0))
     assert lines.due({0, 1, 2}, now=3.0) is None
-    lines.add(2, report(20), now=4.0)  # It has gone on without step 10.
+    lines.add(2, report(20, 4.0))  # It has gone on without step 10.
     due = lines.due({0, 1, 2}, now=5.0)
     assert set(due) == {0, 1}
     line = merged(due)
     assert (line["train_loss"], line["examples_per_second"], line["workers"]) == (2.0, 20.0, 2)
     assert lines.due({0, 1, 2}, now=33.0) is None
     assert set(lines.due({0, 1, 2}, now=34.0)) == {2}  # Long enough.
-    lines.add(1, report(30), now=35.0)
+    lines.add(1, report(30, 35.0))
     assert set(lines.due({1}, now=35.0)) == {1}  # Nobody else is there.
     for step in (40, 50, 60, 70):
         assert lines.due({0, 1}, now=36.0) is None
-        lines.add(1, report(step), now=36.0)
+        lines.add(1, report(step, 36.0))
     assert set(lines.due({0, 1}, now=36.0)) == {1}  # Too many wait.
 
 
 @pytest.mark.parametrize("damage", [{"step": "1"}, {"step": -1}, {"epoch": None}])
 def test_what_is_no_report_is_none(damage):
     with pytest.raises(TypeError, match="expected numbers"):
-        Report.of(report(1).values | damage, b"")
+        Report.of(report(1).values | damage, b"", 0.0)
 
 
 def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):

@@ -90,7 +90,7 @@ def coordinate(
                 reception.close()
         if signals.first:
             raise Stopped(signals.first, "in the coordinator", "the same command", said=False)
-        summary = summarise(setup, coordinator.seconds)
+        summary = summarise(setup, coordinator.seconds_at(time.monotonic()))
         coordinator.deliveries.save()
         return summary
 
@@ -100,7 +100,6 @@ class _Coordinator:
 
     Attributes:
         deliveries: What arrived in each exchange, where they are recorded.
-        seconds: How long the run has taken.
     """
 
     def __init__(
@@ -117,9 +116,9 @@ class _Coordinator:
         self._before = lines[-1].get("wall_seconds", 0.0) if lines else 0.0
         self.deliveries = Deliveries(setup.config.num_workers, setup.config.record)
 
-    @property
-    def seconds(self) -> float:
-        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+    def seconds_at(self, moment: float) -> float:
+        """Returns how long the run had taken at a moment of `time.monotonic`."""
+        return self._before + (0.0 if self._began is None else moment - self._began)
 
     def run(self, events: queue.Queue[Event], stopped: Callable[[], int]) -> None:
         """Takes events until all that are there are done, or a signal comes."""
@@ -154,7 +153,7 @@ class _Coordinator:
     def _take(self, event: Event) -> None:
         self._heard = time.monotonic()
         if event.kind == "greeting":
-            self._began = self._began or self._heard
+            self._began = self._began or event.at
             self._connections[event.worker] += 1
             self._done.discard(event.worker)
         elif event.kind == "gone":
@@ -165,11 +164,12 @@ class _Coordinator:
         elif event.kind == "deliveries":
             self.deliveries.add(event.worker, event.header, event.payload)
         elif event.kind == "metrics":
-            self._lines.add(event.worker, Report.of(event.header, event.payload), self._heard)
+            self._lines.add(event.worker, Report.of(event.header, event.payload, event.at))
 
     def _write_lines(self) -> None:
         while reports := self._lines.due(self._present() - self._done, time.monotonic()):
-            line = merged(reports) | {"wall_seconds": round(self.seconds, 2)}
+            came = max(report.at for report in reports.values())
+            line = merged(reports) | {"wall_seconds": round(self.seconds_at(came), 2)}
             line |= self._measure(line["step"], [report.model for report in reports.values()])
             self._setup.directory.append(line)
             self._show(line)

@@ -23,14 +23,16 @@ class Report(NamedTuple):
         step: Steps that the run has taken.
         values: The worker's own metrics.
         model: Bytes of its params and model state.
+        at: When it came, in seconds.
     """
 
     step: int
     values: dict[str, float]
     model: bytes
+    at: float
 
     @classmethod
-    def of(cls, header: dict[str, Any], model: bytes) -> "Report":
+    def of(cls, header: dict[str, Any], model: bytes, at: float) -> "Report":
         """Returns the report in a message.
 
         Raises:
@@ -40,7 +42,7 @@ class Report(NamedTuple):
         values = {name: header[name] for name in REPORTED}
         if not all(map(is_number, values.values())) or not is_count(values["step"]):
             raise TypeError("metrics: expected numbers")
-        return cls(values["step"], values, model)
+        return cls(values["step"], values, model, at)
 
 
 class Lines:
@@ -58,12 +60,12 @@ class Lines:
         self._began: dict[int, float] = {}
         self._newest: dict[int, int] = {}
 
-    def add(self, worker: int, report: Report, now: float) -> None:
-        """Adds a report; `now` in seconds."""
+    def add(self, worker: int, report: Report) -> None:
+        """Adds a report."""
         self._newest[worker] = report.step
         if report.step > self._after:
             self._reports.setdefault(report.step, {})[worker] = report
-            self._began.setdefault(report.step, now)
+            self._began.setdefault(report.step, report.at)
 
     def due(self, present: Set[int], now: float) -> dict[int, Report] | None:
         """Returns the reports of the next line by worker; None while it has to wait.

@@ -173,12 +173,14 @@ class Event(NamedTuple):
         worker: Of whom.
         header: The rest of the header.
         payload: Bytes.
+        at: When it came, of `time.monotonic`.
     """
 
     kind: str
     worker: int
     header: dict[str, Any]
     payload: bytes
+    at: float
 
 
 class Reception:
@@ -252,7 +254,7 @@ class Reception:
         finally:
             self._places.release()
             if worker is not None:
-                self.events.put(Event("gone", worker, {}, b""))
+                self.events.put(Event("gone", worker, {}, b"", time.monotonic()))
 
     def _event(self, message: Message | None) -> Event | None:
         if message is None:
@@ -260,7 +262,7 @@ class Reception:
         header, payload = message
         kind, worker = header.pop("kind", None), header.pop("worker", None)
         known = isinstance(kind, str) and type(worker) is int and 0 <= worker < self._num_workers
-        return Event(kind, worker, header, payload) if known else None
+        return Event(kind, worker, header, payload, time.monotonic()) if known else None
 
     def close(self) -> None:
         """Gives the port back."""
