@@ -39,6 +39,7 @@ from launch.cli.fields import (
 from launch.distributed.rendezvous import split_address
 from launch.tasks import TASKS
 from rps_jax.rules import RULES, Rule
+from rps_jax.servers import RECEIVED
 
 PROG = "launch.train"
 
@@ -287,6 +288,9 @@ def _check_over_udp(config: TrainConfig) -> None:
     for name in ("workers_per_device", "allow_resize"):
         if getattr(config, name):
             not_allowed(name, getattr(config, name), "with --network udp")
+    server = getattr(make_rule(config), "server", RECEIVED.name)
+    if server != RECEIVED.name:
+        not_allowed("server", server, "with --network udp, whose servers average what they receive")
 
 
 def make_rule(config: TrainConfig) -> Rule:

@@ -94,6 +94,7 @@ LONG_WORK = (
     (launch.benchmarks.colocation, "Bed"),
     (launch.trainer.many_runs, "only_writer"),
     (launch.distributed.job.Job, "flags"),
+    (launch.hosts, "_free_ports"),
     (rps_jax.theory, "measure"),
     (cifar10, "find"),
     (launch.colocation.simulate, "simulate"),
