@@ -96,6 +96,21 @@ def test_absurd_reports_do_no_more_than_lower_the_rate(packets, seconds):
         rate.saw(now, carried(PACKETS, 0.1, [Report(0, 0, packets, seconds)]))
 
 
+def test_a_rate_that_the_sender_cannot_reach_is_not_tried_further():
+    rate, link = Rate(), Link(1e9)
+    before = None
+    for _ in range(60):
+        now = rate.next()
+        seen = link.carry(min(now, 150e6))
+        if now > 150e6 / 0.9:
+            rate.did_not_reach()
+        if before is not None:
+            rate.saw(*before)
+        before = now, seen
+    assert max(link.rates[-20:]) <= 150e6
+    assert now <= 150e6 / 0.9 * 1.25
+
+
 def test_without_reports_it_gets_slower():
     rate = Rate()
     before = rate.next()

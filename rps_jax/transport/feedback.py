@@ -7,6 +7,8 @@ from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import Report
 from rps_jax.transport.rate import Rate, carried
 
+_REACHED = 0.85
+"""The share of a rate that has to be reached for it to be that."""
 _WITHOUT_REPORTS = 4
 """Phases without a report after which the rate may be what keeps them away."""
 
@@ -27,15 +29,18 @@ class Feedback:
         self._sent: dict[tuple[int, int], _Sent] = {}
         self._unheard = 0
 
-    def sent(self, exchange: int, phase: int, packets: int, seconds: float) -> None:
+    def sent(self, exchange: int, phase: int, packets: int, num_bytes: int, seconds: float) -> None:
         """Takes note of a phase that was sent, and sets the rate of the next.
 
         Args:
             exchange: number of the exchange.
             phase: 0 the reduce-scatter, 1 the all-gather.
             packets: to each destination.
+            num_bytes: to all of them.
             seconds: from the first to the last.
         """
+        if 8 * num_bytes < _REACHED * self._pacer.bits_per_second * seconds:
+            self._rate.did_not_reach()
         # Reports come with the next phase, or not at all.
         self._sent = dict(list(self._sent.items())[-2:])
         self._sent[exchange, phase] = _Sent(self._pacer.bits_per_second, packets, seconds)

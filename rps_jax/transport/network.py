@@ -204,15 +204,17 @@ class Network:
 
     def _send(self, phase: int, exchange: int, packets: int, chunks: Iterable[_Chunk]) -> None:
         """Sends the packets of a phase, and its end, which says what came of the one before."""
-        began = time.monotonic()
+        began, num_bytes = time.monotonic(), 0
         for other, chunk in chunks:
             self._stopwatch.lap("sealing")
             self._pacer.wait(chunk.size)
             self._stopwatch.lap("pacing")
             self._socket.send(chunk, self._addresses[other])
+            num_bytes += chunk.size
             self._stopwatch.lap("sending")
         if self._feedback is not None:
-            self._feedback.sent(exchange, phase, packets, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._feedback.sent(exchange, phase, packets, num_bytes, seconds)
         for _ in range(_LAST_WORDS):
             for other in self._others:
                 report = self._reports[other]

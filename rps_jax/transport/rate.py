@@ -120,6 +120,11 @@ class Rate:
         elif (rate == self._rate and self._trial is None) or rate < (self._trial or 0.0):
             self._saw_usual(seen)
 
+    def did_not_reach(self) -> None:
+        """Takes note that the sender itself cannot send as fast: its card or its processor."""
+        if self._trial is not None and self._trial > self._rate:
+            self._settle(self._rate, _HOLD // 4)
+
     def saw_nothing(self) -> None:
         """Takes note that for some phases the others were heard, but none of their reports."""
         self._usual = None
