@@ -183,6 +183,17 @@ class Process:
         )
 
 
+def one_at_a_time(show: Show) -> Show:
+    """Returns what shows whole lines, of processes that are each read by a thread of their own."""
+    speaking = threading.Lock()
+
+    def show_whole(line: str) -> None:
+        with speaking:
+            show(line)
+
+    return show_whole
+
+
 def how_it_ended(status: int) -> str:
     """Returns how a process ended, for people."""
     return f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"

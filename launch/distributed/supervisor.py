@@ -6,7 +6,6 @@ lifeline to it (`launch.distributed.heartbeat`).
 """
 
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from launch.distributed.process import (
     Show,
     exit_status_of,
     how_it_ended,
+    one_at_a_time,
     signal_name,
 )
 from launch.trainer.preemption import StopSignals
@@ -49,16 +49,11 @@ def supervise(commands: Sequence[Command], logs: Path, silence: float, show: Sho
         JobFailed: A process has failed or hangs; the others were ended.
     """
     processes: list[Process] = []
-    speaking = threading.Lock()
-
-    def show_whole(line: str) -> None:
-        with speaking:  # Each process is read by a thread of its own.
-            show(line)
-
+    show = one_at_a_time(show)
     with StopSignals(STOP_SIGNALS, second_ends=False) as signals:
         try:
             for number, command in enumerate(commands):
-                processes.append(Process(number, command, logs, show_whole))
+                processes.append(Process(number, command, logs, show))
             return _watch(processes, signals, silence)
         except JobFailed as error:
             error.may_restart = not signals.received

@@ -1,6 +1,5 @@
 """Runs the processes of a run over UDP: one that dies is missed, and started again if it may be."""
 
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from launch.distributed.process import (
     Show,
     exit_status_of,
     how_it_ended,
+    one_at_a_time,
 )
 from launch.distributed.supervisor import STOP_SECONDS, STOP_SIGNALS, passed_on_as
 from launch.trainer.preemption import StopSignals
@@ -42,17 +42,12 @@ def supervise_members(
     Raises:
         JobFailed: There is no result, or a process has failed in a way that all would.
     """
-    speaking = threading.Lock()
-
-    def show_whole(line: str) -> None:
-        with speaking:  # Each process is read by a thread of its own.
-            show(line)
-
+    show = one_at_a_time(show)
     members: list[_Member] = []
     with StopSignals(STOP_SIGNALS, second_ends=False) as signals:
         try:
             for number, command in enumerate(commands):
-                members.append(_Member(number, command, logs, show_whole, max_restarts))
+                members.append(_Member(number, command, logs, show, max_restarts))
             while not signals.received:
                 time.sleep(_POLL_SECONDS)
                 for member in members:
