@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from bed import bed_or_skip
 
+import rps_jax as rps
 from launch import bench
 from launch.bed import Bed, Link
 from launch.benchmarks.web import Web
@@ -149,6 +150,7 @@ def test_hosts_have_their_own_congestion_control(bed: Bed) -> None:
 
 MAKES_A_BED = """
 import time
+import rps_jax as rps
 from launch import bench
 from launch.bed import Bed, Link
 from launch.benchmarks.web import Web
@@ -243,9 +245,10 @@ def test_a_web_service_is_asked_by_a_poisson_process_and_answers_all(bed: Bed) -
 def test_the_case_study_leaves_a_table_a_picture_and_numbers(
     bed: Bed, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    arguments = "--web-loads 0.3 --seconds 4 --rounds 1 --num-parameters 50000"
     folder = tmp_path / "results"
-    assert bench.main(["colocation", *arguments.split(), "--output-dir", str(folder)]) == 0
+    arguments = f"--web-loads 0.3 --seconds 4 --rounds 1 --num-parameters 50000 --training-seeds 0 \
+        --output-dir {folder} -- --epochs 1"
+    assert bench.main(["colocation", *arguments.split()]) == 0
     table = (folder / "table.md").read_text()
     assert table in capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 80
@@ -258,3 +261,7 @@ def test_the_case_study_leaves_a_table_a_picture_and_numbers(
     assert 0 <= one_queue["dropped"] < 0.5
     assert web_first["simulated_mean_ms"] > alone["simulated_mean_ms"]
     assert by_tcp["exchanges"] > 0
+    assert alone["train_loss"] is None
+    for row in (one_queue, web_first, by_tcp):
+        assert len(row["train_loss"]) == 1
+    assert rps.Trace.load(folder / "trace-0.3-udp-web-first.npz").packets > 1

@@ -51,6 +51,24 @@ class Watched:
         return seen
 
 
+def read_records(answer: dict[str, Any]) -> list[transport.Exchanged]:
+    """Returns the exchanges that an answer of `Worker.exchange` tells of, without their rows."""
+
+    def read(number: int, shift: int, packets: int, *masks: list[list[int]]) -> transport.Exchanged:
+        received, gathered = (
+            np.unpackbits(np.array(mask, np.uint8), axis=-1, count=packets).astype(bool)
+            for mask in masks
+        )
+        return transport.Exchanged(number, np.empty(0, np.uint8), received, gathered, shift)
+
+    return [read(*record) for record in answer["records"]]
+
+
+def _as_json(seen: transport.Exchanged) -> list[Any]:
+    masks = (np.packbits(mask, axis=-1).tolist() for mask in (seen.received, seen.gathered))
+    return [seen.exchange, seen.shift, seen.received.shape[1], *masks]
+
+
 class Worker:
     """What a worker can be asked; answers are what JSON can hold."""
 
@@ -122,13 +140,15 @@ class Worker:
         Returns:
             `spans`, when each exchange began and ended, on the clock that all hosts share; `cpu`,
             seconds of this process on all cores; and over UDP `arrived`, the share of the others'
-            packets that did, `link_rate` in bits a second, and `where` the seconds went.
+            packets that did, `link_rate` in bits a second, `where` the seconds went, and
+            `records`, for `read_records`, if the network was joined to keep them.
         """
         watched = self._networks.get(way)
         once = self._by_udp(watched) if watched else self._by_tcp
         if watched:
             watched.where.clear()
             watched.arrived.clear()
+            watched.network.records.clear()
         spans: list[tuple[float, float]] = []
         cpu, until = time.process_time(), time.monotonic() + (seconds or 0)
         stop = False
@@ -149,6 +169,7 @@ class Worker:
                 "arrived": float(np.mean(watched.arrived)),
                 "link_rate": watched.network.link_rate,
                 "where": {"packing": packing, **watched.where},
+                "records": [_as_json(seen) for seen in watched.network.records],
             }
         return answer
 

@@ -1,0 +1,74 @@
+"""The table and the picture of the case study."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from launch.benchmarks.colocation.config import WAYS, ColocationConfig
+from launch.benchmarks.results import Row
+from launch.reports.curves import STYLE
+from launch.reports.intervals import interval
+from launch.reports.tables import markdown_table
+
+
+def table(config: ColocationConfig, rows: list[Row]) -> str:
+    """Returns the table, in Markdown."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    cells = [
+        [
+            f"{row['web_load']:.0%}",
+            row["way"],
+            shown(row["mean_ms"], ".1f"),
+            shown(row["p99_ms"], ".0f"),
+            shown(row["simulated_mean_ms"], ".1f"),
+            shown(row["simulated_p99_ms"], ".0f"),
+            shown(row["dropped"], ".2%"),
+            shown(row["simulated_dropped"], ".2%"),
+            shown(row["exchange_ms"], ".0f"),
+            str(interval(row["train_loss"])) if row["train_loss"] else "-",
+        ]
+        for row in rows
+    ]
+    header = ["web", "training", "mean", "p99", "sim.", "p99", "drops", "sim.", "exchange", "loss"]
+    lines = [
+        f"{config.num_workers} hosts on links of {config.rate:g} Mbps; training takes "
+        f"{config.training_load:.0%} of each.",
+        "Completion of web messages and exchanges in ms, beside what is simulated (sim.);",
+        "drops of the training, and its loss after a whole training under the same drops",
+        f"(seeds {', '.join(map(str, config.training_seeds))}; ± is a 95% confidence interval).",
+        "",
+        *markdown_table(header, cells),
+    ]
+    if unfinished := sum(row["unfinished"] for row in rows):
+        lines += ["", f"{unfinished} messages did not complete; times are of the others."]
+    return "\n".join(lines) + "\n"
+
+
+def draw(config: ColocationConfig, rows: list[Row], path: Path) -> None:
+    """Draws completion times and drops over the web's load, measured and simulated."""
+    loads = [100 * web_load for web_load in config.web_loads]
+    panels = (
+        ("mean completion time (ms)", "mean_ms", 1.0),
+        ("99th percentile (ms)", "p99_ms", 1.0),
+        ("training dropped (%)", "dropped", 100.0),
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+        for axes, (title, name, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+            for number, way in enumerate(WAYS):
+                of_way = [row for row in rows if row["way"] == way.name]
+                for prefix, style in (("", "o-"), ("simulated_", "x:")):
+                    values = [row[f"{prefix}{name}"] for row in of_way]
+                    if None not in values:
+                        label = way.name if name == "mean_ms" and not prefix else None
+                        scaled = [scale * value for value in values]
+                        axes.plot(loads, scaled, style, color=f"C{number}", label=label)
+            axes.set(xlabel="web load (% of each link)", title=title)
+            axes.set_ylim(bottom=0)
+        figure.axes[0].plot([], [], "x:", color="0.3", label="simulated")
+        figure.legend(loc="outside lower center", ncols=5)
+        figure.savefig(path, dpi=160)
