@@ -198,7 +198,7 @@ def test_a_worker_that_has_gone_is_dropped_messages_and_takes_over_the_others_mo
             for _ in range(3):
                 params = network.average_models(params)
         gone.set()
-        time.sleep(0.5)
+        time.sleep(0.2)
         params = params_of(99, scale=100.0)  # Another life: its model is far from the others'.
         with transport.join(places, N - 1, KEY, **options) as network:
             for _ in range(6):
@@ -413,3 +413,28 @@ def test_a_port_that_is_taken_is_said():
     with pytest.raises(OSError, match="Address already in use"):
         transport.join(places, 0, KEY)
     taken.close()
+
+
+@pytest.mark.long
+def test_a_worker_that_was_away_takes_part_when_it_has_heard_the_whole_model() -> None:
+    away, exchanges = N - 1, 50
+    missed = threading.Event()
+
+    def work(network, worker):
+        params = {"x": jnp.full(20_000, 1e6 if worker == away else 1.0)}
+        found = []
+        if worker == away:
+            missed.wait()
+        while network.next_exchange < exchanges:
+            params = network.average_models(params)
+            found.append(float(jnp.abs(params["x"]).max()))
+            if network.next_exchange > 5:
+                missed.set()
+            time.sleep(0.02)
+        return found
+
+    found = run_workers(work, unruly={"drop": 0.3}, deadline=0.05, start_timeout=0.05)
+    assert found[away][0] > 1e5
+    for of_worker in found:
+        assert of_worker[-1] < 1.001
+    assert max(*found[0], *found[1]) < 1.001

@@ -1,6 +1,7 @@
 """What a benchmark leaves for machines: its numbers, and how they were made."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ def check_results(path: Path | None) -> None:
 
 
 def write_results(
-    path: Path | None, command: str, config: Any, rows: list[Row], **others: Any
+    path: Path | None,
+    command: str,
+    config: Any,
+    rows: list[Row],
+    flags: Sequence[str] = (),
+    **others: Any,
 ) -> None:
     """Writes a benchmark's numbers as one JSON object.
 
@@ -29,11 +35,12 @@ def write_results(
         command: Subcommand of launch.bench.
         config: Its options.
         rows: The numbers.
+        flags: Of launch.train, which came after "--".
         **others: What else there is to say.
     """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = command_line(f"launch.bench {command}", config, ("json",))
+    line = command_line(f"launch.bench {command}", config, ("json", "output_dir"), flags)
     made = {"command": line, "machine": machine(), "versions": versions("jax", "numpy")}
     write_json(path, {**made, **others, "rows": rows})

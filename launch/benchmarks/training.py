@@ -200,7 +200,7 @@ def _report(config: TrainingConfig, runs: Sequence[_Run], of_training: Sequence[
     rows = [_row(each, _folder(config, each)) for each in runs]
     table = "\n".join(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
     print(table)
-    made = f"{command_line('launch.bench training', config, ())} -- {shlex.join(of_training)}"
+    made = command_line("launch.bench training", config, ("output_dir",), of_training)
     about = {"command": made, "machine": machine(), "versions": versions("jax", "numpy")}
     write_text(config.output_dir / "table.md", f"{table}\n")
     write_json(config.output_dir / "results.json", {**about, "rows": rows})

@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
     goals = _goals(rows, frozen)
     print()
     _print_goals(goals)
-    others = {"congestion_control": used, "frozen": frozen, "goals": goals}
+    others: Row = {"congestion_control": used, "frozen": frozen, "goals": goals}
     write_results(config.json, "wire", config, rows, **others)
     return 0
 

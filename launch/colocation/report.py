@@ -1,6 +1,5 @@
 """What a figure leaves behind: its numbers, its table, and how it was made."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,11 @@ def _write_run(
     flags: Sequence[str],
 ) -> None:
     """Writes `run.json`: the command with all its options, the settings, versions, and machine."""
-    line = command_line(f"launch.colocate {command}", config, ("processes", "output_dir"))
+    elsewhere = ("processes", "output_dir")
     write_json(
         folder / "run.json",
         {
-            "command": " ".join([line, *(["--", shlex.join(flags)] if flags else [])]),
+            "command": command_line(f"launch.colocate {command}", config, elsewhere, flags),
             "settings": simulated,
             "versions": versions("jax", "numba", "numpy"),
             "machine": machine(),

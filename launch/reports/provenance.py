@@ -23,13 +23,16 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
-def command_line(module: str, config: Any, leave_out: Sequence[str]) -> str:
+def command_line(
+    module: str, config: Any, leave_out: Sequence[str], flags: Sequence[str] = ()
+) -> str:
     """Returns the command that a configuration is of, with all its options.
 
     Args:
         module: What is run, as in `python -m MODULE`.
         config: A dataclass, a field a flag.
         leave_out: Fields that do not decide the result.
+        flags: Of launch.train, which came after "--".
     """
     options = []
     for field in dataclasses.fields(config):
@@ -38,4 +41,5 @@ def command_line(module: str, config: Any, leave_out: Sequence[str]) -> str:
             values = value if isinstance(value, tuple) else (value,)
             shown = (str(x).removesuffix(".0") for x in values)
             options += [f"--{field.name.replace('_', '-')}", *shown]
-    return shlex.join(["python", "-m", *module.split(), *options])
+    after = ["--", *flags] if flags else []
+    return shlex.join(["python", "-m", *module.split(), *options, *after])

@@ -10,6 +10,7 @@ import numpy as np
 
 from rps_jax.draw import Assignment, check_assignment
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
+from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.inbox import PHASES, Inbox
@@ -72,6 +73,7 @@ class Network:
         self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
         self._inbox = Inbox(worker, self.num_workers, sealer)
         self._next = 0
+        self._catching_up = CatchingUp()
         self._stopwatch, self._opening = Stopwatch(), 0.0
         self._closed = threading.Event()
         self._receiver = threading.Thread(target=self._receive, daemon=True)
@@ -135,22 +137,26 @@ class Network:
             max(step, self._next), layout.packets, layout.length
         )
         self._next = number + 1
+        if behind:
+            self._catching_up.begin(self._of_others(layout.packets))
+        listens = self._catching_up.listens
         shift = self._shift(number)
         blocks = {other: rows[(other - shift) % n] for other in self._others}
 
-        # A worker that has fallen behind only listens: its model is old, the others' is not.
-        if not behind:
+        if not listens:
             self._send(0, number, layout.packets, self._scatter(number, blocks))
         contributions, received = self._close_phase(0)
         contributions[me], received[me] = rows[(me - shift) % n], True
         average = layout.average(contributions, received)
         self._stopwatch.lap("averaging")
 
-        if not behind:
+        if not listens:
             self._send(1, number, layout.packets, self._gather(number, average))
         averages, gathered = self._close_phase(1)
-        averages[me], gathered[me] = average, True
         in_blocks = [(block + shift) % n for block in range(n)]
+        if listens:
+            self._catching_up.heard(gathered[in_blocks])
+        averages[me], gathered[me] = average, True
         seconds = Seconds(**self._stopwatch.seconds, opening=self._opening - opening)
         seen = Exchanged(number, averages[in_blocks], received, gathered, shift, seconds)
         if self._record:
@@ -220,6 +226,12 @@ class Network:
                 report = self._reports[other]
                 end = self._sealer.seal(phase, exchange, self.worker, other, report, last=True)
                 self._socket.send(end, self._addresses[other])
+
+    def _of_others(self, packets: int) -> np.ndarray:
+        """Returns which packets others serve sooner or later, bool `[num_workers, packets]`."""
+        of_others = np.ones((self.num_workers, packets), bool)
+        of_others[self.worker] = self._assignment == "random"
+        return of_others
 
     def _shift(self, exchange: int) -> int:
         """Draws which worker serves which block, the same on every worker."""

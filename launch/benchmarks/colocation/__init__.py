@@ -62,8 +62,8 @@ def run(argv: Sequence[str]) -> int:
     print(text)
     (config.output_dir / "table.md").write_text(text)
     draw(config, rows, config.output_dir / "colocation.png")
-    made = {"congestion_control": used}
-    write_results(config.output_dir / "run.json", "colocation", config, rows, **made)
+    numbers = config.output_dir / "run.json"
+    write_results(numbers, "colocation", config, rows, flags, congestion_control=used)
     print(f"results in {config.output_dir}/")
     return 0
 

@@ -1,5 +1,6 @@
 """The table and the picture of the case study."""
 
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -18,18 +19,23 @@ def table(config: ColocationConfig, rows: list[Row]) -> str:
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
+    intervals = [interval(row["train_loss"]) for row in rows if row["train_loss"]]
+    seeds = ", ".join(map(str, config.training_seeds))
+    if len(config.training_seeds) > 1:
+        widest = max(each.half_width for each in intervals)
+        seeds += f", 95% intervals of ± {widest:.2g} at the most"
     cells = [
         [
             f"{row['web_load']:.0%}",
             row["way"],
-            shown(row["mean_ms"], ".1f"),
+            shown(row["mean_ms"], ".3g"),
             shown(row["p99_ms"], ".0f"),
-            shown(row["simulated_mean_ms"], ".1f"),
+            shown(row["simulated_mean_ms"], ".3g"),
             shown(row["simulated_p99_ms"], ".0f"),
             shown(row["dropped"], ".2%"),
             shown(row["simulated_dropped"], ".2%"),
             shown(row["exchange_ms"], ".0f"),
-            str(interval(row["train_loss"])) if row["train_loss"] else "-",
+            shown(row["train_loss"] and statistics.mean(row["train_loss"]), ".4f"),
         ]
         for row in rows
     ]
@@ -38,8 +44,8 @@ def table(config: ColocationConfig, rows: list[Row]) -> str:
         f"{config.num_workers} hosts on links of {config.rate:g} Mbps; training takes "
         f"{config.training_load:.0%} of each.",
         "Completion of web messages and exchanges in ms, beside what is simulated (sim.);",
-        "drops of the training, and its loss after a whole training under the same drops",
-        f"(seeds {', '.join(map(str, config.training_seeds))}; ± is a 95% confidence interval).",
+        "drops of the training, and its loss under the same drops: mean over seeds",
+        f"{seeds}.",
         "",
         *markdown_table(header, cells),
     ]

@@ -1,0 +1,41 @@
+"""How a worker that has fallen behind takes over the others' model, before it takes part again.
+
+Its own model is old. What it sent would pull the others back, the packets too that it has missed of
+their first answer; so it listens until it has heard every packet of the model anew.
+"""
+
+import numpy as np
+
+_MOST_EXCHANGES = 16
+"""After which it takes part with what it has: a block may be served by nobody."""
+
+
+class CatchingUp:
+    """What a worker still has to hear; nothing at first."""
+
+    def __init__(self) -> None:
+        self._stale, self._left = np.zeros((0, 0), bool), 0
+
+    @property
+    def listens(self) -> bool:
+        """Whether this worker listens, and sends nothing."""
+        return self._left > 0 and bool(self._stale.any())
+
+    def begin(self, stale: np.ndarray) -> None:
+        """Begins anew.
+
+        Args:
+            stale: bool `[num_workers, packets]`, what is to be heard, by block.
+        """
+        self._stale, self._left = stale.copy(), _MOST_EXCHANGES
+
+    def heard(self, gathered: np.ndarray) -> None:
+        """Takes note of an exchange.
+
+        Args:
+            gathered: bool `[num_workers, packets]`: which averages of others arrived, by block.
+        """
+        # Another model may be exchanged by now, which this worker never had.
+        same = gathered.shape == self._stale.shape
+        self._stale = self._stale & ~gathered if same else np.zeros_like(gathered)
+        self._left -= 1
