@@ -28,12 +28,12 @@ def table(config: ColocationConfig, rows: list[Row]) -> str:
         [
             f"{row['web_load']:.0%}",
             row["way"],
-            shown(row["mean_ms"], ".3g"),
+            shown(row["mean_ms"], ".0f"),
             shown(row["p99_ms"], ".0f"),
-            shown(row["simulated_mean_ms"], ".3g"),
+            shown(row["simulated_mean_ms"], ".0f"),
             shown(row["simulated_p99_ms"], ".0f"),
-            shown(row["dropped"], ".2%"),
-            shown(row["simulated_dropped"], ".2%"),
+            shown(row["dropped"], ".1%"),
+            shown(row["simulated_dropped"], ".1%"),
             shown(row["exchange_ms"], ".0f"),
             shown(row["train_loss"] and statistics.mean(row["train_loss"]), ".4f"),
         ]
