@@ -415,6 +415,22 @@ def test_a_port_that_is_taken_is_said():
     taken.close()
 
 
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_hosts_have_names_or_addresses_and_one_may_be_unknown(host) -> None:
+    places = [(host, port) for _, port in addresses(2)] + [("nobody.invalid", 4000)]
+
+    def run(worker):
+        joined = transport.join(places, worker, KEY, start_timeout=0.2, assignment="fixed")
+        with joined as network:
+            for _ in range(3):
+                found = network.average_models({"x": jnp.full(6, float(worker))})["x"]
+            return found
+
+    with ThreadPoolExecutor(2) as threads:
+        for worker, found in enumerate(threads.map(run, range(2))):
+            np.testing.assert_array_equal(found, [0.5, 0.5, 0.5, 0.5, worker, worker])
+
+
 @pytest.mark.long
 def test_a_worker_that_was_away_takes_part_when_it_has_heard_the_whole_model() -> None:
     away, exchanges = N - 1, 50

@@ -11,6 +11,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,15 @@ _PATIENCE_SECONDS = 0.05
 """How long to wait for a datagram, or for room to send one, at a time."""
 _LE = 1
 """The code point of lower-effort traffic, RFC 8622."""
+
+
+_ASK_AGAIN_SECONDS = 10.0
+"""Until a name is looked up again that nobody knew."""
+
+
+class _Resolved(NamedTuple):
+    numbers: Any
+    until: float
 
 
 class DatagramSocket:
@@ -75,6 +85,8 @@ class DatagramSocket:
         self._offload = offload and _LINUX and self._try_offload()
         self._buffer = np.empty(MOST_SEGMENTS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
+        self._family = family
+        self._resolved: dict[Address, _Resolved] = {}
 
     def _try_offload(self) -> bool:
         try:
@@ -87,10 +99,15 @@ class DatagramSocket:
     def send(self, datagrams: np.ndarray, address: Address) -> None:
         """Sends datagrams of one size; what the system has no room for is dropped.
 
+        A name is looked up when it is first sent to.
+
         Args:
             datagrams: uint8 `[count, size]`, contiguous.
             address: of the destination.
         """
+        resolved = self._resolve(address)
+        if resolved is None:
+            return
         count, size = datagrams.shape
         step = max(1, min(MOST_SEGMENTS, _MOST_BYTES // size)) if self._offload else 1
         for start in range(0, count, step):
@@ -98,7 +115,19 @@ class DatagramSocket:
             control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("H", size))] if len(part) > 1 else []
             # A full queue, a peer that is not there yet: all that is a drop.
             with contextlib.suppress(OSError):
-                self._socket.sendmsg([part.data], control, 0, address)
+                self._socket.sendmsg([part.data], control, 0, resolved)
+
+    def _resolve(self, address: Address) -> Any:
+        """Returns the address as numbers, None for a name that nobody knows (yet)."""
+        known = self._resolved.get(address)
+        if known is None or (known.numbers is None and time.monotonic() > known.until):
+            try:
+                numbers = socket.getaddrinfo(*address, self._family, socket.SOCK_DGRAM)[0][4]
+            except OSError:
+                numbers = None
+            known = _Resolved(numbers, time.monotonic() + _ASK_AGAIN_SECONDS)
+            self._resolved[address] = known
+        return known.numbers
 
     def receive(self) -> Iterator[tuple[np.ndarray, float]]:
         """Yields what has come, until there is nothing: a few datagrams of one size at a time.
