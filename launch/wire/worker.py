@@ -152,13 +152,17 @@ class _Reports:
         return {}
 
     def write(self, line: dict[str, float], state: rps.TrainState) -> None:
-        """Reports a line, with the model that it is about, and what arrived since the last."""
+        """Reports a line, with the model that it is about, and what arrived since the last.
+
+        Not of a model that is half old and half the others'.
+        """
         self._show(line)
         if self._reporter is None:
             return
         if self._reporter.refusal is not None:
             raise UsageError(self._reporter.refusal)
-        self._reporter.tell("metrics", line, models.encode(state))
+        if not self._network.listens:
+            self._reporter.tell("metrics", line, models.encode(state))
         self._report_deliveries()
 
     def done(self) -> None:

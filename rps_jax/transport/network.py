@@ -109,6 +109,11 @@ class Network:
         return self._next
 
     @property
+    def listens(self) -> bool:
+        """Whether this worker was away, and takes over the others' model before it takes part."""
+        return self._catching_up.listens
+
+    @property
     def link_rate(self) -> float:
         """Bits a second at which this worker sends now."""
         return self._pacer.bits_per_second
