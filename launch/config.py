@@ -121,6 +121,8 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     """File or folder of the data."""
     download: Annotated[bool, Mark.MAY_CHANGE, Mark.MAY_DIFFER] = False
     """Let CIFAR-10 be downloaded where it is not found."""
+    augment: bool = False
+    """Crop and flip training images at random."""
     label_skew: Annotated[
         float | None,
         optional("FLOAT", "i.i.d. shares"),
@@ -315,6 +317,9 @@ def _check_data_flags(config: TrainConfig) -> None:
     if config.download and not task.can_download:
         able = [name for name, task in TASKS.items() if task.can_download]
         requires("download", True, f"--preset {' or '.join(able)}")
+    if config.augment and not task.can_augment:
+        able = [name for name, task in TASKS.items() if task.can_augment]
+        requires("augment", True, f"--preset {' or '.join(able)}")
     if config.download and config.data_path is not None:
         not_allowed("download", True, "beside --data-path")
 

@@ -11,11 +11,11 @@ from launch.distributed.devices import keep_programs
 from launch.figures.options import check_slot, given_or
 from launch.figures.paper import (
     FIGURES,
-    SCALES,
     TRAINING_LOSS,
     Model,
     Scale,
     ScaleName,
+    scale_of,
 )
 from launch.figures.results import write_run
 from launch.figures.runs import Curve, Run, Shared, curves_of, find_data, plan
@@ -36,7 +36,7 @@ class FigureConfig:
     data_path: Annotated[Path | None, optional("PATH", "tensorflow-datasets' own folder")] = None
     """File or folder of the data."""
     scale: ScaleName = "paper"
-    """The paper's experiment, or one that two cores can do in half an hour."""
+    """The paper's experiment; of the ResNets, few images until they are learnt; or half an hour."""
     seeds: Annotated[tuple[int, ...] | None, optional("INT [INT ...]", "0 1 2; reduced: 0")] = None
     """A training of each curve for every seed."""
     arrivals: Annotated[
@@ -54,7 +54,7 @@ class FigureConfig:
     runs_dir: Path = Path("runs/reproduce")
     """Folder of the trainings."""
     output_dir: Annotated[
-        Path | None, optional("PATH", "docs/results/FIGURE, or docs/results/FIGURE-reduced")
+        Path | None, optional("PATH", "docs/results/FIGURE, or docs/results/FIGURE-SCALE")
     ] = None
     """Folder of the picture, the table and the numbers."""
 
@@ -64,7 +64,7 @@ def run(figure: str, argv: Sequence[str]) -> int:
     config = read_command(FigureConfig, f"launch.reproduce {figure}", argv, FigureConfig())
     deadline = Deadline(config.time_limit)
     model = FIGURES[figure]
-    scale = SCALES[model, config.scale].with_epochs(config.epochs)
+    scale = scale_of(model, config.scale).with_epochs(config.epochs)
     config = _completed(config, figure)
     runs = _runs(figure, model, scale, config)
     trainings = [training.config for training in runs]
@@ -86,13 +86,13 @@ def run(figure: str, argv: Sequence[str]) -> int:
 
 def _completed(config: FigureConfig, figure: str) -> FigureConfig:
     """Returns the options with their defaults, checked."""
-    reduced = config.scale == "reduced"
     if config.on_miss != ("own",) and not figure.startswith("fig5"):
         refuse("on_miss", " ".join(config.on_miss), "none in figure 4, where models are shared")
-    name = figure + "-reduced" * reduced + _suffix(config)
+    paper = config.scale == "paper"
+    name = figure + (f"-{config.scale}" * (not paper)) + _suffix(config)
     config = dataclasses.replace(
         config,
-        seeds=given_or(config.seeds, (0,) if reduced else (0, 1, 2)),
+        seeds=given_or(config.seeds, (0,) if config.scale == "reduced" else (0, 1, 2)),
         arrivals=given_or(
             config.arrivals, (100, 99, 95, 90, 80) if figure.startswith("fig4") else (100, 99)
         ),

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Literal, Self
 
+from launch.cli.command_line import refuse
 from launch.config import PRESETS, TrainConfig
 
 Model = Literal["resnet20", "resnet110", "lstm"]
-ScaleName = Literal["paper", "reduced"]
+ScaleName = Literal["paper", "subset", "reduced"]
 
 FIGURES: dict[str, Model] = {
     "fig4a": "resnet20",
@@ -54,34 +55,35 @@ class Scale:
         in_paper = PRESETS[self.config.preset].epochs
         epochs = f"{self.config.epochs} of {in_paper} epochs"
         fewer = self.config.epochs < in_paper
-        return ", ".join(filter(None, (self.reduced_data, epochs * fewer)))
+        plain = "no augmentation" * (PRESETS[self.config.preset].augment > self.config.augment)
+        return ", ".join(filter(None, (self.reduced_data, plain, epochs * fewer)))
 
 
-def _plain(preset: str, learning_rate: float) -> TrainConfig:
-    """Returns a preset without momentum and regularisation, as the paper has it in figure 5.
-
-    Figure 4 is trained likewise, so that its runs are those that figure 5 compares with.
-    """
-    return dataclasses.replace(
-        PRESETS[preset],
-        learning_rate=learning_rate,
-        momentum=0.0,
-        weight_decay=0.0,
-        checkpoint_every=1,
-        log_every=2**30,  # Only at an epoch's end, so that its training loss is that of the epoch.
-    )
+def _by_epochs(preset: str) -> TrainConfig:
+    """Returns a preset whose metrics are those of whole epochs."""
+    return dataclasses.replace(PRESETS[preset], checkpoint_every=1, log_every=2**30)
 
 
-# Learning rates as `launch.reproduce search` found them: for the LSTM, the middle of those that are
-# as good as one another; for the ResNets, the best at the reduced scale.
-_RESNET20 = _plain("cifar10-resnet20", learning_rate=0.25)
-_RESNET110 = _plain("cifar10-resnet110", learning_rate=0.1)
-_LSTM = _plain("atis-lstm", learning_rate=32.0)
+_RESNET20 = _by_epochs("cifar10-resnet20")
+_RESNET110 = _by_epochs("cifar10-resnet110")
+_LSTM = _by_epochs("atis-lstm")
 
 SCALES: dict[tuple[Model, ScaleName], Scale] = {
     ("resnet20", "paper"): Scale(_RESNET20),
     ("resnet110", "paper"): Scale(_RESNET110),
     ("lstm", "paper"): Scale(_LSTM),
+    ("resnet20", "subset"): Scale(
+        dataclasses.replace(_RESNET20, epochs=60, augment=False),
+        num_train=2560,
+        num_test=2000,
+        reduced_data="2,560 of 50,000 training images, 2,000 of 10,000 test images",
+    ),
+    ("resnet110", "subset"): Scale(
+        dataclasses.replace(_RESNET110, epochs=60, augment=False),
+        num_train=1024,
+        num_test=1024,
+        reduced_data="1,024 of 50,000 training images, 1,024 of 10,000 test images",
+    ),
     ("resnet20", "reduced"): Scale(
         dataclasses.replace(_RESNET20, epochs=6),
         num_train=2560,
@@ -96,3 +98,11 @@ SCALES: dict[tuple[Model, ScaleName], Scale] = {
     ),
     ("lstm", "reduced"): Scale(dataclasses.replace(_LSTM, epochs=5)),
 }
+
+
+def scale_of(model: Model, name: ScaleName) -> Scale:
+    """Returns a scale of a model; raises `UsageError` for one that it does not have."""
+    if (model, name) not in SCALES:
+        has = " or ".join(scale for of_model, scale in SCALES if of_model == model)
+        refuse("scale", name, f"{has} for this model")
+    return SCALES[model, name]

@@ -10,7 +10,7 @@ from launch.cli.command_line import Seed, UsageError, optional, read_command
 from launch.config import TrainConfig, check
 from launch.distributed.devices import keep_programs
 from launch.figures.options import check_slot, given_or
-from launch.figures.paper import SCALES, Model, Scale, ScaleName
+from launch.figures.paper import Model, Scale, ScaleName, scale_of
 from launch.figures.results import write_run
 from launch.figures.runs import find_data
 from launch.reports.tables import markdown_table
@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     config = read_command(SearchConfig, "launch.reproduce search", argv, SearchConfig())
     deadline = Deadline(config.time_limit)
-    scale = SCALES[config.model, config.scale].with_epochs(config.epochs)
+    scale = scale_of(config.model, config.scale).with_epochs(config.epochs)
     config = _completed(config, scale.config)
     runs = _runs(config, scale.config)
     source = find_data(scale, runs)

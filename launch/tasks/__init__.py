@@ -22,4 +22,4 @@ TASKS: dict[str, Preset] = {
 
 def make_task(config: "TrainConfig", dataset: Dataset) -> Task:
     """Returns the task of a preset; it keeps no training data."""
-    return TASKS[config.preset].make(dataset, config.dtype)
+    return TASKS[config.preset].make(dataset, config)

@@ -1,7 +1,7 @@
 """Image classification with a ResNet."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +12,29 @@ from data import Dataset, random_crop_and_flip
 from launch.tasks.evaluation import evaluation_of
 from launch.tasks.task import Evaluation, Task
 
+if TYPE_CHECKING:
+    from launch.config import TrainConfig
+
 
 def image_classification(
     dataset: Dataset,
-    dtype: str,
+    config: "TrainConfig",
     *,
     depth: int,
     mean: Sequence[float],
     deviation: Sequence[float],
-    augment: bool,
 ) -> Task:
     """Returns the task of learning the label of an image with a ResNet.
 
     Args:
         dataset: Images, `[N, height, width, channels]`, uint8.
-        dtype: Type of the computation.
+        config: Of the run, which says whether images are augmented, and the type of computation.
         depth: Number of layers of the ResNet.
         mean: Mean of the training images' pixels, by channel.
         deviation: Their standard deviation.
-        augment: Whether training images are cropped and flipped at random.
     """
-    model = models.ResNet(depth=depth, num_classes=dataset.num_classes, dtype=jnp.dtype(dtype))
+    dtype = jnp.dtype(config.dtype)
+    model = models.ResNet(depth=depth, num_classes=dataset.num_classes, dtype=dtype)
     shape = dataset.train["image"].shape[1:]
     mean_C, deviation_C = (np.array(x, np.float32)[None, None, None] for x in (mean, deviation))
 
@@ -44,7 +46,7 @@ def image_classification(
         return variables["params"], variables["batch_stats"]
 
     def loss_fn(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        images = random_crop_and_flip(key, batch["image"]) if augment else batch["image"]
+        images = random_crop_and_flip(key, batch["image"]) if config.augment else batch["image"]
         logits, updated = model.apply(
             {"params": params, "batch_stats": model_state},
             normalise(images),

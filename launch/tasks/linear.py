@@ -1,6 +1,6 @@
 """Logistic regression on scikit-learn's digits: compiled and trained in seconds."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,11 @@ import jax.numpy as jnp
 from data import Dataset, digits
 from launch.tasks.task import Evaluation, Preset, Task
 
+if TYPE_CHECKING:
+    from launch.config import TrainConfig
 
-def _make(dataset: Dataset, dtype: str) -> Task:
+
+def _make(dataset: Dataset, config: "TrainConfig") -> Task:
     # Imported late, as in all presets: the models take a second.
     import models
     from launch.tasks.evaluation import evaluation_of
@@ -21,8 +24,8 @@ def _make(dataset: Dataset, dtype: str) -> Task:
         return {"bias": jnp.zeros(dataset.num_classes), "weights": weights}, {}
 
     def logits_of(params: Any, image: jax.Array) -> jax.Array:
-        flat_BxD = image.reshape(len(image), -1).astype(dtype) / 255
-        product = flat_BxD @ params["weights"].astype(dtype)
+        flat_BxD = image.reshape(len(image), -1).astype(config.dtype) / 255
+        product = flat_BxD @ params["weights"].astype(config.dtype)
         return product.astype(jnp.float32) + params["bias"][None]
 
     def loss_fn(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:

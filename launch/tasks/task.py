@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from data import Dataset, Source
+
+if TYPE_CHECKING:
+    from launch.config import TrainConfig
 
 
 class Evaluation(NamedTuple):
@@ -59,13 +62,14 @@ class Preset:
         takes_path: Whether --data-path is given.
         can_download: Whether --download may be given instead.
         find: `(data_path, download) -> source`, in a second or so. Raises `DataError`.
-        make: `(dataset, dtype) -> task`, with a model that computes in `dtype`; keeps no training
-            data.
+        make: `(dataset, config) -> task`; keeps no training data.
+        can_augment: Whether there is an augmentation of the training data.
     """
 
     defaults: Mapping[str, Any]
     data: str
     takes_path: Literal["never", "maybe", "always"]
     find: Callable[[Path | None, bool], Source]
-    make: Callable[[Dataset, str], Task]
+    make: Callable[[Dataset, "TrainConfig"], Task]
     can_download: bool = False
+    can_augment: bool = False
