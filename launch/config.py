@@ -371,7 +371,11 @@ def stored_config(output_dir: Path) -> TrainConfig:
         UsageError: The folder holds no run, or its configuration cannot be read.
     """
     try:
-        config = from_json(TrainConfig, json.loads((output_dir / CONFIG_FILE).read_text()))
+        values = json.loads((output_dir / CONFIG_FILE).read_text())
+        if isinstance(values, dict) and str(values.get("preset")) in TASKS:
+            # A run of an earlier version has no say on newer flags: it did as its preset does.
+            values = {**TASKS[str(values["preset"])].defaults, **values}
+        config = from_json(TrainConfig, values)
         check(config)
         return config
     except FileNotFoundError:

@@ -143,6 +143,10 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
         (("--algorithm", "local", "--packets", "2"), "--packets 2 requires --algorithm rps or"),
         (("--on-miss", "zero"), "--algorithm rps: on_miss='zero': expected one of own, stale"),
         (("--server", "unbiased"), "--algorithm rps: server_drop_rate=None: expected a number"),
+        (
+            ("--preset", "linear", "--augment"),
+            "--augment requires --preset digits or cifar10-resnet20",
+        ),
         (("--outer-momentum", "0.5"), "--outer-momentum 0.5 requires --algorithm diloco"),
         (
             ("--algorithm", "all-reduce", "--local-steps", "4"),
@@ -309,10 +313,15 @@ def test_the_configuration_of_a_run_of_the_version_before_is_read(tmp_path: Path
     assert parse(["--resume", "--output-dir", str(tmp_path)]) == dataclasses.replace(
         PRESETS["atis-lstm"],
         drop_rate=0.2,
+        learning_rate=0.5,
+        momentum=0.9,
         data_path=Path("atis"),
         output_dir=tmp_path,
         resume=True,
     )
+    of_images = {**before, "preset": "cifar10-resnet20"}
+    (tmp_path / "config.json").write_text(json.dumps(of_images))
+    assert parse(["--resume", "--output-dir", str(tmp_path)]).augment
 
 
 def test_what_decides_the_result_is_stored_and_may_not_change(stored: Path) -> None:

@@ -230,15 +230,25 @@ def test_a_batch_that_the_data_is_too_small_for_is_refused(
 
 
 def test_every_figure_trains_without_momentum_and_regularisation() -> None:
-    models = set(paper.FIGURES.values())
-    assert set(paper.SCALES) == {(m, scale) for m in models for scale in ("paper", "reduced")}
+    assert {model for model, _ in paper.SCALES} == set(paper.FIGURES.values())
     for (_, name), scale in paper.SCALES.items():
         config = scale.config
         assert (config.num_workers, config.optimizer) == (16, "sgd")
         assert config.momentum == config.weight_decay == 0
-        assert bool(scale.reduced) == (name == "reduced")
+        assert bool(scale.reduced) == (name != "paper")
+        assert ("no augmentation" in scale.reduced) == (name == "subset")
         if config.preset.startswith("cifar10") and name == "paper":
             assert config.epochs == 160
+
+
+def test_a_scale_that_a_model_does_not_have_is_refused(
+    atis: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["fig4c", "--data-path", atis, "--scale", "subset"]
+    assert launch.reproduce.main(argv) == 2
+    said = "error: --scale subset: expected paper or reduced for this model\n"
+    assert capsys.readouterr().err == said
+    assert not Path("docs").exists()
 
 
 def curve(shared: Shared, arrival: float, *finals: float) -> Curve:

@@ -1,7 +1,8 @@
 """How a worker that has fallen behind takes over the others' model, before it takes part again.
 
 Its own model is old. What it sent would pull the others back, the packets too that it has missed of
-their first answer; so it listens until it has heard every packet of the model anew.
+their first answer; so it listens until it has heard every packet of the model anew, and says
+nothing but that it is there.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ class CatchingUp:
 
     @property
     def listens(self) -> bool:
-        """Whether this worker listens, and sends nothing."""
+        """Whether this worker listens, and sends no packets of its own."""
         return self._left > 0 and bool(self._stale.any())
 
     def begin(self, stale: np.ndarray) -> None:

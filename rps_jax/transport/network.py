@@ -23,6 +23,8 @@ from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
 
 _CHUNK_SECONDS = 0.6e-3
 """For how long one destination is sent to before it is the next one's turn."""
+_AWAY = 8
+"""Exchanges that a worker has missed when its model is too old for the others."""
 _LAST_WORDS = 3
 """How often the end of a phase is said: two of them may be dropped."""
 _NOTHING = np.empty((1, 0), np.uint8)
@@ -138,26 +140,27 @@ class Network:
         """
         me, n = self.worker, self.num_workers
         self._stopwatch, opening = Stopwatch(), self._opening
-        number, behind = self._inbox.open_exchange(
-            max(step, self._next), layout.packets, layout.length
-        )
+        asked = max(step, self._next)
+        number, behind = self._inbox.open_exchange(asked, layout.packets, layout.length)
         self._next = number + 1
-        if behind:
+        if number - asked >= _AWAY:
             self._catching_up.begin(self._of_others(layout.packets))
-        listens = self._catching_up.listens
+        listens = behind or self._catching_up.listens
         shift = self._shift(number)
         blocks = {other: rows[(other - shift) % n] for other in self._others}
 
         if not listens:
             self._send(0, number, layout.packets, self._scatter(number, blocks))
-        contributions, received = self._close_phase(0)
+        self._end_phase(0, number)
+        contributions, received = self._close_phase(0, sent=not listens)
         contributions[me], received[me] = rows[(me - shift) % n], True
         average = layout.average(contributions, received)
         self._stopwatch.lap("averaging")
 
         if not listens:
             self._send(1, number, layout.packets, self._gather(number, average))
-        averages, gathered = self._close_phase(1)
+        self._end_phase(1, number)
+        averages, gathered = self._close_phase(1, sent=not listens)
         in_blocks = [(block + shift) % n for block in range(n)]
         if listens:
             self._catching_up.heard(gathered[in_blocks])
@@ -168,7 +171,7 @@ class Network:
             self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
 
-    def _close_phase(self, phase: int) -> tuple[np.ndarray, np.ndarray]:
+    def _close_phase(self, phase: int, *, sent: bool) -> tuple[np.ndarray, np.ndarray]:
         began, deadline = time.monotonic(), self._deadlines[phase]
         # Programs start, and compile, at very different speeds.
         allowed = deadline.seconds() if self._inbox.met_all else self._start_timeout
@@ -182,7 +185,7 @@ class Network:
             for of_source in zip(packets.tolist(), seconds.tolist(), strict=True)
         ]
         reports = self._inbox.take_reports()
-        if self._feedback is not None:
+        if self._feedback is not None and sent:
             self._feedback.heard(reports, anyone=bool(packets.any()))
         return rows, arrived
 
@@ -214,7 +217,7 @@ class Network:
             yield slice(start, min(start + step, packets))
 
     def _send(self, phase: int, exchange: int, packets: int, chunks: Iterable[_Chunk]) -> None:
-        """Sends the packets of a phase, and its end, which says what came of the one before."""
+        """Sends the packets of a phase."""
         began, num_bytes = time.monotonic(), 0
         for other, chunk in chunks:
             self._stopwatch.lap("sealing")
@@ -226,6 +229,12 @@ class Network:
         if self._feedback is not None:
             seconds = time.monotonic() - began
             self._feedback.sent(exchange, phase, packets, num_bytes, seconds)
+
+    def _end_phase(self, phase: int, exchange: int) -> None:
+        """Sends the end of a phase, which says what came of the one before.
+
+        A worker that only listens says it too: the others wait for it, and it stays in step.
+        """
         for _ in range(_LAST_WORDS):
             for other in self._others:
                 report = self._reports[other]
