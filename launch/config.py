@@ -140,6 +140,8 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     """Go on with the run in --output-dir if it holds one, begin one there otherwise."""
     checkpoint_every: Annotated[int, AT_LEAST_1, Mark.MAY_CHANGE] = 5
     """Epochs between checkpoints; there is always one after the last epoch."""
+    score_workers_every: Annotated[int, AT_LEAST_1, Mark.MAY_CHANGE] = 10
+    """Epochs between scores of each worker's own model; there are always some after the last."""
     log_every: Annotated[int, AT_LEAST_1, Mark.MAY_CHANGE] = 50
     """Steps between lines of metrics; there is always one after an epoch."""
     workers_per_device: Annotated[

@@ -30,11 +30,14 @@ from rps_jax.channels import Trace as Trace
 from rps_jax.channels import sample_links as sample_links
 from rps_jax.delivery import Delivery as Delivery
 from rps_jax.draw import draw_exchange as draw_exchange
+from rps_jax.links import LinkCounts as LinkCounts
 from rps_jax.mesh import WorkerMesh as WorkerMesh
 from rps_jax.mesh import worker_mesh as worker_mesh
 from rps_jax.metrics import DeliveredFraction as DeliveredFraction
 from rps_jax.metrics import consensus_distance as consensus_distance
 from rps_jax.metrics import delivered_fraction as delivered_fraction
+from rps_jax.metrics import distance_from_mean as distance_from_mean
+from rps_jax.metrics import exchange_bytes as exchange_bytes
 from rps_jax.metrics import mean_model as mean_model
 from rps_jax.optimizer import AverageModelsState as AverageModelsState
 from rps_jax.optimizer import ExchangeState as ExchangeState

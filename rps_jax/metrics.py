@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rps_jax.averaging import all_reduce
 from rps_jax.axis import AxisName, axis_names, axis_size
+from rps_jax.blocks import to_blocks
 from rps_jax.delivery import Delivery, check_delivery
 
 
@@ -43,6 +44,17 @@ def consensus_distance(params: Any, axis_name: AxisName) -> jax.Array:
         params: this worker's pytree x_i.
         axis_name: the worker axis, or a tuple of axes.
     """
+    distance = distance_from_mean(params, axis_name)
+    return jnp.sqrt(jax.lax.pmean(distance**2, axis_names(axis_name)))
+
+
+def distance_from_mean(params: Any, axis_name: AxisName) -> jax.Array:
+    """Returns ||x_i - mean x||, float32 scalar, of this worker; see `consensus_distance`.
+
+    Args:
+        params: this worker's pytree x_i.
+        axis_name: the worker axis, or a tuple of axes.
+    """
     axis_size(axis_name)
 
     def squared_distance(leaf: Any) -> jax.Array:
@@ -53,7 +65,7 @@ def consensus_distance(params: Any, axis_name: AxisName) -> jax.Array:
         return jnp.sum(jnp.abs(deviation) ** 2).astype(jnp.float32)
 
     total = sum(map(squared_distance, jax.tree.leaves(params)), start=jnp.float32(0))
-    return jnp.sqrt(jax.lax.pmean(total, axis_names(axis_name)))
+    return jnp.sqrt(total)
 
 
 def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFraction:
@@ -66,6 +78,22 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
     arrived, links = count_incoming(delivery, axis_size(axis_name))
     arrived, workers = jax.lax.psum((arrived, 1), axis_names(axis_name))
     return fraction_of(arrived, workers * links)
+
+
+def exchange_bytes(tree: Any, num_workers: int, packets: int = 1) -> int:
+    """Returns how many bytes of payload a worker sends in one exchange.
+
+    In the reduce-scatter a block to each other worker, in the all-gather its average to each. A
+    reliable all-reduce over a ring sends as many.
+
+    Args:
+        tree: what is averaged: a pytree of arrays, or of their shapes and dtypes.
+        num_workers: how many workers take part.
+        packets: into how many packets a message is cut, which pads it.
+    """
+    blocks = jax.eval_shape(lambda tree: to_blocks(tree, num_workers, packets)[0], tree)
+    of_block = sum(block.size // num_workers * block.dtype.itemsize for block in blocks)
+    return 2 * (num_workers - 1) * of_block
 
 
 def count_incoming(delivery: Delivery, num_workers: int) -> tuple[jax.Array, int]:

@@ -15,6 +15,7 @@ from rps_jax.carrier import AllReduce, Carrier, MaskedCollectives
 from rps_jax.channels import Channel
 from rps_jax.delivery import Delivery
 from rps_jax.draw import Assignment
+from rps_jax.links import LinkCounts
 from rps_jax.metrics import DeliveredFraction, count_incoming, fraction_of
 from rps_jax.rules import Rule, make_rule
 from rps_jax.servers import RECEIVED, Server
@@ -37,6 +38,7 @@ class TrainState(NamedTuple):
         opt_state: the worker's optimizer state; never exchanged.
         channel_state: the worker's view of the channel's memory, or its carrier's.
         rule_state: what the rule remembers.
+        links: the `LinkCounts` of the worker; `()` where nothing is counted.
     """
 
     step: jax.Array
@@ -46,6 +48,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     channel_state: Any
     rule_state: Any = ()
+    links: Any = ()
 
 
 class Arrivals(NamedTuple):
@@ -87,6 +90,7 @@ def init_train_state(
     seed: int | jax.Array = 0,
     *,
     algorithm: str | Rule = "rps",
+    count_links: bool = False,
     **options: Any,
 ) -> TrainState:
     """Returns the state in which every worker starts: the same model, no step taken.
@@ -99,6 +103,7 @@ def init_train_state(
         num_workers: how many workers take part.
         seed: decides all that is random in the steps, the drops included.
         algorithm: the rule of the step, or its name; it decides what is remembered.
+        count_links: whether the steps count what arrives on each link.
         options: of the rule, where it is given by its name.
 
     Raises:
@@ -112,6 +117,7 @@ def init_train_state(
         opt_state=optimizer.init(params),
         channel_state=channel.init(num_workers),
         rule_state=make_rule(algorithm, **options).init(params),
+        links=LinkCounts.zero(num_workers) if count_links else (),
     )
 
 
@@ -194,7 +200,8 @@ def make_step(
         (loss, model_state), grads = gradient(state.params, state.model_state, batch, loss_key)
 
         alongside = model_state if model_state_policy == "exchange" else ()
-        average = _Exchange(carrier, state.channel_state, key, state.step, alongside, record)
+        remembered = state.channel_state, alongside, state.links
+        average = _Exchange(carrier, key, state.step, record, *remembered)
         grads, memory = rule.on_gradients(grads, state.rule_state, average)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -208,6 +215,7 @@ def make_step(
             opt_state=opt_state,
             channel_state=average.state,
             rule_state=memory,
+            links=average.links,
         )
         return state, _metrics(carrier, loss, average.seen)
 
@@ -225,21 +233,21 @@ def _on_params(
         # In a shard_map, what is the same on all workers is of another type than what is not.
         return jax.tree.map(lambda x: jnp.where(average.worker < 0, jnp.zeros_like(x), x), values)
 
-    def exchange(params: Any, memory: Any, state: Any, alongside: Any) -> Any:
-        anew = average.anew(state, alongside)
+    def exchange(params: Any, memory: Any, *remembered: Any) -> Any:
+        anew = average.anew(*remembered)
         params, memory = rule.on_params(params, memory, anew)
-        return of_worker((params, memory, anew.state, anew.alongside, anew.seen))
+        return of_worker((params, memory, *anew.remembered, anew.seen))
 
     def skip(*before: Any) -> Any:
         return *before, of_worker(nothing)
 
-    before = of_worker((params, memory, average.state, average.alongside))
+    before = of_worker((params, memory, *average.remembered))
     *_, seen = jax.eval_shape(exchange, *before)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen)
     # All workers are at the same step: where a device has one, nothing is sent in the others.
     now = (step + 1) % rule.every == 0
-    after = jax.lax.cond(now, exchange, skip, *before)
-    params, memory, average.state, average.alongside, average.seen = after
+    params, memory, *after, average.seen = jax.lax.cond(now, exchange, skip, *before)
+    average.state, average.alongside, average.links = after
     return params, memory
 
 
@@ -268,27 +276,34 @@ class _Exchange:
         worker: index of the worker.
         state: of the carrier.
         alongside: what is averaged together with the tree that the rule gives.
+        links: what is counted; `()` if nothing.
         seen: what arrived; None before the exchange.
     """
 
     def __init__(
         self,
         carrier: Carrier,
-        state: Any,
         key: jax.Array,
         step: jax.Array,
-        alongside: Any,
         record: bool,
+        state: Any,
+        alongside: Any,
+        links: Any,
     ) -> None:
         self._carrier, self._key, self._step, self._record = carrier, key, step, record
-        self.state, self.alongside = state, alongside
+        self.state, self.alongside, self.links = state, alongside, links
         self.worker = carrier.worker()
         self.seen: _Seen | None = None
         self._delivery: Delivery | None = None
 
-    def anew(self, state: Any, alongside: Any) -> "_Exchange":
+    @property
+    def remembered(self) -> tuple[Any, Any, Any]:
+        """What an exchange changes beside the tree."""
+        return self.state, self.alongside, self.links
+
+    def anew(self, *remembered: Any) -> "_Exchange":
         """Returns the same exchange before it has taken place, of other values."""
-        return _Exchange(self._carrier, state, self._key, self._step, alongside, self._record)
+        return _Exchange(self._carrier, self._key, self._step, self._record, *remembered)
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""
@@ -301,6 +316,8 @@ class _Exchange:
             self.state, self._key, self._step, pair, fallback, server
         )
         self.seen = _seen_by(self.worker, self._delivery, self._record)
+        if self.links:
+            self.links = self.links.add(self._delivery)
         return tree
 
     def sent_or_last(self, tree: Any, last: Any) -> Any:

@@ -32,6 +32,13 @@ def test_consensus_distance_and_mean_model(way, n):
     )
 
 
+def test_bytes_of_an_exchange_are_those_of_its_blocks():
+    tree = {"a": jnp.zeros(10), "b": jnp.zeros((1, 3), jnp.bfloat16), "none": jnp.zeros(0)}
+    # Four blocks of two packets: of 16 floats and 8 short ones, padded.
+    assert rps.exchange_bytes(tree, num_workers=4, packets=2) == 2 * 3 * (16 * 4 + 8 * 2) // 4
+    assert rps.exchange_bytes(tree, num_workers=1) == 0
+
+
 def test_equal_models_are_at_distance_zero():
     params = {"x": np.ones((8, 5), np.float32), "none": np.zeros((8, 0), np.float32)}
     distance = MAPPINGS["shard_map"](lambda axis, p: rps.consensus_distance(p, axis), 8)(params)

@@ -67,20 +67,27 @@ def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
 
     lines = read_metrics(folder)
     always = {"step", "epoch", "train_loss", "consensus_distance", "delivered_fraction"}
-    always |= {"examples_per_second", "wall_seconds"}
-    at_the_end = {"mean_model_train_loss", "test_loss", "test_accuracy"}
+    always |= {"examples_per_second", "wall_seconds", "bytes_sent_per_worker"}
+    always |= {"smallest_distance", "largest_distance"}
+    always |= {"delivered_worst_link", "fewest_arrivals", "mean_burst_length"}
+    at_the_end = {"mean_model_train_loss", "test_loss", "test_accuracy", "distances"}
+    at_the_end |= {"delivered_by_link", "arrivals", "bursts"}
+    of_workers = {"worst_worker_test_accuracy", "best_worker_test_accuracy"}
     assert [line["step"] for line in lines] == [
         11 * epoch + step for epoch in range(20) for step in (3, 6, 9, 11)
     ]
     for line in lines:
-        ends = line["step"] % 11 == 0
-        assert line.keys() == (always | at_the_end if ends else always)
+        expected = always | (at_the_end if line["step"] % 11 == 0 else set())
+        assert line.keys() == expected | (of_workers if line["step"] in (110, 220) else set())
         assert line["epoch"] == pytest.approx(line["step"] / 11, abs=1e-4)
         assert 0 < line["delivered_fraction"] <= 1
         assert line["examples_per_second"] > 0
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary.items() >= (lines[-1] | {"wall_seconds": summary["wall_seconds"]}).items()
+    numbers = {name: value for name, value in lines[-1].items() if not isinstance(value, list)}
+    assert summary.items() >= (numbers | {"wall_seconds": summary["wall_seconds"]}).items()
+    assert summary["worst_worker_test_accuracy"] <= summary["best_worker_test_accuracy"]
+    # Both phases, three other workers, a quarter of the model of 65 floats, padded.
     assert summary["wall_seconds"] > 0
     assert summary["versions"].keys() >= {"python", "jax", "rps_jax"}
     assert summary["test_accuracy"] > 0.8

@@ -87,10 +87,16 @@ def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
 
     *_, last = read_metrics(over_udp)
     assert last["workers"] == 2
+    assert (tmp_path / "trace.png").exists()
     assert read_object(over_udp / "summary.json", lambda _: True)["network"] == "udp"
     *_, expected = read_metrics(simulated)
+    assert last.keys() == expected.keys() | {"workers"}
     for name in ("train_loss", "mean_model_train_loss", "test_loss", "delivered_fraction"):
         assert last[name] == pytest.approx(expected[name], rel=1e-4)
+    # Datagrams have headers, and reports go beside them.
+    assert last["bytes_sent_per_worker"] > expected["bytes_sent_per_worker"]
+    for name in ("delivered_by_link", "arrivals", "bursts", "mean_burst_length"):
+        assert last[name] == expected[name]
     together = params(simulated, last["step"])
     for worker in range(2):
         own = params(over_udp / "workers" / str(worker), last["step"])

@@ -25,6 +25,7 @@ from launch.wire.flags import read_key
 from launch.wire.lines import Lines, Report, merged
 from launch.wire.reports import Reception, Reporter
 from launch.wire.supervisor import supervise_members
+from rps_jax.links import BURST_BINS
 from rps_jax.transport import Exchanged
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +107,14 @@ def test_reports_wait_for_a_coordinator_that_comes_back():
 
 def report(step, at=0.0, loss=1.0, speed=10.0):
     values = {"step": step, "epoch": 0.5, "train_loss": loss, "delivered_fraction": 1.0}
-    return Report.of(values | {"examples_per_second": speed}, b"", at)
+    values |= {"examples_per_second": speed, "bytes_sent": 100 * loss, "links": LINKS}
+    return Report.of(values, b"", at, num_workers=2)
+
+
+LINKS = {
+    **{"delivered": [[3, 4], [4, 4]], "arrivals": [0, 1, 3]},
+    **{"bursts": [1] + [0] * (BURST_BINS - 1), "dropping": [[0, 0], [0, 0]]},
+}
 
 
 def test_a_line_waits_for_the_workers_that_are_there():
@@ -121,6 +129,7 @@ def test_a_line_waits_for_the_workers_that_are_there():
     assert set(due) == {0, 1}
     line = merged(due)
     assert (line["train_loss"], line["examples_per_second"], line["workers"]) == (2.0, 20.0, 2)
+    assert line["bytes_sent"] == 200
     assert lines.due({0, 1, 2}, now=33.0) is None
     assert set(lines.due({0, 1, 2}, now=34.0)) == {2}  # Long enough.
     lines.add(1, report(30, 35.0))
@@ -131,10 +140,17 @@ def test_a_line_waits_for_the_workers_that_are_there():
     assert set(lines.due({0, 1}, now=36.0)) == {1}  # Too many wait.
 
 
-@pytest.mark.parametrize("damage", [{"step": "1"}, {"step": -1}, {"epoch": None}])
+@pytest.mark.parametrize(
+    "damage",
+    [{"step": "1"}, {"step": -1}, {"epoch": None}, {"links": 5}]
+    + [{"links": LINKS | {"arrivals": rows}} for rows in ([1, 2], [0, -1, 5], [0.5, 0.5, 0], "1")]
+    + [{"links": {"delivered": LINKS["delivered"]}}],
+)
 def test_what_is_no_report_is_none(damage):
-    with pytest.raises(TypeError, match="expected numbers"):
-        Report.of(report(1).values | damage, b"", 0.0)
+    whole = report(1).values | {"links": LINKS}
+    assert Report.of(whole, b"", 0.0, 2).links.arrivals.tolist() == LINKS["arrivals"]
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Report.of(whole | damage, b"", 0.0, 2)
 
 
 def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
@@ -156,7 +172,7 @@ def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
             for number in range(worker, worker + 4)
         ]
         kept.add(worker, *deliveries.encode(records))
-    kept.save()
+    kept.save("2 workers")
     assert rps.Trace.load(tmp_path / "trace").arrived.shape[0] == 3
 
 

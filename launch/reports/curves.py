@@ -1,11 +1,27 @@
-"""The picture of one run: loss, test score, and how far apart the workers are."""
+"""The picture of one run: loss, test score, how far apart the workers are, and what arrived."""
 
+import contextlib
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from launch.reports.links import (
+    ARRIVALS,
+    BURSTS,
+    BY_LINK,
+    draw_arrivals,
+    draw_bursts,
+    draw_heat_maps,
+    group_starts,
+)
+from rps_jax.links import BURST_BINS
+
+Lines = list[dict[str, Any]]
 
 LABELS = {"test_accuracy": "test accuracy", "test_slot_f1": "test slot F1"}
 STYLE: Any = {
@@ -19,37 +35,89 @@ STYLE: Any = {
 }
 
 
-def draw_curves(lines: list[dict[str, Any]], score: str, title: str, path: Path) -> None:
-    """Draws the curves of a run.
+def draw_curves(lines: Lines, score: str, num_workers: int, title: str, path: Path) -> None:
+    """Draws the curves of a run, and below them what arrived, where that was counted.
 
     Args:
-        lines: Lines of metrics; those at the end of an epoch hold the mean model's scores.
+        lines: Lines of metrics; those at the end of an epoch hold the mean model's scores, and what
+            arrived in the epoch.
         score: The test metric to draw.
+        num_workers: How many workers there are.
         title: Above the picture.
         path: Path of the PNG file.
     """
-    epochs = [line for line in lines if score in line]
+    counted = _counted(lines, num_workers)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 2.7), layout="constrained")
-        loss, accuracy, distance = figure.subplots(1, 3)
-        _plot(loss, lines, "train_loss", label="workers, mini-batches", color="C7", alpha=0.8)
-        _plot(loss, epochs, "mean_model_train_loss", label="mean model, all examples", color="C0")
-        _plot(loss, epochs, "test_loss", label="mean model, test set", color="C1")
-        loss.set(ylabel="loss", yscale="log")
-        loss.legend()
-        _plot(accuracy, epochs, score, color="C1")
-        accuracy.set(ylabel=LABELS.get(score, score.replace("_", " ")))
-        _plot(distance, lines, "consensus_distance", color="C2")
-        distance.set(ylabel="consensus distance")
-        distance.set_ylim(bottom=0)
-        for axes in (loss, accuracy, distance):
-            axes.set(xlabel="epoch")
-            axes.set_xlim(left=0)
-        figure.suptitle(title, fontsize=10)
+        figure = Figure(figsize=(11.0, 5.6 if counted else 2.8), layout="constrained")
+        grid = figure.add_gridspec(2 if counted else 1, 1)
+        _draw_training(grid[0].subgridspec(1, 3).subplots(), lines, score)
+        if counted:
+            _draw_links(grid[1].subgridspec(1, 4).subplots(), counted, num_workers)
+        figure.suptitle(textwrap.fill(title, 130), fontsize=10)
         figure.savefig(path, dpi=160)
 
 
-def _plot(axes: Axes, lines: list[dict[str, Any]], key: str, **style: Any) -> None:
+def _draw_training(panels: Any, lines: Lines, score: str) -> None:
+    epochs = [line for line in lines if score in line]
+    loss, accuracy, distance = panels
+    _plot(loss, lines, "train_loss", label="workers, mini-batches", color="C7", alpha=0.8)
+    _plot(loss, epochs, "mean_model_train_loss", label="mean model, all examples", color="C0")
+    _plot(loss, epochs, "test_loss", label="mean model, test set", color="C1")
+    loss.set(ylabel="loss", yscale="log")
+    loss.legend()
+    _plot(accuracy, epochs, score, label="mean model", color="C1")
+    _plot_range(accuracy, epochs, f"worst_worker_{score}", f"best_worker_{score}", bars=True)
+    accuracy.set(ylabel=LABELS.get(score, score.replace("_", " ")))
+    accuracy.legend(loc="lower right")
+    _plot(distance, lines, "consensus_distance", label="root mean square", color="C2")
+    _plot_range(distance, lines, "smallest_distance", "largest_distance")
+    distance.set(ylabel="distance from the mean model")
+    distance.set_ylim(bottom=0)
+    distance.legend()
+    for axes in (loss, accuracy, distance):
+        axes.set(xlabel="epoch")
+        axes.set_xlim(left=0)
+
+
+def _plot(axes: Axes, lines: Lines, key: str, **style: Any) -> None:
     # A single epoch is a point, which a line would not show.
     marker = "." if len(lines) < 3 else None
     axes.plot([x["epoch"] for x in lines], [x[key] for x in lines], marker=marker, **style)
+
+
+def _plot_range(axes: Axes, lines: Lines, low: str, high: str, *, bars: bool = False) -> None:
+    """Plots from where to where the workers are, in the lines that say so."""
+    known = [line for line in lines if low in line]
+    if not known:
+        return
+    epochs, lows, highs = ([line[key] for line in known] for key in ("epoch", low, high))
+    if bars:
+        middle, half = np.add(lows, highs) / 2, np.subtract(highs, lows) / 2
+        axes.errorbar(epochs, middle, half, fmt="none", ecolor="C4", capsize=2, label="workers")
+    else:
+        axes.fill_between(epochs, lows, highs, color="C2", alpha=0.2, lw=0, label="workers")
+
+
+def _counted(lines: Lines, num_workers: int) -> list[tuple[np.ndarray, ...]]:
+    """Returns what arrived in each epoch in which there were so many workers."""
+    rows, bins = len(group_starts(num_workers)), len(group_starts(num_workers + 1))
+    shapes = {BY_LINK: (2, rows, rows), ARRIVALS: (bins,), BURSTS: (BURST_BINS,)}
+    counted = []
+    for line in lines:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            lists = {name: np.array(line[name], float) for name in shapes}
+            if {name: array.shape for name, array in lists.items()} == shapes:
+                counted.append(tuple(lists.values()))
+    return counted
+
+
+def _draw_links(panels: Any, counted: list[tuple[np.ndarray, ...]], num_workers: int) -> None:
+    """Draws what arrived in all epochs together."""
+    *maps, of_arrivals, of_bursts = panels
+    delivered, arrivals, bursts = (np.stack(of_epochs) for of_epochs in zip(*counted, strict=True))
+    known = np.isfinite(delivered)
+    total, count = np.where(known, delivered, 0).sum(0), known.sum(0)
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    draw_heat_maps(maps, mean, num_workers)
+    draw_arrivals(of_arrivals, arrivals.sum(0), num_workers)
+    draw_bursts(of_bursts, bursts.sum(0))

@@ -26,7 +26,12 @@ class Evaluator:
         axis = mesh.axis_name
 
         def distance(state: rps.TrainState) -> jax.Array:
-            return rps.consensus_distance(state.params, axis)
+            return rps.distance_from_mean(state.params, axis)
+
+        def model_of(state: rps.TrainState, worker: jax.Array) -> Any:
+            mine = jax.lax.axis_index(axis) == worker
+            model = state.params, state.model_state
+            return jax.lax.psum(jax.tree.map(lambda x: jnp.where(mine, x, 0), model), axis)
 
         def mean_model(state: rps.TrainState) -> Any:
             return rps.mean_model((state.params, state.model_state), axis)
@@ -37,18 +42,23 @@ class Evaluator:
             sums = jnp.stack([result.loss, result.correct, result.weight])
             return jax.lax.psum(sums, axis), result.predictions
 
-        self._distance = mesh.spmd(distance, (P("workers"),), P())
+        self._distance = mesh.spmd(distance, (P("workers"),), P("workers"))
+        self._model_of = mesh.spmd(model_of, (P("workers"), P()), P())
         self._mean_model = mesh.spmd(mean_model, (P("workers"),), P())
         self._evaluate = mesh.spmd(evaluate, (P(), P("workers")), (P(), P("workers")))
         self._test_metrics = task.test_metrics
 
-    def consensus_distance(self, state: rps.TrainState) -> float:
-        """Returns how far the workers' models are from their mean."""
-        return float(self._distance(state))
+    def distances(self, state: rps.TrainState) -> np.ndarray:
+        """Returns how far each worker's model is from their mean, `[num_workers]`."""
+        return of_all_workers(self._distance(state))
 
     def mean_model(self, state: rps.TrainState) -> Any:
         """Returns the mean of the workers' params and model states."""
         return self._mean_model(state)
+
+    def model_of(self, state: rps.TrainState, worker: int) -> Any:
+        """Returns the params and the model state of one worker."""
+        return self._model_of(state, worker)
 
     def scores(self, model: Any, train: Shards, test: Shards) -> dict[str, float]:
         """Evaluates the mean model on all training and all test examples.
@@ -61,13 +71,13 @@ class Evaluator:
         Returns:
             The entries of the metrics that an epoch ends with.
         """
-        (train_loss, _, train_weight), _ = self._evaluate_split(model, train)
+        (loss, _, weight), _ = self._evaluate_split(model, train)
+        return {"mean_model_train_loss": float(loss / weight), **self.test_scores(model, test)}
+
+    def test_scores(self, model: Any, test: Shards) -> dict[str, float]:
+        """Evaluates a model on all test examples; see `scores`."""
         (loss, correct, weight), predictions = self._evaluate_split(model, test)
-        scores = {
-            "mean_model_train_loss": float(train_loss / train_weight),
-            "test_loss": float(loss / weight),
-            "test_accuracy": float(correct / weight),
-        }
+        scores = {"test_loss": float(loss / weight), "test_accuracy": float(correct / weight)}
         if self._test_metrics is not None:
             scores |= self._test_metrics(_in_order(predictions, test.sizes))
         return scores
@@ -82,8 +92,12 @@ class Evaluator:
         return sums, [predictions for _, predictions in results]
 
 
+def of_all_workers(tree: Any) -> Any:
+    """Returns arrays `[num_workers, ...]` of all hosts in this one's memory."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def _in_order(batches: list[jax.Array], sizes: list[int]) -> np.ndarray:
     """Returns the predictions of all hosts in the order in which the examples were dealt."""
-    everywhere = [multihost_utils.process_allgather(batch, tiled=True) for batch in batches]
-    of_workers = np.concatenate(everywhere, axis=1)
+    of_workers = np.concatenate(of_all_workers(batches), axis=1)
     return np.concatenate([rows[:size] for rows, size in zip(of_workers, sizes, strict=True)])

@@ -2,17 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 import rps_jax as rps
 from launch.cli.command_line import DIVERGED, CommandError
 from launch.config import make_rule
+from launch.reports.links import LinkStatistics, as_list
+from launch.trainer.evaluate import of_all_workers
 from launch.trainer.resume import Start
 from launch.trainer.run_directory import EPOCH_DIGITS
 from launch.trainer.schedule import Position
 from launch.trainer.setup import Setup
+from rps_jax import LinkCounts
 
 
 class Diverged(CommandError):
@@ -75,14 +79,51 @@ _IN_WORDS = {
 }
 
 
-def measure_together(setup: Setup, at: Position, state: rps.TrainState) -> dict[str, float]:
+_MOST_SCORED = 64
+"""Most workers whose own models are scored; of more, so many at equal distances."""
+
+
+def measure_together(setup: Setup, at: Position, state: rps.TrainState) -> dict[str, Any]:
     """Returns what all workers' models are worth, together: every process measures its part."""
-    evaluator = setup.evaluator
-    measured = {"consensus_distance": evaluator.consensus_distance(state)}
-    if at.epoch_ends and math.isfinite(measured["consensus_distance"]):
-        model = evaluator.mean_model(state)
-        measured |= evaluator.scores(model, setup.train, setup.test)
+    evaluator, n = setup.evaluator, setup.config.num_workers
+    measured = of_distances(evaluator.distances(state), at)
+    measured["bytes_sent_per_worker"] = setup.bytes_sent(at.step)
+    if state.links:
+        counted = of_all_workers(state.links)
+        of_worker = {worker: LinkCounts(*(x[worker] for x in counted)) for worker in range(n)}
+        measured |= of_links(of_worker, n, at)
+    if not (at.epoch_ends and math.isfinite(measured["consensus_distance"])):
+        return measured
+    measured |= evaluator.scores(evaluator.mean_model(state), setup.train, setup.test)
+    if at.scores_workers:
+        models = (
+            evaluator.model_of(state, worker) for worker in range(0, n, -(-n // _MOST_SCORED))
+        )
+        measured |= of_models(setup, models)
     return measured
+
+
+def of_distances(distances: np.ndarray, at: Position) -> dict[str, Any]:
+    """Returns what a line says of the workers' distances from their mean, `[workers]`."""
+    measured: dict[str, Any] = {
+        "consensus_distance": float(np.sqrt(np.mean(np.square(distances, dtype=np.float64)))),
+        "smallest_distance": float(distances.min()),
+        "largest_distance": float(distances.max()),
+    }
+    return measured | ({"distances": as_list(distances)} if at.epoch_ends else {})
+
+
+def of_links(counted: Mapping[int, LinkCounts], num_workers: int, at: Position) -> dict[str, Any]:
+    """Returns what a line says of what workers have counted in the epoch, by their numbers."""
+    statistics = LinkStatistics.of(counted, num_workers)
+    return statistics.in_short() | (statistics.in_full() if at.epoch_ends else {})
+
+
+def of_models(setup: Setup, models: Iterable[Any]) -> dict[str, float]:
+    """Returns what a line says of the test scores of workers' own models."""
+    score = setup.task.score
+    scores = [setup.evaluator.test_scores(model, setup.test)[score] for model in models]
+    return {f"worst_worker_{score}": min(scores), f"best_worker_{score}": max(scores)}
 
 
 class Recorder:
@@ -96,8 +137,8 @@ class Recorder:
         self,
         setup: Setup,
         start: Start,
-        measure: Callable[[Position, rps.TrainState], dict[str, float]],
-        write: Callable[[dict[str, float], rps.TrainState], None],
+        measure: Callable[[Position, rps.TrainState], dict[str, Any]],
+        write: Callable[[dict[str, Any], rps.TrainState], None],
         saved: Callable[[], list[int]],
     ) -> None:
         """Has measured nothing yet.
@@ -141,8 +182,8 @@ class Recorder:
         setup = self._setup
         averages = self.window.averages(setup.network.mesh.num_workers * setup.config.batch_size)
         measured = self._measure(at, state)
-        for name, value in measured.items():
-            self._check_finite(_IN_WORDS.get(name, name), value)
+        for name in measured.keys() & _IN_WORDS.keys():
+            self._check_finite(_IN_WORDS[name], measured[name])
         line = {"step": at.step, "epoch": round(at.epoch, EPOCH_DIGITS), **averages, **measured}
         line["wall_seconds"] = round(self.wall_seconds, 2)
         self._write(line, state)
@@ -151,8 +192,8 @@ class Recorder:
 
     def check_models(self, state: rps.TrainState) -> None:
         """Raises `Diverged` for models that are not finite."""
-        distance = self._setup.evaluator.consensus_distance(state)
-        self._check_finite("the consensus distance", distance)
+        farthest = float(self._setup.evaluator.distances(state).max())
+        self._check_finite("the consensus distance", farthest)
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):

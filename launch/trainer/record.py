@@ -72,8 +72,6 @@ class DropRecorder:
         arrived = np.asarray(metrics.arrivals.arrived)
         if not arrived.any():  # Where there is an exchange, a worker's own messages arrive.
             return
-        if not arrived.any():  # Nobody heard even itself: there was no exchange.
-            return
         self._shape = arrived.shape
         self._shifts.append(int(metrics.arrivals.shift))
         self._file.write(arrived.tobytes())

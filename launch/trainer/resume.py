@@ -136,15 +136,18 @@ def _resized(setup: Setup, checkpoints: Checkpoints, saved: Saved) -> Start:
     epochs = saved.step // saved.progress["steps_per_epoch"]
     step = epochs * setup.schedule.steps_per_epoch
     like = jax.tree.map(lambda leaf: np.zeros((before, *leaf.shape[1:]), leaf.dtype), setup.initial)
-    # What a channel remembers is of links between so many workers: it begins anew.
-    of_channel = jax.tree.map(
+    # What is remembered and counted of links between so many workers begins anew.
+    links = rps.LinkCounts.zero(before) if setup.initial.links else ()
+    of_channel, of_links = jax.tree.map(
         lambda leaf: np.zeros((before, *np.shape(leaf)), np.asarray(leaf).dtype),
-        setup.run.channel.init(before),
+        (setup.run.channel.init(before), links),
     )
-    whole = checkpoints.restore(saved.step, like._replace(channel_state=of_channel))
-    local = whole._replace(channel_state=())
+    like = like._replace(channel_state=of_channel, links=of_links)
+    whole = checkpoints.restore(saved.step, like)
+    local = whole._replace(channel_state=(), links=())
     state = setup.network.mesh.put(resized(local, setup.network.workers, step))
-    state = state._replace(channel_state=setup.initial.channel_state)
+    initial = setup.initial
+    state = state._replace(channel_state=initial.channel_state, links=initial.links)
     wall_seconds = saved.progress["wall_seconds"]
     checkpoints.save_alone(step, state, progress_of(setup, [], wall_seconds))
     if setup.first_process:

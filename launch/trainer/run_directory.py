@@ -127,10 +127,17 @@ class RunDirectory:
 
 def _is_line_of_metrics(line: dict[str, Any]) -> bool:
     return (
-        all(map(is_number, line.values()))
+        all(map(_is_measured, line.values()))
         and is_count(line.get("step"))
         and (line.keys() >= {"epoch", *_MEASURED})
     )
+
+
+def _is_measured(value: Any, axes: int = 3) -> bool:
+    """Returns whether a JSON value is a number, or an array of numbers and nulls."""
+    if isinstance(value, list) and axes:
+        return all(row is None or _is_measured(row, axes - 1) for row in value)
+    return is_number(value)
 
 
 def _is_summary(values: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ class Position(NamedTuple):
         epoch_ends: Whether the step was the last of its epoch.
         logs: Whether a line of metrics is due.
         saves: Whether a checkpoint is due.
+        scores_workers: Whether each worker's own model is to be scored.
         last: Whether the step was the last of the run.
     """
 
@@ -25,6 +26,7 @@ class Position(NamedTuple):
     epoch_ends: bool
     logs: bool
     saves: bool
+    scores_workers: bool
     last: bool
 
 
@@ -36,12 +38,14 @@ class Schedule(NamedTuple):
         steps_per_epoch: Batches that every worker takes of its examples.
         log_every: Steps between lines of metrics; there is always one after an epoch.
         checkpoint_every: Epochs between checkpoints; there is always one after the last.
+        score_workers_every: Epochs between scores of each worker's own model; the same.
     """
 
     epochs: int
     steps_per_epoch: int
     log_every: int
     checkpoint_every: int
+    score_workers_every: int = 1
 
     @property
     def total_steps(self) -> int:
@@ -52,12 +56,17 @@ class Schedule(NamedTuple):
         """Returns the place after so many steps."""
         whole_epochs, step_of_epoch = divmod(step, self.steps_per_epoch)
         epoch_ends, last = step_of_epoch == 0, step == self.total_steps
+
+        def due(every: int) -> bool:
+            return last or (epoch_ends and whole_epochs % every == 0)
+
         return Position(
             step=step,
             epoch=step / self.steps_per_epoch,
             epoch_ends=epoch_ends,
             logs=epoch_ends or step_of_epoch % self.log_every == 0,
-            saves=last or (epoch_ends and whole_epochs % self.checkpoint_every == 0),
+            saves=due(self.checkpoint_every),
+            scores_workers=due(self.score_workers_every),
             last=last,
         )
 

@@ -45,6 +45,7 @@ class Setup:
         train_step: The step of all workers.
         evaluator: Measures their models.
         initial: The state in which they start, `[num_workers, ...]`.
+        exchange_bytes: How many a worker sends in an exchange.
     """
 
     config: TrainConfig
@@ -61,6 +62,7 @@ class Setup:
     train_step: TrainStep
     evaluator: Evaluator
     initial: rps.TrainState
+    exchange_bytes: int
 
     @property
     def devices(self) -> str:
@@ -69,6 +71,10 @@ class Setup:
         text = f"{devices.size} x {devices.flat[0].device_kind}"
         processes = jax.process_count()
         return text if processes == 1 else f"{text} in {processes} processes"
+
+    def bytes_sent(self, step: int) -> int:
+        """Returns how many bytes a worker has sent until after a step."""
+        return step // make_rule(self.config).every * self.exchange_bytes
 
     @property
     def first_process(self) -> bool:
@@ -113,6 +119,7 @@ def set_up(
         min(train.sizes) // config.batch_size,
         config.log_every,
         config.checkpoint_every,
+        config.score_workers_every,
     )
     task, train_step, evaluator = _programs(
         config, digest, network, schedule, lambda: make_task(config, dataset)
@@ -124,6 +131,7 @@ def set_up(
     packets = getattr(channel, "packets", None)
     if packets is not None:
         check_packets(config, packets, params)
+    rule = make_rule(config)
     initial = rps.init_train_state(
         params,
         model_state,
@@ -131,8 +139,11 @@ def set_up(
         network.carrier(channel),
         config.num_workers,
         config.seed,
-        algorithm=make_rule(config),
+        algorithm=rule,
+        count_links=rule.lossy,
     )
+    alongside = model_state if config.model_state == "exchange" else ()
+    exchanged = () if isinstance(rule, rps.rules.Local) else (params, alongside)
     return Setup(
         config=config,
         directory=RunDirectory(directory),
@@ -148,6 +159,7 @@ def set_up(
         train_step=train_step,
         evaluator=evaluator,
         initial=network.mesh.replicate(initial),
+        exchange_bytes=rps.exchange_bytes(exchanged, config.num_workers, packets or 1),
     )
 
 

@@ -71,8 +71,11 @@ class TrainStep:
                 model_state_policy=config.model_state,
                 record=records_steps(config),
             )
-            start = state.step % steps_per_epoch * batch_size
-            state, metrics = step_of_worker(state, take(arrays, order, start, batch_size))
+            place = state.step % steps_per_epoch
+            if state.links:
+                state = state._replace(links=state.links.begin_anew(place == 0))
+            batch = take(arrays, order, place * batch_size, batch_size)
+            state, metrics = step_of_worker(state, batch)
             return state, metrics, jax.lax.pmax(signal, mesh.axis_name)
 
         self._mesh = mesh

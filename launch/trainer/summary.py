@@ -10,7 +10,7 @@ from launch.channels import CHANNELS
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig, simulates_drops
 from launch.reports.curves import draw_curves
-from launch.trainer.json_files import write_json
+from launch.trainer.json_files import is_number, write_json
 from launch.trainer.setup import Setup
 
 Summary = dict[str, Any]
@@ -31,7 +31,7 @@ def summarise(setup: Setup, wall_seconds: float) -> Summary:
     if not lines or lines[-1]["step"] != step:
         raise UsageError(f"{directory.metrics}: expected the metrics of step {step:,} in it")
     summary = {
-        **lines[-1],
+        **{name: value for name, value in lines[-1].items() if is_number(value)},
         "score": setup.task.score,
         "algorithm": config.algorithm,
         "network": config.network,
@@ -49,7 +49,7 @@ def summarise(setup: Setup, wall_seconds: float) -> Summary:
     }
     write_json(directory.summary, summary)
     title = f"{setup.task.model_name} on {setup.data}: {setting(config)}"
-    draw_curves(lines, setup.task.score, title, directory.curves)
+    draw_curves(lines, setup.task.score, config.num_workers, title, directory.curves)
     return summary
 
 

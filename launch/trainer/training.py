@@ -8,6 +8,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import rps_jax as rps
 from data import Source
@@ -74,7 +75,7 @@ def train(
             Progress(setup.schedule, start.step, shown=setup.first_process) as progress,
         ):
 
-            def write(line: dict[str, float], state: rps.TrainState) -> None:
+            def write(line: dict[str, Any], state: rps.TrainState) -> None:
                 del state
                 if setup.first_process:
                     setup.directory.append(line)

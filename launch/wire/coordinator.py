@@ -5,6 +5,7 @@ Nothing depends on it but the results: workers that cannot reach it train on.
 
 import contextlib
 import functools
+import operator
 import queue
 import time
 from collections import Counter
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import rps_jax as rps
 from data import Source
 from launch.cli.command_line import CommandError
 from launch.config import CONFIG_FILE, TrainConfig, make_rule
 from launch.reports.progress import Progress
+from launch.trainer.metrics import of_distances, of_links, of_models
 from launch.trainer.network import Simulated
 from launch.trainer.preemption import Stopped, StopSignals
 from launch.trainer.run_directory import only_writer
@@ -91,7 +94,7 @@ def coordinate(
         if signals.first:
             raise Stopped(signals.first, "in the coordinator", "the same command", said=False)
         summary = summarise(setup, coordinator.seconds_at(time.monotonic()))
-        coordinator.deliveries.save()
+        coordinator.deliveries.save(setting(config))
         return summary
 
 
@@ -114,6 +117,7 @@ class _Coordinator:
         self._met = self._heard + _MEETING_SECONDS
         self._began: float | None = None
         self._before = lines[-1].get("wall_seconds", 0.0) if lines else 0.0
+        self._bytes_sent = lines[-1].get("bytes_sent_per_worker", 0.0) if lines else 0.0
         self.deliveries = Deliveries(setup.config.num_workers, setup.config.record)
 
     def seconds_at(self, moment: float) -> float:
@@ -164,30 +168,45 @@ class _Coordinator:
         elif event.kind == "deliveries":
             self.deliveries.add(event.worker, event.header, event.payload)
         elif event.kind == "metrics":
-            self._lines.add(event.worker, Report.of(event.header, event.payload, event.at))
+            n = self._setup.config.num_workers
+            self._lines.add(event.worker, Report.of(event.header, event.payload, event.at, n))
 
     def _write_lines(self) -> None:
         while reports := self._lines.due(self._present() - self._done, time.monotonic()):
             came = max(report.at for report in reports.values())
             line = merged(reports) | {"wall_seconds": round(self.seconds_at(came), 2)}
-            line |= self._measure(line["step"], [report.model for report in reports.values()])
+            self._bytes_sent += line.pop("bytes_sent")
+            line |= self._measure(line["step"], reports)
             self._setup.directory.append(line)
             self._show(line)
 
-    def _measure(self, step: int, encoded: list[bytes]) -> dict[str, float]:
-        setup = self._setup
-        models = models_of(setup, encoded)
-        measured = {"consensus_distance": float(_distance(models[0]))}
-        if setup.schedule.after(step).epoch_ends:
-            measured |= setup.evaluator.scores(_mean(models), setup.train, setup.test)
+    def _measure(self, step: int, reports: dict[int, Report]) -> dict[str, Any]:
+        setup, at = self._setup, self._setup.schedule.after(step)
+        models = models_of(setup, [report.model for report in reports.values()])
+        measured = of_distances(np.asarray(_distances(models[0])), at)
+        measured["bytes_sent_per_worker"] = round(self._bytes_sent)
+        counted = {worker: report.links for worker, report in reports.items() if report.links}
+        if counted:
+            measured |= of_links(counted, setup.config.num_workers, at)
+        if at.epoch_ends:
+            mean = _of_first(_mean(models))
+            measured |= setup.evaluator.scores(mean, setup.train, setup.test)
+        if at.scores_workers:
+            rows = range(len(reports))
+            each = (jax.tree.map(operator.itemgetter(row), models) for row in rows)
+            measured |= of_models(setup, each)
         return measured
 
 
 def _over_workers(function: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Returns a function of models, stacked by worker, whose result is the same on all."""
-    mapped = jax.vmap(functools.partial(function, axis_name="workers"), axis_name="workers")
-    return jax.jit(lambda models: jax.tree.map(lambda leaf: leaf[0], mapped(models)))
+    """Returns a function of models, stacked by worker, whose results are too."""
+    of_worker = functools.partial(function, axis_name="workers")
+    return jax.jit(jax.vmap(of_worker, axis_name="workers"))
 
 
-_distance = _over_workers(rps.consensus_distance)
+_distances = _over_workers(rps.distance_from_mean)
 _mean = _over_workers(rps.mean_model)
+
+
+def _of_first(stacked: Any) -> Any:
+    return jax.tree.map(operator.itemgetter(0), stacked)

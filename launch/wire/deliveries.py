@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from launch.cli.command_line import CommandError
+from launch.reports.drops import draw_drops
+from launch.trainer.record import picture_of
 from rps_jax.transport import Exchanged, trace_of
 
 
@@ -50,8 +52,11 @@ class Deliveries:
             seen = Exchanged(number, nothing, received, gathered, shift)
             self._records[worker].append(seen)
 
-    def save(self) -> None:
+    def save(self, title: str) -> None:
         """Writes the trace of the exchanges that all workers took part in, if one is wanted.
+
+        Args:
+            title: Above its picture.
 
         Raises:
             NotRecorded: There are none.
@@ -63,3 +68,4 @@ class Deliveries:
         except ValueError as error:
             raise NotRecorded(f"--record {self._path}: no trace is written ({error})") from None
         trace.save(self._path)
+        draw_drops(trace, title, picture_of(self._path))

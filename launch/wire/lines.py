@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.trainer.json_files import is_count, is_number
+from launch.wire.links import decode
+from rps_jax import LinkCounts
 
-REPORTED = ("step", "epoch", "train_loss", "delivered_fraction", "examples_per_second")
-"""What a worker measures by itself."""
-
+REPORTED = (
+    *("step", "epoch", "train_loss", "delivered_fraction", "examples_per_second"),
+    "bytes_sent",
+)
+"""What a worker measures by itself; the last since its report before."""
 
 _MOST_WAITING = 3
 """Lines that wait for a worker at the most: one that is so far behind is frozen, or about to be
@@ -22,27 +26,32 @@ class Report(NamedTuple):
     Attributes:
         step: Steps that the run has taken.
         values: The worker's own metrics.
+        links: What it has counted of its links in the epoch; None where it counts nothing.
         model: Bytes of its params and model state.
         at: When it came, in seconds.
     """
 
     step: int
     values: dict[str, float]
+    links: LinkCounts | None
     model: bytes
     at: float
 
     @classmethod
-    def of(cls, header: dict[str, Any], model: bytes, at: float) -> "Report":
+    def of(cls, header: dict[str, Any], model: bytes, at: float, num_workers: int) -> "Report":
         """Returns the report in a message.
 
         Raises:
             KeyError: It lacks a metric.
             TypeError: A metric is no number.
+            ValueError: Its counts are none of a run of so many workers.
         """
         values = {name: header[name] for name in REPORTED}
         if not all(map(is_number, values.values())) or not is_count(values["step"]):
             raise TypeError("metrics: expected numbers")
-        return cls(values["step"], values, model, at)
+        counted = header["links"]
+        links = None if counted is None else decode(counted, num_workers)
+        return cls(values["step"], values, links, model, at)
 
 
 class Lines:
@@ -88,11 +97,14 @@ class Lines:
 
 
 def merged(reports: dict[int, Report]) -> dict[str, Any]:
-    """Returns what the reports of one step say together, as part of a line of metrics."""
+    """Returns what the reports of one step say together, as part of a line of metrics.
+
+    Of `bytes_sent`, that is the mean since the line before.
+    """
     values = [report.values for report in reports.values()]
     means = {
         name: float(np.mean([of_worker[name] for of_worker in values]))
-        for name in ("train_loss", "delivered_fraction")
+        for name in ("train_loss", "delivered_fraction", "bytes_sent")
     }
     speeds = [of_worker["examples_per_second"] for of_worker in values]
     first = values[0]

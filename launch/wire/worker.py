@@ -23,7 +23,7 @@ from launch.trainer.run_directory import only_writer
 from launch.trainer.saver import Saver
 from launch.trainer.schedule import Position
 from launch.trainer.setup import set_up
-from launch.wire import deliveries, models
+from launch.wire import deliveries, links, models
 from launch.wire.greeting import greeting
 from launch.wire.reports import Reporter
 from rps_jax import transport
@@ -145,13 +145,14 @@ class _Reports:
         show: Callable[[dict[str, Any]], None],
     ) -> None:
         self._network, self._reporter, self._show = network, reporter, show
+        self._bytes_reported = 0
 
-    def measure(self, at: Position, state: rps.TrainState) -> dict[str, float]:
+    def measure(self, at: Position, state: rps.TrainState) -> dict[str, Any]:
         """Returns nothing: what the models are worth together, no worker can know."""
         del at, state
         return {}
 
-    def write(self, line: dict[str, float], state: rps.TrainState) -> None:
+    def write(self, line: dict[str, Any], state: rps.TrainState) -> None:
         """Reports a line, with the model that it is about, and what arrived since the last.
 
         Not of a model that is half old and half the others'.
@@ -162,7 +163,10 @@ class _Reports:
         if self._reporter.refusal is not None:
             raise UsageError(self._reporter.refusal)
         if not self._network.listens:
-            self._reporter.tell("metrics", line, models.encode(state))
+            sent = self._network.bytes_sent
+            own = {"bytes_sent": sent - self._bytes_reported, "links": links.encode(state)}
+            self._bytes_reported = sent
+            self._reporter.tell("metrics", line | own, models.encode(state))
         self._report_deliveries()
 
     def done(self) -> None:

@@ -121,6 +121,11 @@ class Network:
         return self._pacer.bits_per_second
 
     @property
+    def bytes_sent(self) -> int:
+        """Bytes of all datagrams sent until now: payload, headers and tags, without those of IP."""
+        return self._socket.bytes_sent
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many datagrams came, by what became of them."""
         return dict(self._inbox.counts)

@@ -83,6 +83,7 @@ class DatagramSocket:
             option_name = socket.IPV6_TCLASS if six else socket.IP_TOS
             self._socket.setsockopt(level, option_name, _LE << 2)
         self._offload = offload and _LINUX and self._try_offload()
+        self.bytes_sent = 0
         self._buffer = np.empty(MOST_SEGMENTS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
         self._family = family
@@ -115,7 +116,7 @@ class DatagramSocket:
             control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("H", size))] if len(part) > 1 else []
             # A full queue, a peer that is not there yet: all that is a drop.
             with contextlib.suppress(OSError):
-                self._socket.sendmsg([part.data], control, 0, resolved)
+                self.bytes_sent += self._socket.sendmsg([part.data], control, 0, resolved)
 
     def _resolve(self, address: Address) -> Any:
         """Returns the address as numbers, None for a name that nobody knows (yet)."""

@@ -1,0 +1,156 @@
+"""What arrived on each link: as numbers for lines of metrics, and as pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from rps_jax.links import BURST_BINS, LinkCounts
+
+_PHASES = ("reduce-scatter", "all-gather")
+_MOST_LISTED = 32
+"""Most rows of a list in a line of metrics."""
+BY_LINK, ARRIVALS, BURSTS = "delivered_by_link", "arrivals", "bursts"
+"""The lists of links in a line of metrics."""
+
+
+class LinkStatistics(NamedTuple):
+    """What arrived and what did not.
+
+    Attributes:
+        delivered: float `[2, num_workers, num_workers]`, the share of packets that arrived, by
+            phase, source and destination; NaN between a worker and itself, and where nobody knows.
+        arrivals: int `[num_workers + 1]`, of how many packets of blocks k workers' arrived at their
+            server, its own included.
+        bursts: int `[BURST_BINS]`, how many bursts have ended, of both phases: bin b counts those
+            of 2^b to 2^(b + 1) - 1 packets dropped in a row on a link, across exchanges.
+        mean_burst: packets dropped in a row on average, in the exchanges that were counted.
+    """
+
+    delivered: np.ndarray
+    arrivals: np.ndarray
+    bursts: np.ndarray
+    mean_burst: float
+
+    @classmethod
+    def of(cls, counts: Mapping[int, LinkCounts], num_workers: int) -> "LinkStatistics":
+        """Returns what some workers have counted, by their numbers."""
+        delivered = np.full((2, num_workers, num_workers), np.nan)
+        for worker, counted in counts.items():
+            sent = np.maximum(counted.delivered[:, [worker]], 1)
+            delivered[:, :, worker] = counted.delivered / sent
+            delivered[:, worker, worker] = np.nan
+        dropped = begun = 0
+        for worker, counted in counts.items():
+            arrived = np.asarray(counted.delivered, np.int64)
+            dropped += int((arrived[:, [worker]] - arrived).sum())
+            begun += int(np.sum(counted.bursts) + np.count_nonzero(counted.dropping))
+        return cls(
+            delivered,
+            arrivals=_total([counted.arrivals for counted in counts.values()], num_workers + 1),
+            bursts=_total([counted.bursts for counted in counts.values()], BURST_BINS),
+            mean_burst=dropped / max(begun, 1),
+        )
+
+    def in_short(self) -> dict[str, float]:
+        """Returns what is in every line of metrics."""
+        known = self.delivered[np.isfinite(self.delivered)]
+        reached = np.flatnonzero(self.arrivals)
+        return {
+            "delivered_worst_link": round(float(known.min(initial=1.0)), 6),
+            "fewest_arrivals": int(reached[0]) if reached.size else 0,
+            "mean_burst_length": round(self.mean_burst, 4),
+        }
+
+    def in_full(self) -> dict[str, Any]:
+        """Returns what is in lines at the end of an epoch, too: lists, shortened if need be."""
+        starts = group_starts(len(self.arrivals))
+        return {
+            BY_LINK: as_list(self.delivered, axes=(1, 2)),
+            ARRIVALS: np.add.reduceat(self.arrivals, starts).tolist(),
+            BURSTS: self.bursts.tolist(),
+        }
+
+
+def _total(counts: Sequence[Any], length: int) -> np.ndarray:
+    return sum(map(np.asarray, counts), start=np.zeros(length, np.int64))
+
+
+def group_starts(length: int) -> np.ndarray:
+    """Returns where the groups begin that a list is made of: one element each, if it is short."""
+    return np.arange(0, length, -(-length // _MOST_LISTED))
+
+
+def as_list(values: np.ndarray, axes: tuple[int, ...] = (0,)) -> list[Any]:
+    """Returns JSON values of an array: numbers of four digits, and null for NaN.
+
+    Args:
+        values: The array.
+        axes: Those that are shortened to means of groups where they are long.
+    """
+    known = np.isfinite(values)
+    total, count = np.where(known, values, 0.0), known.astype(np.int64)
+    for axis in axes:
+        starts = group_starts(values.shape[axis])
+        total = np.add.reduceat(total, starts, axis=axis)
+        count = np.add.reduceat(count, starts, axis=axis)
+    means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    listed: list[Any] = np.vectorize(_as_json, otypes=[object])(means).tolist()
+    return listed
+
+
+def _as_json(value: float) -> float | None:
+    return None if np.isnan(value) else float(f"{value:.4g}")
+
+
+def draw_heat_maps(axes: Sequence[Axes], delivered: np.ndarray, num_workers: int) -> None:
+    """Draws the share of each link that arrived, phase by phase, on one scale.
+
+    Args:
+        axes: Of the two maps.
+        delivered: `[2, rows, rows]`, a row a worker or a group of workers; NaN where unknown.
+        num_workers: How many workers there are.
+    """
+    known = delivered[np.isfinite(delivered)]
+    # As wide as what there is: 1% of drops is to be seen.
+    scale: Any = {"vmin": known.min(initial=1.0), "vmax": 1.0, "cmap": "viridis"}
+    first, last = -0.5, num_workers - 0.5
+    for of_phase, phase, share in zip(axes, _PHASES, delivered, strict=True):
+        image = of_phase.imshow(share, extent=(first, last, last, first), **scale)
+        of_phase.set(title=phase, xlabel="to worker")
+        of_phase.grid(visible=False)
+        for axis in (of_phase.xaxis, of_phase.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set(ylabel="from worker")
+    figure: Any = axes[0].figure
+    figure.colorbar(image, ax=list(axes), label="delivered")
+
+
+def draw_arrivals(axes: Axes, arrivals: np.ndarray, num_workers: int) -> None:
+    """Draws how many workers' packets arrived at servers: counts, as `in_full` groups them."""
+    edges = np.append(group_starts(num_workers + 1), num_workers + 1) - 0.5
+    _draw_bars(axes, edges, arrivals, "workers that arrive at a server")
+    fewest = edges[np.flatnonzero(arrivals).min(initial=len(arrivals) - 1)]
+    axes.set_xlim(max(fewest - 1.5, -0.5), num_workers + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_bursts(axes: Axes, bursts: np.ndarray) -> None:
+    """Draws how many packets were dropped in a row: counts of `BURST_BINS` bins."""
+    shown = max(3, int(np.flatnonzero(bursts).max(initial=0)) + 1)
+    _draw_bars(axes, np.arange(shown + 1) - 0.5, bursts[:shown], "packets dropped in a row")
+    labels = ["1", *(f"{2**b}-{2 ** (b + 1) - 1}" for b in range(1, BURST_BINS - 1))]
+    labels.append(f"{2 ** (BURST_BINS - 1)}-")
+    size: Any = "small" if shown > 5 else None
+    axes.set_xticks(
+        np.arange(shown), labels[:shown], fontsize=size, rotation=0 if shown < 6 else 45
+    )
+    axes.grid(visible=False, axis="x")
+
+
+def _draw_bars(axes: Axes, edges: np.ndarray, counts: np.ndarray, label: str) -> None:
+    widths = np.diff(edges)
+    axes.bar(edges[:-1] + widths / 2, counts / max(counts.sum(), 1), width=0.9 * widths)
+    axes.set(xlabel=label, ylabel="share")
