@@ -1,58 +1,64 @@
-"""Trains the algorithms and drop rates side by side: a table, a CSV file and a picture.
+"""Trains a grid of settings side by side: a table, a CSV file and a picture.
 
     python -m launch.compare --drop-rates 0 0.1 0.3
-    python -m launch.compare --drop-rates 0 0.01 -- --preset atis-lstm --data-path ATIS
+    python -m launch.compare --seeds 0 1 2 -- --server received stale --drop-rate 0.1 0.3
+    python -m launch.compare -- --epochs 20 -- --packets 64 -- --channel outage --away-rate 0.1
 
-What follows `--` are flags of `launch.train`, for every run. Runs that are done already are not
-repeated, so that a comparison can be stopped and started again.
+What follows `--` are flags of `launch.train`, for every run. One with several values is an axis:
+every combination of the values is trained. After a further `--` stands an alternative, with flags
+of its own. Runs that are done already are not repeated, so that a comparison can be stopped and
+started again, and can be given more values.
 """
 
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from launch.channels import CHANNELS
 from launch.cli.command_line import (
-    Probabilities,
     Seeds,
-    check_untouched,
+    Within,
     exit_status,
-    expect,
+    not_allowed,
+    optional,
     read_command,
     split_arguments,
 )
-from launch.cli.fields import fields_of
-from launch.config import (
-    LOSSY,
-    PRESETS,
-    PROCESS_FLAGS,
-    Algorithm,
-    TrainConfig,
-    check,
-    parse,
-)
-from launch.reports.intervals import interval
-from launch.reports.tables import markdown_table, write_csv
+from launch.comparison import report
+from launch.comparison.grid import Setting, groups_of, settings_of
+from launch.config import Algorithm, parse
+from launch.reports.provenance import command_line, machine, versions
+from launch.reports.tables import write_csv
 from launch.tasks.source import find_source
+from launch.trainer.json_files import write_json
 from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.run_directory import check_can_write
+
+_UNLESS_VARIED = "unless flags after -- are varied"
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Train the algorithms and drop rates side by side.
+    """Train a grid of settings side by side.
 
-    Flags of launch.train, for every run, may follow after " -- ".
+    Flags of launch.train, for every run, may follow after " -- ". One with several values is an
+    axis of the grid. A further " -- " begins an alternative, with flags of its own.
     """
 
-    algorithms: tuple[Algorithm, ...] = ("rps", "gradient-averaging")
+    algorithms: Annotated[
+        tuple[Algorithm, ...] | None,
+        optional("NAME [...]", f"rps gradient-averaging, {_UNLESS_VARIED}"),
+    ] = None
     """What to compare; those without drops run once."""
-    drop_rates: Probabilities = (0.0, 0.1, 0.3)
+    drop_rates: Annotated[
+        tuple[float, ...] | None,
+        optional("FLOAT [...]", f"0 0.1 0.3, {_UNLESS_VARIED}"),
+        Within(0, 1, "probabilities in [0, 1]"),
+    ] = None
     """Probabilities that a message is dropped."""
     seeds: Seeds = (0,)
-    """A run of each for every seed; the picture shows their means."""
+    """A run of each for every seed; table and picture show their means."""
     output_dir: Path = Path("runs/compare")
     """Folder of the table, the picture and the runs."""
 
@@ -65,119 +71,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(CompareConfig, "launch.compare", own, CompareConfig())
-    base = parse(of_training)
-    runs = _plan(config, base)
-    source = find_source(base)
+    if help_asked := {"-h", "--help"}.intersection(of_training):
+        parse(list(help_asked))
+    settings = _settings(config, of_training)
+    check_can_write("output_dir", config.output_dir)
+    source, *_ = [find_source(setting.config) for setting in settings]
 
-    results = list(zip(runs, train_all(runs, source), strict=True))
-    score = folder_of(runs[0]).read_summary()["score"]
-    table = _table(results, score)
-    print(f"\n{table}\nresults in {config.output_dir}/")
-    (config.output_dir / "table.md").write_text(table)
-    write_csv(config.output_dir / "curves.csv", _rows(results, score))
-    _draw(results, config.output_dir / "curves.png")
+    folder, seeds = config.output_dir, config.seeds
+    runs = [setting.run(folder, seed) for setting in settings for seed in seeds]
+    curves = [report.ends_of_epochs(lines) for lines in train_all(runs, source)]
+    summaries = [folder_of(run).read_summary() for run in runs]
+    score = summaries[0]["score"]
+    of_settings = (curves[first:][: len(seeds)] for first in range(0, len(runs), len(seeds)))
+    results = list(map(report.Result, settings, of_settings))
+
+    table = report.table(results, score)
+    (folder / "table.md").write_text(table)
+    write_csv(folder / "curves.csv", report.rows(results, seeds, score))
+    report.draw(results, score, folder / "curves.png")
+    how = {
+        "command": command_line("launch.compare", config, ("output_dir",), of_training),
+        "data": source.description,
+        "machine": machine(),
+        "versions": versions("jax", "flax", "optax", "numpy"),
+        "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries)),
+    }
+    write_json(folder / "run.json", how)
+    print(f"\n{table}\nresults in {folder}/")
     return 0
 
 
-def _plan(config: CompareConfig, base: TrainConfig) -> list[TrainConfig]:
-    """Returns every run; an algorithm without drops runs once."""
-    flags = fields_of(CHANNELS[base.channel].flags)
-    expect("channel", base.channel, "drop_rate" in flags, "a channel that has a --drop-rate")
-    own = ("algorithm", "drop_rate", "all_gather_drop_rate", "seed", "output_dir", "resume")
-    check_untouched(base, PRESETS[base.preset], (*own, "record", *PROCESS_FLAGS))
-    # What an algorithm without drops may not be given.
-    reliable = {name: getattr(PRESETS[base.preset], name) for name in ("channel", *flags)}
-    runs = []
-    for algorithm in config.algorithms:
-        lossy = algorithm in LOSSY
-        for drop_rate in config.drop_rates if lossy else (0.0,):
-            for seed in config.seeds:
-                run = dataclasses.replace(base, **({} if lossy else reliable))
-                name = f"{algorithm}-{drop_rate:g}-{seed}"
-                runs.append(
-                    dataclasses.replace(
-                        run,
-                        algorithm=algorithm,
-                        drop_rate=drop_rate,
-                        seed=seed,
-                        output_dir=config.output_dir / name,
-                    )
-                )
-    check_can_write("output_dir", config.output_dir)
-    for run in runs:
-        check(run)
-    return runs
-
-
-def _label(run: TrainConfig) -> str:
-    if run.algorithm not in LOSSY:
-        return run.algorithm
-    return f"{run.algorithm}, {CHANNELS[run.channel].describe(run)}"
-
-
-def _grouped(results: list[Any]) -> dict[str, list[Any]]:
-    """Returns the metrics at the epochs' ends of each seed, by label."""
-    groups: dict[str, list[Any]] = {}
-    for run, lines in results:
-        ends = [line for line in lines if "mean_model_train_loss" in line]
-        groups.setdefault(_label(run), []).append(ends)
-    return groups
-
-
-def _table(results: list[Any], score: str) -> str:
-    keys = ("mean_model_train_loss", "train_loss", score, "consensus_distance")
-    header = ["", *(key.replace("_", " ") for key in keys)]
-    rows = [
-        [label, *(interval([ends[-1][key] for ends in seeds]) for key in keys)]
-        for label, seeds in _grouped(results).items()
-    ]
-    return "\n".join(markdown_table(header, rows)) + "\n"
-
-
-def _rows(results: list[Any], score: str) -> list[dict[str, Any]]:
-    """Returns a row for each run and epoch."""
-    keys = ("epoch", "mean_model_train_loss", "train_loss", score, "consensus_distance")
-    return [
-        {"algorithm": run.algorithm, "drop_rate": run.drop_rate, "seed": run.seed}
-        | {key: line[key] for key in keys}
-        for run, lines in results
-        for line in lines
-        if score in line
-    ]
-
-
-def _draw(results: list[Any], path: Path) -> None:
-    import matplotlib
-    import numpy as np
-    from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
-
-    from launch.reports.curves import STYLE
-
-    rates = sorted({run.drop_rate for run, _ in results if run.algorithm in LOSSY})
-    algorithms = list(dict.fromkeys(run.algorithm for run, _ in results))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-        loss, distance = figure.subplots(1, 2)
-        runs = {_label(run): run for run, _ in results}
-        for label, seeds in _grouped(results).items():
-            run = runs[label]
-            place = rates.index(run.drop_rate) if run.algorithm in LOSSY else 0
-            # A colour for each algorithm, the darker the more is dropped.
-            colour = np.array(to_rgb(f"C{algorithms.index(run.algorithm)}"))
-            style: dict[str, Any] = {
-                "color": 1 - (1 - colour) * (place + 1) / max(len(rates), 1),
-                "linestyle": "--" if run.drop_rate == 0 else "-",
-            }
-            epochs = [line["epoch"] for line in seeds[0]]
-            for axes, key in ((loss, "mean_model_train_loss"), (distance, "consensus_distance")):
-                values = np.mean([[line[key] for line in ends] for ends in seeds], axis=0)
-                axes.plot(epochs, values, label=label, **style)
-        loss.set(xlabel="epoch", ylabel="training loss of the mean model", yscale="log")
-        distance.set(xlabel="epoch", ylabel="consensus distance")
-        distance.set_ylim(bottom=0)
-        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        figure.savefig(path, dpi=160)
+def _settings(config: CompareConfig, of_training: Sequence[str]) -> list[Setting]:
+    """Returns the settings that the flags on both sides of `--` ask for."""
+    groups = groups_of(of_training)
+    given = {name for group in groups for name in group}
+    varied = len(groups) > 1 or any(len(values) > 1 for values in groups[0].values())
+    algorithms, drop_rates = config.algorithms, config.drop_rates
+    if not varied and algorithms is None and "algorithm" not in given:
+        algorithms = ("rps", "gradient-averaging")
+    if not varied and drop_rates is None and given.isdisjoint(("drop_rate", "channel")):
+        drop_rates = (0.0, 0.1, 0.3)
+    axes = {}
+    for name, values in (("algorithm", algorithms), ("drop_rate", drop_rates)):
+        if values is not None:
+            axes[name] = [f"{value:g}" if isinstance(value, float) else value for value in values]
+            if name in given:
+                not_allowed(f"{name}s", " ".join(axes[name]), f"beside --{name} after --")
+    return settings_of(axes, groups)
 
 
 if __name__ == "__main__":

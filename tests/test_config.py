@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import tyro
 
+import rps_jax as rps
+from launch.channels import make_channel
 from launch.cli.command_line import UsageError
 from launch.cli.fields import Mark, fields_of, from_json, marked
 from launch.config import (
@@ -23,6 +25,8 @@ from launch.trainer.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 TRACE = ("--channel", "trace", "--trace", str(ROOT / "README.md"))  # Any file: it is not read yet.
+
+DEADLINE, SLOW = ("--channel", "deadline"), ("--slow-workers", "2", "--slowness", "3")
 
 
 def refusal(*argv: str) -> str:
@@ -140,6 +144,10 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
         (("--channel", "outage", "--packets", "2"), "--packets 2 requires --channel bernoulli or"),
         (("--channel", "outage", "--mean-outage", "0"), "--channel outage: mean_outage=0.0: exp"),
         (("--all-or-nothing",), "--all-or-nothing requires --packets"),
+        ((*DEADLINE, "--slow-workers", "2"), "--slow-workers 2 requires --slowness"),
+        ((*DEADLINE, "--slowness", "2"), "--slowness 2.0 requires --slow-workers"),
+        ((*DEADLINE, *SLOW, "--num-workers", "1"), "--slow-workers 2: expected at most the 1 w"),
+        (SLOW, "--slow-workers 2 requires --channel deadline"),
         (("--algorithm", "local", "--packets", "2"), "--packets 2 requires --algorithm rps or"),
         (("--on-miss", "zero"), "--algorithm rps: on_miss='zero': expected one of own, stale"),
         (("--server", "unbiased"), "--algorithm rps: server_drop_rate=None: expected a number"),
@@ -162,6 +170,13 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
 )
 def test_contradictions_are_refused(argv: tuple[str, ...], expected: str) -> None:
     assert refusal(*argv).startswith(expected)
+
+
+def test_slow_workers_are_those_of_the_lowest_numbers() -> None:
+    config = parse([*DEADLINE, *SLOW, "--num-workers", "4", "--packets", "2", "--all-or-nothing"])
+    channel = make_channel(config)
+    assert isinstance(channel, rps.AllOrNothing)
+    assert channel.channel.slowness.tolist() == [3, 3, 1, 1]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -8,7 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import rps_jax as rps
-from launch.channels import bernoulli, per_link, trace
+from launch.channels import bernoulli, deadline, per_link, trace
 from launch.channels.channel_kind import ChannelKind
 from launch.channels.of_library import of_library
 from launch.cli.fields import joined
@@ -32,6 +32,7 @@ CHANNELS: dict[str, ChannelKind] = {
     name: _OWN.get(name) or of_library(name, kind, bernoulli.Flags)
     for name, kind in rps.CHANNELS.items()
 }
+CHANNELS["deadline"] = deadline.with_slow_workers(CHANNELS["deadline"])
 
 if TYPE_CHECKING:
     ChannelFlags = _OwnFlags
