@@ -9,11 +9,14 @@ Dimensions: B images, H rows, W columns, C channels, K classes.
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from models.convolution import ManyKernels, convolve
 
 _STAGE_CHANNELS = (16, 32, 64)
 _WEIGHT_INIT = nn.initializers.he_normal()
@@ -32,6 +35,7 @@ class ResNet(nn.Module):
         num_classes: number of classes, K.
         dtype: type of the convolutions and activations, for instance `jnp.bfloat16`.
         batch_norm_momentum: share of the old value that a running statistic keeps at each step.
+        many_kernels: how a vmap over models convolves; see `models.convolution`.
 
     Raises:
         ValueError: `depth` is not 6k + 2.
@@ -41,6 +45,7 @@ class ResNet(nn.Module):
     num_classes: int = 10
     dtype: DTypeLike = jnp.float32
     batch_norm_momentum: float = 0.9
+    many_kernels: ManyKernels = "auto"
 
     def __post_init__(self) -> None:
         """Rejects a depth outside the family where the model is made, not where it is first run."""
@@ -62,7 +67,7 @@ class ResNet(nn.Module):
         Returns:
             Logits of shape [B, K], float32.
         """
-        conv = partial(conv3x3, dtype=self.dtype)
+        conv = partial(conv3x3, dtype=self.dtype, many_kernels=self.many_kernels)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -99,8 +104,18 @@ def shortcut(x_BxHxWxC: jax.Array, channels: int, strides: int) -> jax.Array:
     )
 
 
-def conv3x3(channels: int, *, strides: int = 1, dtype: DTypeLike = jnp.float32) -> nn.Conv:
+def conv3x3(
+    channels: int,
+    *,
+    strides: int = 1,
+    dtype: DTypeLike = jnp.float32,
+    many_kernels: ManyKernels = "auto",
+) -> nn.Conv:
     """A 3x3 convolution without bias, whose output has ceil(H / strides) rows."""
+
+    def centred(images: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return convolve(images, kernel, strides, many_kernels)
+
     return nn.Conv(
         channels,
         kernel_size=(3, 3),
@@ -111,4 +126,5 @@ def conv3x3(channels: int, *, strides: int = 1, dtype: DTypeLike = jnp.float32) 
         use_bias=False,
         kernel_init=_WEIGHT_INIT,
         dtype=dtype,
+        conv_general_dilated=centred,
     )
