@@ -15,6 +15,7 @@ from launch.cli.command_line import exit_status, subcommand
 COMMANDS = {
     "exchange": "the lossy exchange beside a plain all-reduce, on the devices of this machine",
     "wire": "exchanges over UDP beside an all-reduce over TCP, on real links that drop packets",
+    "workers": "many workers on one device beside one model on the same examples",
     "training": "whole trainings of both kinds on such links: loss over wall-clock time",
     "colocation": "training beside a web service, on real links and in the simulation of the same",
 }

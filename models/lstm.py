@@ -5,6 +5,7 @@ Hochreiter, Schmidhuber: Long Short-Term Memory, 1997, with the forget gate of G
 Dimensions: B sentences, L tokens, E embedding size, H hidden size, K tags, G = 4 H gates.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from models.losses import length_mask
+from models.members import ManyModels, member_by_member, varying_like
 
 
 class SlotTagger(nn.Module):
@@ -25,6 +27,7 @@ class SlotTagger(nn.Module):
         hidden_size: size of the LSTM's state, H.
         dtype: type of the matrix products of the LSTM, for instance `jnp.bfloat16`; parameters,
             cell state and logits are float32.
+        many_models: how a vmap over models runs the LSTM; see `models.members`.
     """
 
     vocab_size: int
@@ -32,6 +35,7 @@ class SlotTagger(nn.Module):
     embedding_size: int = 150
     hidden_size: int = 300
     dtype: DTypeLike = jnp.float32
+    many_models: ManyModels = "auto"
 
     @nn.compact
     def __call__(self, tokens_BxL: jax.Array, lengths_B: jax.Array) -> jax.Array:
@@ -48,7 +52,9 @@ class SlotTagger(nn.Module):
         embeddings_BxLxE = nn.Embed(self.vocab_size, self.embedding_size, dtype=self.dtype)(
             tokens_BxL
         )
-        hidden_BxLxH = LSTM(self.hidden_size, self.dtype)(embeddings_BxLxE, lengths_B)
+        hidden_BxLxH = LSTM(self.hidden_size, self.dtype, self.many_models)(
+            embeddings_BxLxE, lengths_B
+        )
         logits_BxLxK = nn.Dense(self.num_tags, dtype=jnp.float32)(hidden_BxLxH)
         mask_BxL = length_mask(lengths_B, tokens_BxL.shape[1])
         return jnp.where(mask_BxL[:, :, None], logits_BxLxK, 0)
@@ -68,10 +74,14 @@ class LSTM(nn.Module):
     Attributes:
         hidden_size: size of the state, H.
         dtype: type of the matrix products; the cell state is float32.
+        many_models: how a vmap over models runs the layer; see `models.members`. In a loop, the
+            weights of one model stay in the cache over all steps, and each goes no further than its
+            own longest sequence.
     """
 
     hidden_size: int
     dtype: DTypeLike = jnp.float32
+    many_models: ManyModels = "auto"
 
     @nn.compact
     def __call__(self, inputs_BxLxE: jax.Array, lengths_B: jax.Array) -> jax.Array:
@@ -92,31 +102,53 @@ class LSTM(nn.Module):
         kernel_HxG = self.param(
             "recurrent_kernel", nn.initializers.orthogonal(), (self.hidden_size, num_gates)
         ).astype(self.dtype)
-        # Under shard_map the kernel has to vary over the mesh axes that the inputs vary over, so
-        # that the gradient of one that the devices share is summed over them.
-        kernel_HxG = jnp.where(True, kernel_HxG, jnp.zeros_like(projected_BxLxG, shape=()))
-        num_steps = jnp.minimum(_longest(lengths_B), inputs_BxLxE.shape[1])
-        hidden_LxBxH = _recurrence(jnp.swapaxes(projected_BxLxG, 0, 1), kernel_HxG, num_steps)
+        kernel_HxG = varying_like(kernel_HxG, projected_BxLxG)
+        projected_LxBxG = jnp.swapaxes(projected_BxLxG, 0, 1)
+        hidden_LxBxH = _recurrence(projected_LxBxG, kernel_HxG, lengths_B, self.many_models)
         return jnp.swapaxes(hidden_LxBxH, 0, 1)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _recurrence(
-    projected_LxBxG: jax.Array, kernel_HxG: jax.Array, num_steps: jax.Array
+    projected_LxBxG: jax.Array,
+    kernel_HxG: jax.Array,
+    lengths_B: jax.Array,
+    many_models: ManyModels,
 ) -> jax.Array:
-    """Returns the hidden states [L, B, H] of the first `num_steps` steps, and zeros after them.
+    """Returns the hidden states [L, B, H] as far as the longest sequence goes, zeros after it.
 
     JAX cannot differentiate a loop whose length it does not know. The gradient by hand also has
     that of the kernel as one matrix product, where a scan would add one up at every step.
     """
-    return _recurrence_forward(projected_LxBxG, kernel_HxG, num_steps)[0]
+    return _keep(projected_LxBxG, kernel_HxG, lengths_B, many_models)[0]
 
 
-def _recurrence_forward(
-    projected_LxBxG: jax.Array, kernel_HxG: jax.Array, num_steps: jax.Array
+def _keep(
+    projected_LxBxG: jax.Array,
+    kernel_HxG: jax.Array,
+    lengths_B: jax.Array,
+    many_models: ManyModels,
 ) -> tuple[jax.Array, Any]:
+    forward = member_by_member(_forward, many_models)
+    gates, cell, hidden = forward(projected_LxBxG, kernel_HxG, lengths_B)
+    return hidden[1:], (gates, cell, hidden, kernel_HxG, lengths_B)
+
+
+def _gradients(
+    many_models: ManyModels, kept: Any, d_hidden_LxBxH: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    return *member_by_member(_backward, many_models)(*kept, d_hidden_LxBxH), None
+
+
+_recurrence.defvjp(_keep, _gradients)
+
+
+def _forward(
+    projected_LxBxG: jax.Array, kernel_HxG: jax.Array, lengths_B: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns gates, cell states and hidden states; row t + 1 of states is that after step t."""
     # `zeros_like`, not `zeros`: under shard_map the states have to vary over the mesh axes that the
-    # inputs vary over. Row t + 1 is the state after step t.
+    # inputs vary over.
     states_LxBxH = jnp.zeros_like(projected_LxBxG[..., : kernel_HxG.shape[0]])
     hidden = jnp.concatenate([states_LxBxH, states_LxBxH[:1]])
     cell = hidden.astype(jnp.float32)
@@ -132,12 +164,20 @@ def _recurrence_forward(
             hidden.at[t + 1].set(hidden_BxH.astype(hidden.dtype)),
         )
 
-    gates, cell, hidden = jax.lax.fori_loop(0, num_steps, step, (gates, cell, hidden))
-    return hidden[1:], (gates, cell, hidden, kernel_HxG, num_steps)
+    num_steps = _num_steps(lengths_B, gates)
+    return jax.lax.fori_loop(0, num_steps, step, (gates, cell, hidden))
 
 
-def _recurrence_backward(residuals: Any, d_hidden_LxBxH: jax.Array) -> tuple[jax.Array, Any, None]:
-    gates, cell, hidden, kernel_HxG, num_steps = residuals
+def _backward(
+    gates: jax.Array,
+    cell: jax.Array,
+    hidden: jax.Array,
+    kernel_HxG: jax.Array,
+    lengths_B: jax.Array,
+    d_hidden_LxBxH: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the gradients of the projected inputs and of the kernel."""
+    num_steps = _num_steps(lengths_B, gates)
 
     def step(steps_done: jax.Array, carry: Any) -> Any:
         d_gates, d_cell_BxH, d_hidden_BxH = carry
@@ -150,11 +190,11 @@ def _recurrence_backward(residuals: Any, d_hidden_LxBxH: jax.Array) -> tuple[jax
 
     zeros = jnp.zeros_like(gates, hidden.dtype), jnp.zeros_like(cell[0]), jnp.zeros_like(hidden[0])
     d_gates, _, _ = jax.lax.fori_loop(0, num_steps, step, zeros)
-    d_kernel_HxG = jnp.einsum("lbh,lbg->hg", hidden[:-1], d_gates)
-    return d_gates, d_kernel_HxG, None
+    return d_gates, jnp.einsum("lbh,lbg->hg", hidden[:-1], d_gates)
 
 
-_recurrence.defvjp(_recurrence_forward, _recurrence_backward)
+def _num_steps(lengths_B: jax.Array, gates_LxBxG: jax.Array) -> jax.Array:
+    return jnp.minimum(_longest(lengths_B), gates_LxBxG.shape[0])
 
 
 def _cell(gates_BxG: jax.Array, cell_BxH: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from models.convolution import ManyKernels, convolve
+from models.convolution import convolve
+from models.members import ManyModels
 
 _STAGE_CHANNELS = (16, 32, 64)
 _WEIGHT_INIT = nn.initializers.he_normal()
@@ -35,7 +36,7 @@ class ResNet(nn.Module):
         num_classes: number of classes, K.
         dtype: type of the convolutions and activations, for instance `jnp.bfloat16`.
         batch_norm_momentum: share of the old value that a running statistic keeps at each step.
-        many_kernels: how a vmap over models convolves; see `models.convolution`.
+        many_models: how a vmap over models convolves; see `models.members`.
 
     Raises:
         ValueError: `depth` is not 6k + 2.
@@ -45,7 +46,7 @@ class ResNet(nn.Module):
     num_classes: int = 10
     dtype: DTypeLike = jnp.float32
     batch_norm_momentum: float = 0.9
-    many_kernels: ManyKernels = "auto"
+    many_models: ManyModels = "auto"
 
     def __post_init__(self) -> None:
         """Rejects a depth outside the family where the model is made, not where it is first run."""
@@ -67,7 +68,7 @@ class ResNet(nn.Module):
         Returns:
             Logits of shape [B, K], float32.
         """
-        conv = partial(conv3x3, dtype=self.dtype, many_kernels=self.many_kernels)
+        conv = partial(conv3x3, dtype=self.dtype, many_models=self.many_models)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -109,12 +110,12 @@ def conv3x3(
     *,
     strides: int = 1,
     dtype: DTypeLike = jnp.float32,
-    many_kernels: ManyKernels = "auto",
+    many_models: ManyModels = "auto",
 ) -> nn.Conv:
     """A 3x3 convolution without bias, whose output has ceil(H / strides) rows."""
 
     def centred(images: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-        return convolve(images, kernel, strides, many_kernels)
+        return convolve(images, kernel, strides, many_models)
 
     return nn.Conv(
         channels,

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from models.convolution import convolve
 
-MANY, B, C, O = 3, 2, 2, 4
+MANY, BATCH, IN, OUT = 3, 2, 2, 4
 
 
 def plain(images, kernel, strides):
@@ -25,8 +26,8 @@ def plain(images, kernel, strides):
 
 def arrays(size, kernel_size):
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(MANY, B, size, size + 1, C)).astype(np.float32)
-    kernels = rng.normal(size=(MANY, kernel_size, kernel_size, C, O)).astype(np.float32)
+    images = rng.normal(size=(MANY, BATCH, size, size + 1, IN)).astype(np.float32)
+    kernels = rng.normal(size=(MANY, kernel_size, kernel_size, IN, OUT)).astype(np.float32)
     return images, kernels
 
 
@@ -44,15 +45,15 @@ def assert_close(found, expected):
     ("size", "kernel_size", "strides"),
     [(4, 3, 1), (5, 3, 2), (6, 3, 2), (6, 3, 3), (4, 1, 1), (5, 1, 2), (6, 5, 1)],
 )
-@pytest.mark.parametrize("many_kernels", ["auto", "groups", None])
-def test_convolution_and_gradients_are_those_of_xla(size, kernel_size, strides, many_kernels):
+@pytest.mark.parametrize("many_models", ["auto", "vmap", None])
+def test_convolution_and_gradients_are_those_of_xla(size, kernel_size, strides, many_models):
     images, kernels = arrays(size, kernel_size)
-    if many_kernels is None:
+    if many_models is None:
         ours = partial(with_gradients, lambda x, k: convolve(x, k, strides))
         theirs = partial(with_gradients, lambda x, k: plain(x, k, strides))
         images, kernels = images[0], kernels[0]
     else:
-        ours = jax.vmap(partial(with_gradients, lambda x, k: convolve(x, k, strides, many_kernels)))
+        ours = jax.vmap(partial(with_gradients, lambda x, k: convolve(x, k, strides, many_models)))
         theirs = jax.vmap(partial(with_gradients, lambda x, k: plain(x, k, strides)))
     assert_close(jax.jit(ours)(images, kernels), jax.jit(theirs)(images, kernels))
 
@@ -61,14 +62,37 @@ def test_convolution_and_gradients_are_those_of_xla(size, kernel_size, strides, 
 def test_one_of_the_two_may_be_shared(in_axes):
     images, kernels = arrays(4, 3)
     shared = [x if axis == 0 else x[0] for x, axis in zip((images, kernels), in_axes, strict=True)]
-    of = lambda convolution: jax.vmap(partial(with_gradients, convolution), in_axes)(*shared)
+
+    def of(convolution):
+        return jax.vmap(partial(with_gradients, convolution), in_axes)(*shared)
+
     assert_close(of(lambda x, k: convolve(x, k, 1)), of(lambda x, k: plain(x, k, 1)))
 
 
 def test_vmaps_may_be_nested():
     images, kernels = arrays(4, 3)
     twice = [np.stack([x, 2 * x]) for x in (images, kernels)]
-    of = lambda convolution: jax.jit(jax.vmap(jax.vmap(partial(with_gradients, convolution))))
+
+    def of(convolution):
+        return jax.jit(jax.vmap(jax.vmap(partial(with_gradients, convolution))))
+
     assert_close(
         of(lambda x, k: convolve(x, k, 1))(*twice), of(lambda x, k: plain(x, k, 1))(*twice)
     )
+
+
+def test_the_gradient_of_a_kernel_that_devices_share_is_summed_over_them():
+    images, kernels = arrays(4, 3)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("devices",))
+
+    def gradients(convolution, images, kernel):
+        def loss(kernel):
+            return jnp.sin(convolution(images, kernel)).sum()
+
+        return jax.grad(loss)(kernel)
+
+    specs = {"in_specs": (P("devices"), P()), "out_specs": P()}
+    ours = partial(gradients, lambda x, k: convolve(x, k, 1))
+    theirs = partial(gradients, lambda x, k: plain(x, k, 1))
+    found = jax.jit(jax.shard_map(ours, mesh=mesh, **specs))(images[0], kernels[0])
+    assert_close(found, theirs(images[0], kernels[0]))
