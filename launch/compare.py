@@ -59,6 +59,8 @@ class CompareConfig:
     """Probabilities that a message is dropped."""
     seeds: Seeds = (0,)
     """A run of each for every seed; table and picture show their means."""
+    predict: bool = False
+    """Set what drops by themselves make of the consensus distance beside what was measured."""
     output_dir: Path = Path("runs/compare")
     """Folder of the table, the picture and the runs."""
 
@@ -84,6 +86,11 @@ def _run(argv: Sequence[str]) -> int:
     score = summaries[0]["score"]
     of_settings = (curves[first:][: len(seeds)] for first in range(0, len(runs), len(seeds)))
     results = list(map(report.Result, settings, of_settings))
+    if config.predict:
+        # Imported late, as JAX is.
+        from launch.comparison.prediction import with_prediction
+
+        results = with_prediction(results)
 
     table = report.table(results, score)
     (folder / "table.md").write_text(table)

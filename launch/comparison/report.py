@@ -15,10 +15,12 @@ class Result(NamedTuple):
     Attributes:
         setting: What was trained.
         curves: The lines of metrics at the ends of the epochs, of each seed.
+        predicted: The consensus distance that was predicted, if it was.
     """
 
     setting: Setting
     curves: Sequence[Sequence[dict[str, Any]]]
+    predicted: Sequence[float] = ()
 
     def last(self, key: str) -> list[float]:
         """Returns a metric after the last epoch, of each seed."""
@@ -38,7 +40,7 @@ class Column(NamedTuple):
     """
 
     name: str
-    values: Callable[[Result], list[float]]
+    values: Callable[[Result], Sequence[float]]
 
 
 def ends_of_epochs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -48,14 +50,17 @@ def ends_of_epochs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(results: Sequence[Result], score: str) -> str:
     """Returns a row for each setting, in Markdown: means over the seeds, and how sure they are."""
-    columns = [*_measures(score), Column("delivered", lambda r: r.mean("delivered_fraction"))]
+    columns = _measures(score)
+    if any(result.predicted for result in results):
+        columns.append(Column("predicted", lambda r: r.predicted))
+    columns.append(Column("delivered", _delivered))
     if _have(results, "bytes_sent_per_worker"):
-        columns.append(Column("bytes sent", lambda r: r.last("bytes_sent_per_worker")))
+        columns.append(Column("MB sent", _megabytes))
     if _have(results, "exchange_seconds"):
         columns.append(Column("seconds an exchange", lambda r: r.mean("exchange_seconds")))
     header = ["", *(column.name for column in columns)]
     rows = [
-        [result.setting.label, *(interval(column.values(result)) for column in columns)]
+        [result.setting.label, *(_cell(column.values(result)) for column in columns)]
         for result in results
     ]
     return "\n".join(markdown_table(header, rows)) + "\n"
@@ -108,12 +113,33 @@ def draw(results: Sequence[Result], score: str, path: Path) -> None:
         for axes, column in zip(panels, _measures(score), strict=True):
             for place, (result, colour) in enumerate(zip(results, colours, strict=True)):
                 _draw_interval(axes, place, column.values(result), colour)
-            axes.set(xlabel=column.name)
+            axes.set(xlabel=column.name, xscale=_scale(results, column))
+        for place, result in enumerate(results):
+            # A circle around what was predicted.
+            circle = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": "0.4"}
+            axes.plot(result.predicted, [place] * len(result.predicted), "o", **circle)
         panels[0].set_yticks(range(len(results)), [result.setting.label for result in results])
         for label, colour in zip(panels[0].get_yticklabels(), colours, strict=True):
             label.set_color(colour)
         panels[0].invert_yaxis()
         figure.savefig(path, dpi=160)
+
+
+def _delivered(result: Result) -> list[float]:
+    key = "delivered_fraction"
+    # It is 0 where there was no exchange since the line before.
+    return [
+        sum(line[key] for line in lines) / max(1, sum(line[key] > 0 for line in lines))
+        for lines in result.curves
+    ]
+
+
+def _megabytes(result: Result) -> list[float]:
+    return [bytes_sent / 1e6 for bytes_sent in result.last("bytes_sent_per_worker")]
+
+
+def _cell(values: Sequence[float]) -> str:
+    return str(interval(values)) if values else ""
 
 
 def _have(results: Sequence[Result], key: str) -> bool:
@@ -128,7 +154,12 @@ def _measures(score: str) -> list[Column]:
     ]
 
 
-def _draw_interval(axes: Any, place: int, values: list[float], colour: Any) -> None:
+def _scale(results: Sequence[Result], column: Column) -> str:
+    values = [value for result in results for value in column.values(result)]
+    return "log" if 0 < 30 * min(values) < max(values) else "linear"
+
+
+def _draw_interval(axes: Any, place: int, values: Sequence[float], colour: Any) -> None:
     """Draws the mean of the seeds, and each of them."""
     axes.plot(values, [place] * len(values), "|", color=colour, markersize=7)
     axes.plot([sum(values) / len(values)], [place], "o", color=colour, markersize=4)

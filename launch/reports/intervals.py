@@ -24,6 +24,8 @@ class Interval(NamedTuple):
             return f"{self.mean:.4g}"
         # Two digits of the half-width, and the mean to the same place.
         places = max(0, 1 - math.floor(math.log10(self.half_width)))
+        if places > 7:
+            return f"{self.mean:.1e} ± {self.half_width:.1e}"
         return f"{self.mean:.{places}f} ± {self.half_width:.{places}f}"
 
 

@@ -37,8 +37,8 @@ def command_line(
     options = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name not in leave_out and value is not None:
-            values = value if isinstance(value, tuple) else (value,)
+        if field.name not in leave_out and value is not None and value is not False:
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
             shown = (str(x).removesuffix(".0") for x in values)
             options += [f"--{field.name.replace('_', '-')}", *shown]
     after = ["--", *flags] if flags else []
