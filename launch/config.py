@@ -292,7 +292,11 @@ def _check_over_udp(config: TrainConfig) -> None:
     for name in ("workers_per_device", "allow_resize"):
         if getattr(config, name):
             not_allowed(name, getattr(config, name), "with --network udp")
-    server = getattr(make_rule(config), "server", RECEIVED.name)
+    rule = make_rule(config)
+    fragments = getattr(rule, "fragments", 1)
+    if fragments > 1:
+        not_allowed("fragments", fragments, "with --network udp, which sends whole models")
+    server = getattr(rule, "server", RECEIVED.name)
     if server != RECEIVED.name:
         not_allowed("server", server, "with --network udp, whose servers average what they receive")
 

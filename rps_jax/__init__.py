@@ -40,9 +40,11 @@ from rps_jax.metrics import distance_from_mean as distance_from_mean
 from rps_jax.metrics import exchange_bytes as exchange_bytes
 from rps_jax.metrics import mean_model as mean_model
 from rps_jax.optimizer import AverageModelsState as AverageModelsState
+from rps_jax.optimizer import DiLoCoState as DiLoCoState
 from rps_jax.optimizer import ExchangeState as ExchangeState
 from rps_jax.optimizer import optax_average_gradients as optax_average_gradients
 from rps_jax.optimizer import optax_average_models as optax_average_models
+from rps_jax.optimizer import optax_diloco as optax_diloco
 from rps_jax.rules import RULES as RULES
 from rps_jax.rules import Rule as Rule
 from rps_jax.train_step import Arrivals as Arrivals

@@ -6,7 +6,11 @@ whole of it:
     optax.chain(rps.optax_average_gradients(channel, "workers"), optax.sgd(0.1))
     rps.optax_average_models(optax.sgd(0.1), channel, "workers")
 
-Both keep key and step in their state, so that a checkpoint of the optimizer state resumes the same
+DiLoCo, which takes many local steps to an exchange, wraps the chain likewise:
+
+    rps.optax_diloco(optax.adamw(1e-3), rps.Bernoulli(0.1), "workers", local_steps=30)
+
+All keep key and step in their state, so that a checkpoint of the optimizer state resumes the same
 drops; they are those of `make_train_step` with the same seed. `update` must run where `axis_name`
 is bound; `init` may run anywhere.
 """
@@ -25,6 +29,8 @@ from rps_jax.carrier import Carrier, MaskedCollectives
 from rps_jax.channels import Channel
 from rps_jax.draw import Assignment
 from rps_jax.keys import key_data, wrap_key
+from rps_jax.rules import make_rule
+from rps_jax.train_step import StepExchange, on_params
 
 
 class ExchangeState(NamedTuple):
@@ -51,6 +57,20 @@ class AverageModelsState(NamedTuple):
 
     exchange: ExchangeState
     inner: Any
+
+
+class DiLoCoState(NamedTuple):
+    """State of `optax_diloco`.
+
+    Attributes:
+        exchange: what decides every future drop; its steps are local ones.
+        inner: the state of the wrapped chain.
+        outer: what the rule remembers, such as the state of the outer optimizer.
+    """
+
+    exchange: ExchangeState
+    inner: Any
+    outer: Any
 
 
 def optax_average_gradients(
@@ -167,14 +187,81 @@ def average_models_over(
         # this twice, rounded differently.
         local = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
         averaged, exchange = _exchange(carrier, state.exchange, local, local)
-
-        def step(param: Any, update: Any, mine: Any, average: Any) -> Any:
-            return jnp.where(average == mine, update, (average - param).astype(update.dtype))
-
-        updates = jax.tree.map(step, params, updates, local, averaged)
+        updates = _updates_to(averaged, params, updates, local)
         return updates, AverageModelsState(exchange, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def optax_diloco(
+    optimizer: optax.GradientTransformation,
+    channel: Channel,
+    axis_name: AxisName,
+    *,
+    seed: int | jax.Array = 0,
+    assignment: Assignment = "random",
+    num_workers: int | None = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """DiLoCo around an optimizer: local steps and, every so many, one of the outer optimizer.
+
+    `optax.apply_updates(params, updates)` gives what a step of `make_train_step` gives with
+    `algorithm="diloco"`, up to a rounding of the parameters before the step.
+
+    Args:
+        optimizer: the whole chain that makes the local step.
+        channel: where drops come from.
+        axis_name: the worker axis, or a tuple of axes.
+        seed: decides the drops, together with the step; the same on every worker.
+        assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
+        num_workers: needed only by a channel with state, which may depend on it.
+        options: fields of `rules.DiLoCo`, such as `local_steps`, `fragments` and `outer`, any
+            optax optimizer.
+
+    Returns:
+        A `GradientTransformationExtraArgs` with a `DiLoCoState`; its `update` needs `params`.
+
+    Raises:
+        ValueError: an unknown `assignment` or option.
+    """
+    carrier = MaskedCollectives(channel, axis_name, assignment)
+    rule = make_rule("diloco", **options)
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> DiLoCoState:
+        start = _init_exchange(channel, seed, num_workers)
+        return DiLoCoState(start, inner.init(params), rule.init(params))
+
+    def update(
+        updates: Any, state: DiLoCoState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, DiLoCoState]:
+        if params is None:
+            raise ValueError("params=None: expected update(grads, state, params), for DiLoCo")
+        updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
+        local = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
+        key, step, channel_state = state.exchange
+        average = StepExchange(carrier, wrap_key(key), step, False, channel_state, (), ())
+        new, outer = on_params(rule, local, state.outer, average, step)
+        updates = _updates_to(new, params, updates, local)
+        return updates, DiLoCoState(ExchangeState(key, step + 1, average.state), inner_state, outer)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _updates_to(new: Any, params: Any, updates: Any, local: Any) -> Any:
+    """Returns what to add to the parameters, for the new ones: where nothing came, the local step.
+
+    Args:
+        new: parameters after the exchange.
+        params: those before the local step.
+        updates: the local step.
+        local: parameters after it.
+    """
+
+    def step(new: Any, param: Any, update: Any, mine: Any) -> Any:
+        return jnp.where(new == mine, update, (new - param).astype(update.dtype))
+
+    return jax.tree.map(step, new, params, updates, local)
 
 
 def _init_exchange(

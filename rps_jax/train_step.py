@@ -201,11 +201,11 @@ def make_step(
 
         alongside = model_state if model_state_policy == "exchange" else ()
         remembered = state.channel_state, alongside, state.links
-        average = _Exchange(carrier, key, state.step, record, *remembered)
+        average = StepExchange(carrier, key, state.step, record, *remembered)
         grads, memory = rule.on_gradients(grads, state.rule_state, average)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        params, memory = _on_params(rule, params, memory, average, state.step)
+        params, memory = on_params(rule, params, memory, average, state.step)
 
         state = TrainState(
             step=state.step + 1,
@@ -222,8 +222,8 @@ def make_step(
     return train_step
 
 
-def _on_params(
-    rule: Rule, params: Any, memory: Any, average: "_Exchange", step: jax.Array
+def on_params(
+    rule: Rule, params: Any, memory: Any, average: "StepExchange", step: jax.Array
 ) -> tuple[Any, Any]:
     """Returns what a rule makes of the model after the local step, if it exchanges in this step."""
     if rule.every == 1:
@@ -269,7 +269,7 @@ class _Seen(NamedTuple):
     arrivals: Arrivals | None
 
 
-class _Exchange:
+class StepExchange:
     """The exchange of one step, as its rule calls it.
 
     Attributes:
@@ -301,9 +301,9 @@ class _Exchange:
         """What an exchange changes beside the tree."""
         return self.state, self.alongside, self.links
 
-    def anew(self, *remembered: Any) -> "_Exchange":
+    def anew(self, *remembered: Any) -> "StepExchange":
         """Returns the same exchange before it has taken place, of other values."""
-        return _Exchange(self._carrier, self._key, self._step, self._record, *remembered)
+        return StepExchange(self._carrier, self._key, self._step, self._record, *remembered)
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import rps_jax as rps
 from launch import compare
 from launch.cli.command_line import UsageError
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
+from launch.comparison.prediction import noise_distances, with_prediction
 from launch.config import TrainConfig
 from launch.trainer import many_runs
 
@@ -123,3 +125,28 @@ def test_a_comparison_has_room_for_any_number_of_settings(number, tmp_path):
     header, _, *rows = report.table(results, "test_accuracy").splitlines()
     assert header.endswith("| delivered | seconds an exchange |")
     assert [row.split(" | ")[0] for row in rows] == [f"| number {i}" for i in range(number)]
+
+
+def test_the_distance_of_noise_is_that_of_theory():
+    rate = 0.5
+    flags = (
+        f"--num-workers 8 --momentum 0 --schedule constant --learning-rate {rate} --drop-rate 0.2"
+    )
+    (setting,) = settings(flags)
+    distances = noise_distances(setting.config, 100)[:, 10:]
+    expected = rps.theory.steady_consensus_distance(8, 0.2, 0.5, gradient_variance=1.0)
+    of_trainings = (distances**2).mean(1)
+    error = of_trainings.std(ddof=1) / len(of_trainings) ** 0.5
+    assert abs(of_trainings.mean() - expected**2) < 5 * error
+    assert error < 0.05 * expected**2
+
+
+def test_predictions_have_the_scale_of_the_first_setting_that_drops():
+    results = []
+    for setting in settings("--num-workers 4 --drop-rate 0 0.2 0.4"):
+        lines = [{"step": 5, "consensus_distance": 3.0}, {"step": 9, "consensus_distance": 5.0}]
+        results.append(report.Result(setting, [lines, lines]))
+    nothing, first, second = (result.predicted for result in with_prediction(results))
+    assert max(nothing) < 1e-3
+    assert first == ()
+    assert 4 < second[0] < 12

@@ -99,11 +99,20 @@ def test_what_is_missed_is_the_worker_s_own_to_the_bit():
                 rps.optax_average_gradients(CHANNEL, "workers", seed=SEED), inner
             ),
         ),
+        *(
+            (
+                rps.rules.DiLoCo(local_steps=4, **options),
+                lambda inner, options=options: rps.optax_diloco(
+                    inner, CHANNEL, "workers", seed=SEED, local_steps=4, **options
+                ),
+            )
+            for options in ({}, {"fragments": 2, "on_miss": "stale"}, {"outer": optax.adam(0.5)})
+        ),
     ],
 )
 def test_the_train_step_suffers_the_same_drops(algorithm, make):
     """The same seed, the same training, whichever form is used."""
-    by_optax, _ = steps("vmap", lambda axis: make(optax.sgd(0.1)), 5)
+    by_optax, _ = steps("vmap", lambda axis: make(optax.sgd(0.1)), 9)
 
     def loss_fn(params, model_state, batch, key):
         del key
@@ -111,10 +120,12 @@ def test_the_train_step_suffers_the_same_drops(algorithm, make):
 
     inner = optax.sgd(0.1)
     step = rps.make_train_step(loss_fn, inner, CHANNEL, "workers", algorithm=algorithm)
-    one = rps.init_train_state({"x": jnp.zeros(SIZE)}, (), inner, CHANNEL, N, SEED)
+    one = rps.init_train_state(
+        {"x": jnp.zeros(SIZE)}, (), inner, CHANNEL, N, SEED, algorithm=algorithm
+    )
     state = jax.tree.map(lambda x: jnp.stack([x] * N), one)
     train_step = jax.jit(jax.vmap(step, axis_name="workers"))
-    for _ in range(5):
+    for _ in range(9):
         state, _ = train_step(state, jnp.stack([target(jnp.int32(i)) for i in range(N)]))
     np.testing.assert_allclose(by_optax["x"], state.params["x"], rtol=1e-5, atol=1e-5)
 

@@ -72,6 +72,7 @@ def by_hand(
     server="received",
     server_drop_rate=None,
     local_steps=1,
+    fragments=1,
     model_state="exchange",
     assignment="random",
 ):
@@ -79,19 +80,21 @@ def by_hand(
     x = np.tile(np.arange(SIZE, dtype=np.float32), (N, 1))
     mean, calls = np.zeros(N, np.float32), np.zeros(N, np.int32)
     of_gradients = algorithm == "gradient-averaging"
-    old_average = old_sent = np.zeros_like(x) if of_gradients else x
-    anchor, momentum = x, np.zeros_like(x)
+    old_average, old_sent = (np.zeros_like(x) if of_gradients else x.copy() for _ in range(2))
+    anchor, momentum = x.copy(), np.zeros_like(x)
     for step in range(num_steps):
         batch = batches(step)
         delivery = deliveries(step, assignment)
         grads = x - batch
         state = {"mean": 0.9 * mean + 0.1 * batch.mean(1), "calls": calls + 1}
         own = grads if of_gradients else x - np.float32(RATE) * grads
+        turn = step // (local_steps // fragments) % fragments
+        part = np.s_[:, turn * SIZE // fragments : (turn + 1) * SIZE // fragments]
         missed = {"own": own, "zero": np.zeros_like(own), "stale": old_average}[on_miss]
-        sent, otherwise, last = {"x": own}, {"x": missed}, {"x": old_sent}
+        sent, otherwise, last = ({"x": values[part]} for values in (own, missed, old_sent))
         if model_state == "exchange":
             sent, otherwise, last = (sent, state), (otherwise, state), (last, state)
-        if (step + 1) % local_steps:
+        if (step + 1) % (local_steps // fragments):
             x, mean, calls = own, state["mean"], state["calls"]
             continue
         if algorithm == "all-reduce":
@@ -102,14 +105,17 @@ def by_hand(
             policy = Server(server, server_drop_rate, last if server == "stale" else None)
             result = reference.exchange(sent, otherwise, delivery, server=policy)
             kept = reference.sent_or_last(sent, last, delivery)
-            old_sent = (kept[0] if model_state == "exchange" else kept)["x"]
+            old_sent[part] = (kept[0] if model_state == "exchange" else kept)["x"]
         new, state = result if model_state == "exchange" else (result, state)
-        old_average = new["x"]
-        x = x - np.float32(RATE) * new["x"] if of_gradients else new["x"]
+        old_average[part] = new["x"]
+        x = x - np.float32(RATE) * new["x"] if of_gradients else own.copy()
         if algorithm == "diloco":
-            change = anchor - new["x"]
-            momentum = change + np.float32(0.9) * momentum
-            anchor = x = anchor - np.float32(0.7) * (change + np.float32(0.9) * momentum)
+            change = anchor[part] - new["x"]
+            momentum[part] = change + np.float32(0.9) * momentum[part]
+            anchor[part] -= np.float32(0.7) * (change + np.float32(0.9) * momentum[part])
+            x[part] = anchor[part]
+        elif not of_gradients:
+            x = new["x"]
         mean, calls = state["mean"], state["calls"]
     return x, mean, calls
 
@@ -142,6 +148,7 @@ POLICIES = [
     ("gradient-averaging", {"on_miss": "zero", "server": "unbiased", "server_drop_rate": 0.3}),
     ("diloco", {"local_steps": 2}),
     ("diloco", {"local_steps": 1, "server": "zero-filled"}),
+    ("diloco", {"local_steps": 2, "fragments": 2, "server": "stale", "on_miss": "stale"}),
 ]
 
 
@@ -155,6 +162,25 @@ def test_each_policy_is_its_definition(algorithm, options):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_each_policy_is_its_definition_wherever_the_workers_are(algorithm, options, devices):
     assert_is_its_definition(4, algorithm, devices=devices, **options)
+
+
+def test_fragments_of_any_leaves_take_turns_and_send_their_part():
+    rule = rps.rules.DiLoCo(local_steps=6, fragments=3)
+    params = {"a": jnp.arange(10.0).reshape(2, 5), "b": jnp.float32(3), "c": jnp.zeros((0, 2))}
+    sends = jax.eval_shape(rule.sends, params)
+    assert [leaf.shape for leaf in jax.tree.leaves(sends)] == [(4,), (1,), (0,)]
+
+    def one_more(tree, otherwise, server):
+        del otherwise, server
+        return jax.tree.map(lambda x: x + 1, tree)
+
+    memory, changed = rule.init(params), []
+    for _ in range(4):
+        after, memory = rule.on_params(params, memory, one_more)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, params)
+        changed.append([np.flatnonzero(after[name] != params[name]).tolist() for name in "abc"])
+    first = [[0, 1, 2, 3], [0], []]
+    assert changed == [first, [[4, 5, 6, 7], [], []], [[8, 9], [], []], first]
 
 
 def test_local_steps_send_nothing():
@@ -173,6 +199,12 @@ def test_local_steps_send_nothing():
         ("rps", {"server_drop_rate": 0.1}, "server_drop_rate=0.1: expected None, with server"),
         ("rps", {"local_steps": 0}, "local_steps=0: expected at least 1"),
         ("diloco", {"outer_momentum": 1.0}, r"outer_momentum=1.0: expected a number in \[0, 1\)"),
+        (
+            "diloco",
+            {"local_steps": 4, "fragments": 3},
+            "fragments=3: expected a divisor of 4 local",
+        ),
+        ("diloco", {"fragments": 0}, "fragments=0: expected a divisor of 30 local steps"),
         ("all-reduce", {"on_miss": "own"}, "on_miss='own': expected no options, for AllReduce"),
     ],
 )

@@ -75,7 +75,7 @@ def noise_distances(config: TrainConfig, total_steps: int) -> np.ndarray:
     def one_step(state: rps.TrainState, _: None) -> tuple[rps.TrainState, jax.Array]:
         state, metrics = of_all(state, ())
         del metrics
-        apart = state.params - state.params.mean(0)
+        apart = state.params - state.params.mean(0, keepdims=True)
         return state, jnp.sqrt(jnp.mean(jnp.sum(apart**2, axis=1)))
 
     @jax.jit

@@ -143,7 +143,8 @@ def set_up(
         count_links=rule.lossy,
     )
     alongside = model_state if config.model_state == "exchange" else ()
-    exchanged = () if isinstance(rule, rps.rules.Local) else (params, alongside)
+    sent = jax.eval_shape(rule.sends, params)
+    exchanged = () if isinstance(rule, rps.rules.Local) else (sent, alongside)
     return Setup(
         config=config,
         directory=RunDirectory(directory),

@@ -34,6 +34,10 @@ class Rule:
         """How many steps there are to an exchange; those of gradients have one each."""
         return 1
 
+    def sends(self, params: Any) -> Any:
+        """Returns what is averaged in one exchange, or its shapes: `params` or less."""
+        return params
+
     def init(self, params: Any) -> Any:
         """Returns what a worker remembers from step to step: `()` if nothing.
 
