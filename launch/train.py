@@ -7,6 +7,7 @@
 Reads as it runs: what can be wrong with a command line is found before JAX is started.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -32,8 +33,9 @@ def _run(argv: Sequence[str] | None) -> int:
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     output_dir = config.output_dir or default_output_dir(config, now)
     if config.record is not None:
-        check_can_write("record", config.record.parent)
-        expect("record", config.record, not config.record.is_dir(), "a file, found a folder")
+        taken = os.path.exists(config.record)
+        check_can_write("record", config.record.parent if taken else config.record)
+        expect("record", config.record, not os.path.isdir(config.record), "a file, found a folder")
     if not config.resume:
         RunDirectory(output_dir).check_is_free()
     source = find_source(config)

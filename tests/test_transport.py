@@ -433,7 +433,7 @@ def test_hosts_have_names_or_addresses_and_one_may_be_unknown(host) -> None:
 
 @pytest.mark.long
 def test_a_worker_that_was_away_takes_part_when_it_has_heard_the_whole_model() -> None:
-    away, exchanges = N - 1, 50
+    away, exchanges = N - 1, 70
     missed = threading.Event()
 
     def work(network, worker):
@@ -444,7 +444,7 @@ def test_a_worker_that_was_away_takes_part_when_it_has_heard_the_whole_model() -
         while network.next_exchange < exchanges:
             params = network.average_models(params)
             found.append(float(jnp.abs(params["x"]).max()))
-            if network.next_exchange > 5:
+            if network.next_exchange > 20:
                 missed.set()
             time.sleep(0.02)
         return found
