@@ -17,6 +17,7 @@ COMMANDS = {
     "wire": "exchanges over UDP beside an all-reduce over TCP, on real links that drop packets",
     "workers": "many workers on one device beside one model on the same examples",
     "training": "whole trainings of both kinds on such links: loss over wall-clock time",
+    "metrics": "a training that counts what arrives on each link, beside one that does not",
     "colocation": "training beside a web service, on real links and in the simulation of the same",
 }
 

@@ -1,6 +1,6 @@
 """What a worker counts of its links while it trains, on its own device: O(num_workers) integers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,52 +15,80 @@ class LinkCounts(NamedTuple):
     """What arrived at one worker in the exchanges that were counted.
 
     Attributes:
-        delivered: uint32 `[2, num_workers]`, packets that arrived, by phase and source. A worker's
-            own always arrive: of itself, it counts how many there were on each link.
-        arrivals: uint32 `[num_workers + 1]`, of how many packets of its block those of k workers
-            reached it, their server; its own is one of them.
-        bursts: uint32 `[BURST_BINS]`, bursts that have ended, of both phases: bin b counts those of
-            2^b to 2^(b + 1) - 1 packets dropped in a row on one link, across exchanges.
-        dropping: int32 `[2, num_workers]`, packets dropped in a row on each link until now.
+        packed: uint32 `[5 * num_workers + 1 + BURST_BINS]`: all of what follows end to end, in one
+            array, as each array that a step is given costs time. With leading axes, of several
+            workers.
     """
 
-    delivered: jax.Array
-    arrivals: jax.Array
-    bursts: jax.Array
-    dropping: jax.Array
+    packed: Any
 
     @classmethod
     def zero(cls, num_workers: int) -> "LinkCounts":
         """Returns the counts of no exchange."""
-        return cls(
-            delivered=jnp.zeros((2, num_workers), jnp.uint32),
-            arrivals=jnp.zeros(num_workers + 1, jnp.uint32),
-            bursts=jnp.zeros(BURST_BINS, jnp.uint32),
-            dropping=jnp.zeros((2, num_workers), jnp.int32),
-        )
+        return cls(jnp.zeros(5 * num_workers + 1 + BURST_BINS, jnp.uint32))
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers take part."""
+        return (self.packed.shape[-1] - 1 - BURST_BINS) // 5
+
+    @property
+    def delivered(self) -> Any:
+        """`[2, num_workers]`, packets that arrived, by phase and source.
+
+        A worker's own always arrive: of itself, it counts how many there were on each link.
+        """
+        n = self.num_workers
+        return self.packed[..., : 2 * n].reshape(*self.packed.shape[:-1], 2, n)
+
+    @property
+    def arrivals(self) -> Any:
+        """`[num_workers + 1]`, of how many packets of its block those of k workers reached it.
+
+        Of the block that it is the server of; its own is one of the k.
+        """
+        n = self.num_workers
+        return self.packed[..., 2 * n : 3 * n + 1]
+
+    @property
+    def bursts(self) -> Any:
+        """`[BURST_BINS]`, how many bursts have ended, in both phases.
+
+        Bin b counts those of 2^b to 2^(b + 1) - 1 packets dropped in a row on one link, across
+        exchanges.
+        """
+        n = self.num_workers
+        return self.packed[..., 3 * n + 1 : -2 * n]
+
+    @property
+    def dropping(self) -> Any:
+        """`[2, num_workers]`, packets dropped in a row on each link until now."""
+        n = self.num_workers
+        return self.packed[..., -2 * n :].reshape(*self.packed.shape[:-1], 2, n)
 
     def begin_anew(self, when: jax.Array) -> "LinkCounts":
         """Returns counts of nothing where `when`, a bool scalar, holds; bursts go on."""
-        zero = LinkCounts.zero(self.delivered.shape[1])._replace(dropping=self.dropping)
-        return jax.tree.map(lambda none, count: jnp.where(when, none, count), zero, self)
+        length = self.packed.shape[-1]
+        counts = jnp.arange(length) < length - 2 * self.num_workers
+        return LinkCounts(jnp.where(when & counts, jnp.uint32(0), self.packed))
 
     def add(self, delivery: Delivery) -> "LinkCounts":
         """Returns the counts with one more exchange, as the worker sees it."""
-        num_workers = self.delivered.shape[1]
-        _, received, gathered, *_ = check_delivery(delivery, num_workers)
+        _, received, gathered, *_ = check_delivery(delivery, self.num_workers)
         arrived_2xWxP = jnp.stack([received, gathered])
-        lengths_2xWxP, dropping = _lengths_of_bursts(arrived_2xWxP, self.dropping)
+        lengths_2xWxP, dropping = _lengths_of_bursts(arrived_2xWxP, self.dropping.astype(jnp.int32))
         # Of a length's binary digits, the first decides; of 0, which is no burst, there is none.
-        digits = 32 - jax.lax.clz(lengths_2xWxP)
+        digits = jnp.minimum(32 - jax.lax.clz(lengths_2xWxP), BURST_BINS)
         bins = jnp.arange(1, BURST_BINS + 1, dtype=jnp.int32)
         reached_P = received.sum(0, dtype=jnp.int32)
-        workers = jnp.arange(num_workers + 1, dtype=jnp.int32)
-        return LinkCounts(
-            delivered=self.delivered + arrived_2xWxP.sum(2, dtype=jnp.uint32),
-            arrivals=self.arrivals + _histogram(reached_P, workers),
-            bursts=self.bursts + _histogram(jnp.minimum(digits, BURST_BINS), bins),
-            dropping=dropping,
+        workers = jnp.arange(self.num_workers + 1, dtype=jnp.int32)
+        counts = (
+            self.delivered + arrived_2xWxP.sum(2, dtype=jnp.uint32),
+            self.arrivals + _histogram(reached_P, workers),
+            self.bursts + _histogram(digits, bins),
+            dropping.astype(jnp.uint32),
         )
+        return LinkCounts(jnp.concatenate([count.ravel() for count in counts]))
 
 
 def _lengths_of_bursts(
@@ -78,12 +106,26 @@ def _lengths_of_bursts(
     packets = arrived_2xWxP.shape[2]
     place_1x1xP = jnp.arange(packets, dtype=jnp.int32)[None, None]
     before_2xWx1 = -1 - dropping_2xW[:, :, None]
-    last_2xWxP = jax.lax.cummax(jnp.where(arrived_2xWxP, place_1x1xP, before_2xWx1), axis=2)
+    last_2xWxP = _running_max(jnp.where(arrived_2xWxP, place_1x1xP, before_2xWx1))
     last_before_2xWxP = jnp.concatenate([before_2xWx1, last_2xWxP[:, :, :-1]], axis=2)
     lengths = jnp.where(arrived_2xWxP, place_1x1xP - 1 - last_before_2xWxP, 0)
     return lengths, packets - 1 - last_2xWxP[:, :, -1]
 
 
+def _running_max(values: jax.Array) -> jax.Array:
+    """Returns the maxima along the last axis until each place.
+
+    In log2 steps: that of `jax.lax.cummax` takes quadratic time on CPUs (jax 0.10).
+    """
+    distance = 1
+    while distance < values.shape[-1]:
+        earlier = jnp.concatenate([values[..., :distance], values[..., :-distance]], axis=-1)
+        values = jnp.maximum(values, earlier)
+        distance *= 2
+    return values
+
+
 def _histogram(values: jax.Array, bins: jax.Array) -> jax.Array:
     """Returns how many of the values are equal to each bin, uint32."""
-    return (values.reshape(-1, 1) == bins[None]).sum(0, dtype=jnp.uint32)
+    equal = values.reshape(1, -1) == bins[:, None]
+    return equal.sum(1, dtype=jnp.uint32)

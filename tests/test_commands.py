@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
-from launch.benchmarks import exchange
+from launch.benchmarks import exchange, metrics
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
@@ -27,6 +27,18 @@ def test_theory_prints_predicted_beside_measured(capsys):
     assert (int(workers), float(drop_rate)) == (2, 0.1)
     assert float(contraction) == pytest.approx(0.145 - 0.1125)
     assert float(drift) == pytest.approx(0.1125)
+
+
+def test_bench_measures_steps_that_count_beside_steps_that_do_not(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(metrics, "start_devices", lambda *workers: None)
+    path = tmp_path / "results.json"
+    arguments = ["--preset", "linear", "--num-workers", "2", "--packets", "2", "--rounds", "3"]
+    assert bench.main(["metrics", *arguments, "--json", str(path)]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split()[:2] == ["2", "2"]
+    (row,) = json.loads(path.read_text())["rows"]
+    assert [len(times) for times in row["milliseconds"].values()] == [3, 3]
+    assert row["ratio"] > 0
 
 
 def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp_path):

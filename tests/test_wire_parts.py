@@ -111,10 +111,8 @@ def report(step, at=0.0, loss=1.0, speed=10.0):
     return Report.of(values, b"", at, num_workers=2)
 
 
-LINKS = {
-    **{"delivered": [[3, 4], [4, 4]], "arrivals": [0, 1, 3]},
-    **{"bursts": [1] + [0] * (BURST_BINS - 1), "dropping": [[0, 0], [0, 0]]},
-}
+# Delivered, arrivals, bursts, dropping.
+LINKS = [3, 4, 4, 4] + [0, 1, 3] + [1] + [0] * (BURST_BINS - 1) + [0, 0, 0, 0]
 
 
 def test_a_line_waits_for_the_workers_that_are_there():
@@ -142,14 +140,14 @@ def test_a_line_waits_for_the_workers_that_are_there():
 
 @pytest.mark.parametrize(
     "damage",
-    [{"step": "1"}, {"step": -1}, {"epoch": None}, {"links": 5}]
-    + [{"links": LINKS | {"arrivals": rows}} for rows in ([1, 2], [0, -1, 5], [0.5, 0.5, 0], "1")]
-    + [{"links": {"delivered": LINKS["delivered"]}}],
+    [{"step": "1"}, {"step": -1}, {"epoch": None}]
+    + [{"links": rows} for rows in (5, {}, "1", LINKS[1:], [-1, *LINKS[1:]], [0.5, *LINKS[1:]])]
+    + [{"links": [[], *LINKS[1:]]}, {"links": [None, *LINKS[1:]]}],
 )
 def test_what_is_no_report_is_none(damage):
     whole = report(1).values | {"links": LINKS}
-    assert Report.of(whole, b"", 0.0, 2).links.arrivals.tolist() == LINKS["arrivals"]
-    with pytest.raises((KeyError, TypeError, ValueError)):
+    assert Report.of(whole, b"", 0.0, 2).links.arrivals.tolist() == [0, 1, 3]
+    with pytest.raises((TypeError, ValueError)):
         Report.of(whole | damage, b"", 0.0, 2)
 
 

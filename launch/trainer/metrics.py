@@ -89,9 +89,7 @@ def measure_together(setup: Setup, at: Position, state: rps.TrainState) -> dict[
     measured = of_distances(evaluator.distances(state), at)
     measured["bytes_sent_per_worker"] = setup.bytes_sent(at.step)
     if state.links:
-        counted = of_all_workers(state.links)
-        of_worker = {worker: LinkCounts(*(x[worker] for x in counted)) for worker in range(n)}
-        measured |= of_links(of_worker, n, at)
+        measured |= measure_links(setup, at, state)
     if not (at.epoch_ends and math.isfinite(measured["consensus_distance"])):
         return measured
     measured |= evaluator.scores(evaluator.mean_model(state), setup.train, setup.test)
@@ -101,6 +99,12 @@ def measure_together(setup: Setup, at: Position, state: rps.TrainState) -> dict[
         )
         measured |= of_models(setup, models)
     return measured
+
+
+def measure_links(setup: Setup, at: Position, state: rps.TrainState) -> dict[str, Any]:
+    """Returns what a line says of what all workers have counted in the epoch."""
+    rows = of_all_workers(state.links.packed)
+    return of_links(dict(enumerate(map(LinkCounts, rows))), len(rows), at)
 
 
 def of_distances(distances: np.ndarray, at: Position) -> dict[str, Any]:

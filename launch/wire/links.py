@@ -7,23 +7,18 @@ import numpy as np
 import rps_jax as rps
 
 
-def encode(state: rps.TrainState) -> dict[str, Any] | None:
+def encode(state: rps.TrainState) -> list[int] | None:
     """Returns the counts in a worker's state, arrays `[1, ...]`; None where nothing is counted."""
-    if not state.links:
-        return None
-    return {name: np.asarray(rows)[0].tolist() for name, rows in state.links._asdict().items()}
+    return np.asarray(state.links.packed)[0].tolist() if state.links else None
 
 
-def decode(values: dict[str, Any], num_workers: int) -> rps.LinkCounts:
-    """Returns the counts again, NumPy arrays.
+def decode(values: Any, num_workers: int) -> rps.LinkCounts:
+    """Returns the counts again.
 
     Raises:
-        KeyError, TypeError, ValueError: They are no counts of a run of so many workers.
+        ValueError: They are no counts of a run of so many workers.
     """
-    found: dict[str, Any] = {}
-    for name, like in rps.LinkCounts.zero(num_workers)._asdict().items():
-        rows = np.array(values[name])
-        if rows.shape != like.shape or not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0:
-            raise ValueError(f"{name}: expected counts of shape {like.shape}")
-        found[name] = rows
-    return rps.LinkCounts(**found)
+    packed, like = np.array(values), rps.LinkCounts.zero(num_workers).packed
+    if packed.shape != like.shape or packed.dtype.kind not in "iu" or packed.min() < 0:
+        raise ValueError(f"links: expected {like.size} counts")
+    return rps.LinkCounts(packed)

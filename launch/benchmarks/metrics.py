@@ -1,0 +1,125 @@
+"""Measures what it costs a training to count what arrives on each link.
+
+The same training twice in one process, counting and not: they take turns, step by step, so that a
+machine whose speed drifts slows them alike.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from launch.benchmarks.results import Row, check_results, write_results
+from launch.cli.command_line import Count, read_command
+from launch.config import PRESETS, PresetName, TrainConfig, check
+from launch.distributed.devices import start_devices
+from launch.tasks.source import find_source
+
+_WARM_UP = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+    """Measure what counting the drops of each link costs a step."""
+
+    preset: PresetName = "digits"
+    """Data and model."""
+    num_workers: tuple[Count, ...] = (16,)
+    """Workers."""
+    workers_per_device: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Workers that share a device; by default as few as possible."""
+    packets: tuple[Count, ...] = (1, 16)
+    """Packets that a message is cut into."""
+    data_path: Path | None = None
+    """File or folder of the data."""
+    rounds: Count = 300
+    """How many steps of each kind are measured."""
+    json: Path | None = None
+    """File for the results, for machines."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    config = read_command(MetricsConfig, "launch.bench metrics", argv, MetricsConfig())
+    check_results(config.json)
+    runs = [
+        dataclasses.replace(
+            PRESETS[config.preset],
+            num_workers=n,
+            packets=packets,
+            workers_per_device=config.workers_per_device,
+            data_path=config.data_path,
+        )
+        for n in config.num_workers
+        for packets in config.packets
+    ]
+    for training in runs:
+        check(training)
+        find_source(training)
+    start_devices(max(config.num_workers), config.workers_per_device)
+
+    print(f"{'workers':>7}  {'packets':>7}  {'step ms':>8}  {'counting':>16}  {'a line, ms':>10}")
+    rows = [_measure(training, config.rounds) for training in runs]
+    write_results(config.json, "metrics", config, rows)
+    return 0
+
+
+def _measure(config: TrainConfig, rounds: int) -> Row:
+    import jax
+    import numpy as np
+
+    from launch.trainer.metrics import measure_links
+    from launch.trainer.setup import set_up
+    from launch.trainer.step import TrainStep
+
+    with tempfile.TemporaryDirectory() as folder:
+        setup = set_up(config, find_source(config), Path(folder))
+    mesh = setup.network.mesh
+    order = setup.train_step.order(setup.data_key, setup.train.arrays, 0)
+    signals = mesh.put(np.zeros(len(mesh.local_workers), np.int32))
+    counting = jax.tree.map(jax.numpy.copy, setup.initial)
+    states = {"plain": setup.initial._replace(links=()), "counting": counting}
+    steps = {}
+    for name, state in states.items():
+        step = TrainStep(config, setup.network, setup.task, setup.schedule.steps_per_epoch)
+        step.compile(setup.run, state, setup.train.arrays, order, signals)
+        steps[name] = step
+
+    seconds: dict[str, list[float]] = {name: [] for name in states}
+    for number in range(_WARM_UP + rounds):
+        # Who goes first may find warmer caches.
+        for name in sorted(states, reverse=number % 2 == 1):
+            began = time.perf_counter()
+            arguments = setup.run, states[name], setup.train.arrays, order, signals
+            states[name], metrics, _ = steps[name](*arguments)
+            jax.block_until_ready((states[name], metrics))
+            if number >= _WARM_UP:
+                seconds[name].append(time.perf_counter() - began)
+
+    lines = []
+    for _ in range(10):
+        began = time.perf_counter()
+        measure_links(setup, setup.schedule.after(1), states["counting"])
+        lines.append(time.perf_counter() - began)
+    ratios = [a / b for a, b in zip(seconds["counting"], seconds["plain"], strict=True)]
+    row: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "packets": config.packets,
+        "ratio": statistics.median(ratios),
+        "line_milliseconds": round(1e3 * statistics.median(lines), 3),
+        "milliseconds": {
+            name: [round(1e3 * x, 3) for x in values] for name, values in seconds.items()
+        },
+    }
+    print(
+        f"{config.num_workers:>7}  {config.packets:>7}"
+        f"  {1e3 * statistics.median(seconds['plain']):>8.2f}"
+        f"  {row['ratio'] - 1:>+16.2%}  {row['line_milliseconds']:>10.2f}",
+        flush=True,
+    )
+    return row
