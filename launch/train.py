@@ -33,8 +33,9 @@ def _run(argv: Sequence[str] | None) -> int:
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     output_dir = config.output_dir or default_output_dir(config, now)
     if config.record is not None:
-        taken = os.path.exists(config.record)
-        check_can_write("record", config.record.parent if taken else config.record)
+        check_can_write("record", config.record.parent)
+        if not os.path.exists(config.record):
+            check_can_write("record", config.record)  # Its name, too.
         expect("record", config.record, not os.path.isdir(config.record), "a file, found a folder")
     if not config.resume:
         RunDirectory(output_dir).check_is_free()
