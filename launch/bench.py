@@ -1,4 +1,4 @@
-"""Measures what exchanges cost, on one machine and over real links.
+"""Measures what exchanges, metrics and many workers cost, on one machine and over real links.
 
     python -m launch.bench --num-workers 8 --num-parameters 270000 1700000
     python -m launch.bench wire --rates 1000 200 --drop-rates 0 0.1

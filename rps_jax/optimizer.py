@@ -16,7 +16,7 @@ is bound; `init` may run anywhere.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -180,12 +180,7 @@ def average_models_over(
     def update(
         updates: Any, state: AverageModelsState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, AverageModelsState]:
-        if params is None:
-            raise ValueError("params=None: expected update(grads, state, params), for RPS averages")
-        updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
-        # What was missed is told by comparison below: the barrier keeps the compiler from computing
-        # this twice, rounded differently.
-        local = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
+        updates, inner_state, local = _local_step(inner, updates, state.inner, params, extra_args)
         averaged, exchange = _exchange(carrier, state.exchange, local, local)
         updates = _updates_to(averaged, params, updates, local)
         return updates, AverageModelsState(exchange, inner_state)
@@ -235,10 +230,7 @@ def optax_diloco(
     def update(
         updates: Any, state: DiLoCoState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, DiLoCoState]:
-        if params is None:
-            raise ValueError("params=None: expected update(grads, state, params), for DiLoCo")
-        updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
-        local = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
+        updates, inner_state, local = _local_step(inner, updates, state.inner, params, extra_args)
         key, step, channel_state = state.exchange
         average = StepExchange(carrier, wrap_key(key), step, False, channel_state, (), ())
         new, outer = on_params(rule, local, state.outer, average, step)
@@ -246,6 +238,22 @@ def optax_diloco(
         return updates, DiLoCoState(ExchangeState(key, step + 1, average.state), inner_state, outer)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _local_step(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extra_args: Mapping[str, Any],
+) -> tuple[Any, Any, Any]:
+    """Returns the local step of an optimizer, its state, and the parameters after the step."""
+    if params is None:
+        raise ValueError("params=None: expected update(grads, state, params), for models")
+    updates, state = inner.update(updates, state, params, **extra_args)
+    # What was missed is told by comparison with this: the barrier keeps the compiler from computing
+    # it twice, rounded differently.
+    return updates, state, jax.lax.optimization_barrier(optax.apply_updates(params, updates))
 
 
 def _updates_to(new: Any, params: Any, updates: Any, local: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
-from launch.benchmarks import exchange, metrics
+from launch.benchmarks import exchange, metrics, workers
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
@@ -39,6 +39,21 @@ def test_bench_measures_steps_that_count_beside_steps_that_do_not(capsys, monkey
     (row,) = json.loads(path.read_text())["rows"]
     assert [len(times) for times in row["milliseconds"].values()] == [3, 3]
     assert row["ratio"] > 0
+
+
+@pytest.mark.long
+def test_bench_measures_many_workers_beside_one_model(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "start_devices", lambda *workers: None)
+    path = tmp_path / "results.json"
+    arguments = ["--models", "resnet8", "lstm", "--num-workers", "2", "--batch-size", "4"]
+    arguments += ["--rounds", "1", "--many-models", "loop", "vmap", "--json", str(path)]
+    assert bench.main(["workers", *arguments]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, [header, *lines])) <= 80
+    rows = json.loads(path.read_text())["rows"]
+    ways = [(1, "auto"), (2, "loop"), (2, "vmap")]
+    assert [(row["workers"], row["many_models"]) for row in rows] == 2 * ways
+    assert all(row["ratio"] > 0 for row in rows)
 
 
 def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp_path):
@@ -86,6 +101,7 @@ def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp
             "launch.bench nothing: expected one of exchange, wire",
         ),
         (bench, "--json .", "--json .: expected a file"),
+        (bench, "workers --num-workers 3", "--num-workers 3: expected divisors of --batch-size"),
         (bench, "wire --rates 0", "--rates 0.0: expected rates in [1, 10000] Mbps"),
         (bench, "wire --drop-rates 0.5", "--drop-rates 0.5: expected probabilities in [0, 0.3]"),
         (bench, "wire --num-workers 1", "--num-workers 1: expected at least 2"),
