@@ -107,7 +107,9 @@ def draw(results: Sequence[Result], score: str, path: Path) -> None:
                 values = np.mean([[x[key] for x in lines] for lines in result.curves], axis=0)
                 axes.plot(epochs, values, color=colour)
         loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
-        distance.set(xlabel="epoch", ylabel="consensus distance", yscale="log")
+        distance.set(xlabel="epoch", ylabel="consensus distance")
+        # Workers that agree to the last bit have no place on it.
+        distance.set_yscale("log", nonpositive="mask")
 
         panels = lower.subplots(1, 3, sharey=True)
         for axes, column in zip(panels, _measures(score), strict=True):
@@ -121,7 +123,7 @@ def draw(results: Sequence[Result], score: str, path: Path) -> None:
         panels[0].set_yticks(range(len(results)), [result.setting.label for result in results])
         for label, colour in zip(panels[0].get_yticklabels(), colours, strict=True):
             label.set_color(colour)
-        panels[0].invert_yaxis()
+        panels[0].set_ylim(len(results) - 0.5, -0.5)
         figure.savefig(path, dpi=160)
 
 
