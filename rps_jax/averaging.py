@@ -12,17 +12,15 @@ same two phases. Each function is written for one worker and runs inside `jax.sh
 `jax.pmap`, `jax.vmap`, or a vmap inside a shard_map, over the axis that it is given by name.
 """
 
-import functools
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from rps_jax.axis import AxisName, axis_names, axis_size
-from rps_jax.blocks import to_blocks
+from rps_jax.blocks import to_pieces
 from rps_jax.delivery import Delivery, check_delivery
-from rps_jax.exchange import count_arrivals, masked_all_gather, masked_reduce_scatter
+from rps_jax.exchange import Masks, exchange
 from rps_jax.servers import RECEIVED, Server
 from rps_jax.sums import mean_of_sum, summands
 
@@ -149,36 +147,15 @@ def average_or_else(
     _check_leaves(tree)
     me = jax.lax.axis_index(axis_names(axis_name))
     sent, gathered, myself = _in_blocks(delivery, me, shift)
-    packets = sent.shape[1]
-    blocks, from_blocks = to_blocks(tree, num_workers, packets)
-    fallbacks, _ = to_blocks(otherwise, num_workers, packets)
-    lasts: Sequence[jax.Array | None] = [None] * len(blocks)
-    if server.last is not None:
-        lasts, _ = to_blocks(server.last, num_workers, packets)
+    # All numbers to everybody: they are few, and all-reduces are exact wherever there are any.
+    arrivals = jax.lax.psum(sent.astype(jnp.int32), axis_names(axis_name))
     weight = None
     if server.drop_rate is not None:
         arriving = 1 - jnp.asarray(server.drop_rate, jnp.float32)
-        weight = jnp.where(myself[:, 0], jnp.float32(1), 1 / arriving)
-
-    @functools.cache
-    def arrived() -> jax.Array:
-        return count_arrivals(sent, axis_name)
-
-    def reduced(mine: jax.Array, last: jax.Array | None) -> jax.Array:
-        if server.name == "received" or not jnp.issubdtype(mine.dtype, jnp.inexact):
-            return masked_reduce_scatter(mine, sent, arrived(), axis_name)
-        everyone = jnp.full(packets, num_workers, jnp.int32)
-        return masked_reduce_scatter(
-            mine, sent, everyone, axis_name, weight_W=weight, instead_WxPxE=last
-        )
-
-    averages = [reduced(mine, last) for mine, last in zip(blocks, lasts, strict=True)]
-    return from_blocks(
-        [
-            masked_all_gather(average, fallback, gathered, axis_name)
-            for average, fallback in zip(averages, fallbacks, strict=True)
-        ]
-    )
+        weight = jnp.where(myself, jnp.float32(1), 1 / arriving)
+        weight = jnp.broadcast_to(weight, sent.shape)
+    masks = Masks(sent, gathered, arrivals, weight)
+    return exchange(tree, otherwise, masks, server, axis_name)
 
 
 def sent_or_last(tree: Any, last: Any, delivery: Delivery, worker: jax.Array) -> Any:
@@ -190,12 +167,14 @@ def sent_or_last(tree: Any, last: Any, delivery: Delivery, worker: jax.Array) ->
         delivery: what arrived.
         worker: int32 scalar, this worker's index.
     """
-    num_workers = len(delivery.sent)
-    sent, _, _ = _in_blocks(check_delivery(delivery, num_workers), worker, 0)
-    blocks, from_blocks = to_blocks(tree, num_workers, sent.shape[1])
-    lasts, _ = to_blocks(last, num_workers, sent.shape[1])
-    chosen = (jnp.where(sent[:, :, None], *pair) for pair in zip(blocks, lasts, strict=True))
-    return from_blocks(list(chosen))
+    sent, _, _ = _in_blocks(check_delivery(delivery, len(delivery.sent)), worker, 0)
+    (pieces, from_pieces), (lasts, _) = (to_pieces(each, *sent.shape) for each in (tree, last))
+    return from_pieces(
+        [
+            jnp.where(sent.ravel()[now.packets, None], now.rows, before.rows)
+            for now, before in zip(pieces, lasts, strict=True)
+        ]
+    )
 
 
 def _in_blocks(

@@ -36,3 +36,14 @@ def axis_size(axis_name: AxisName) -> int:
     for each in axis_sizes(axis_name):
         size *= each
     return size
+
+
+def between_devices(axis_name: AxisName) -> bool:
+    """Returns whether a collective over the axis goes from device to device.
+
+    It does over an axis of more than one that belongs to a shard_map or a pmap. Over those of a
+    vmap, it is a sum or a copy within arrays.
+    """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    sizes = zip(axis_names(axis_name), axis_sizes(axis_name), strict=True)
+    return any(size > 1 and name in manual for name, size in sizes)

@@ -1,115 +1,116 @@
-"""The masked reduce-scatter and all-gather over a named axis: one exchange of one worker.
+"""One exchange of one worker: a masked reduce-scatter and all-gather over a named axis.
 
 Rows are blocks: row w is summed on worker w's device. That is a matter of placement alone; whose
 drops a block suffers, those of its server, is in the masks.
 Dimensions: W workers, and as many blocks; P packets of a block; E elements of a packet.
 """
 
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from rps_jax.axis import AxisName, axis_names, axis_sizes
+from rps_jax.axis import AxisName, axis_names, axis_size, between_devices
+from rps_jax.blocks import Piece, to_blocks, to_pieces
+from rps_jax.collectives import all_gather, reduce_scatter
+from rps_jax.servers import RECEIVED, Server
 from rps_jax.sums import mean_of_sum, summands
 
 
-def count_arrivals(sent_WxP: jax.Array, axis_name: AxisName) -> jax.Array:
-    """Returns how many workers reach the server of this worker's block, int32 `[P]`.
+class Masks(NamedTuple):
+    """What happens to each packet, `[W, P]`, a row a block.
 
-    Args:
-        sent_WxP: bool; which of this worker's packets reach their servers, a row a block.
-        axis_name: the worker axis, or a tuple of axes, outermost first.
+    Attributes:
+        sent: bool; it reaches its server from this worker.
+        gathered: bool; it reaches this worker from its server.
+        arrivals: int32, of how many workers it reaches its server.
+        weight: float32, what this worker's values are multiplied by; None for 1.
     """
-    # All rows to everybody: they are small, and all-reduces are exact wherever there are any.
-    counts_WxP = jax.lax.psum(sent_WxP.astype(jnp.int32), axis_names(axis_name))
-    return counts_WxP[jax.lax.axis_index(axis_names(axis_name))]
+
+    sent: jax.Array
+    gathered: jax.Array
+    arrivals: jax.Array
+    weight: jax.Array | None = None
+
+    def of(self, packets: slice) -> "Masks":
+        """Returns those of some packets, `[packets]`, of all W * P in order."""
+        return jax.tree.map(lambda mask: mask.ravel()[packets], self)
 
 
-def masked_reduce_scatter(
-    blocks_WxPxE: jax.Array,
-    sent_WxP: jax.Array,
-    count_P: jax.Array,
-    axis_name: AxisName,
-    *,
-    weight_W: jax.Array | None = None,
-    instead_WxPxE: jax.Array | None = None,
-) -> jax.Array:
-    """Sums what reaches each block's server, and divides it by a count.
+def exchange(tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name: AxisName) -> Any:
+    """Averages `tree` over the workers; what does not arrive comes from `otherwise`.
 
     Args:
-        blocks_WxPxE: this worker's blocks.
-        sent_WxP: bool; which of its packets reach their servers.
-        count_P: what the sum of the block of this worker's number is divided by: to average, how
-            many workers' packets reach its server.
+        tree: this worker's pytree of numbers.
+        otherwise: a pytree like it.
+        masks: what arrives, and with what weight.
+        server: what servers make of what arrives; of integers, they average what they received.
         axis_name: the worker axis, or a tuple of axes, outermost first.
-        weight_W: float32; what each of this worker's blocks is multiplied by; None for 1.
-        instead_WxPxE: what is summed in the place of what does not reach its server; None for 0.
 
     Returns:
-        `[P, E]`: the average of the block whose number is this worker's. Floats of 16 bits or fewer
-        are summed in float32 and rounded once; integers are rounded to the nearest.
+        A pytree like `tree`. Floats of 16 bits or fewer are summed in float32 and rounded once;
+        integers are rounded to the nearest.
     """
+    route = _between_devices if between_devices(axis_name) else _within_arrays
+    return route(tree, otherwise, masks, server, axis_name)
+
+
+def _between_devices(
+    tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name: AxisName
+) -> Any:
+    """Sends blocks: for each dtype, one reduce-scatter and one all-gather."""
+    (blocks, from_blocks), (fallbacks, _), (lasts, _) = (
+        to_blocks(each, *masks.sent.shape) for each in (tree, otherwise, server.last)
+    )
+    me = jax.lax.axis_index(axis_names(axis_name))
+
+    def average(block: jax.Array, fallback: jax.Array, last: jax.Array | None) -> jax.Array:
+        policy = _policy(server, block.dtype)
+        total = reduce_scatter(_terms(block, last, masks, policy), axis_name)
+        mean = _mean(total, masks.arrivals[me], block.dtype, policy, axis_name)
+        means = all_gather(mean, axis_name).reshape(block.shape)
+        return jnp.where(masks.gathered[..., None], means, fallback)
+
+    return from_blocks([average(*each) for each in zip_longest(blocks, fallbacks, lasts)])
+
+
+def _within_arrays(
+    tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name: AxisName
+) -> Any:
+    """Sums every leaf where it lies: nothing is to be sent, so nothing is joined into blocks."""
+    (pieces, from_pieces), (fallbacks, _), (lasts, _) = (
+        to_pieces(each, *masks.sent.shape) for each in (tree, otherwise, server.last)
+    )
+
+    def average(piece: Piece, fallback: Piece, last: Piece | None) -> jax.Array:
+        policy, here = _policy(server, piece.rows.dtype), masks.of(piece.packets)
+        terms = _terms(piece.rows, last and last.rows, here, policy)
+        total = jax.lax.psum(terms, axis_names(axis_name))
+        mean = _mean(total, here.arrivals, piece.rows.dtype, policy, axis_name)
+        return jnp.where(here.gathered[:, None], mean, fallback.rows)
+
+    return from_pieces([average(*each) for each in zip_longest(pieces, fallbacks, lasts)])
+
+
+def _policy(server: Server, dtype: Any) -> Server:
+    return server if jnp.issubdtype(dtype, jnp.inexact) else RECEIVED
+
+
+def _terms(values: jax.Array, last: jax.Array | None, masks: Masks, server: Server) -> jax.Array:
+    """Returns what is summed of this worker's packets: `[..., E]`, by masks `[...]`."""
+    terms, instead = summands(values), jnp.zeros(())
+    if server.name == "unbiased" and masks.weight is not None:
+        terms = terms * masks.weight[..., None].astype(terms.dtype)
+    if server.name == "stale" and last is not None:
+        instead = summands(last)
     # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
-    terms = summands(blocks_WxPxE)
-    if weight_W is not None:
-        terms = terms * weight_W[:, None, None].astype(terms.dtype)
-    instead = jnp.zeros((), terms.dtype) if instead_WxPxE is None else summands(instead_WxPxE)
-    arriving = jnp.where(sent_WxP[:, :, None], terms, instead)
-    total_PxE = _sum_scatter(arriving, axis_name)
-    return mean_of_sum(total_PxE, count_P[:, None], blocks_WxPxE.dtype)
+    return jnp.where(masks.sent[..., None], terms, instead.astype(terms.dtype))
 
 
-def masked_all_gather(
-    average_PxE: jax.Array, otherwise_WxPxE: jax.Array, gathered_WxP: jax.Array, axis_name: AxisName
+def _mean(
+    total: jax.Array, arrivals: jax.Array, dtype: Any, server: Server, axis_name: AxisName
 ) -> jax.Array:
-    """Gathers every block's average, and puts `otherwise` where it did not arrive.
-
-    Args:
-        average_PxE: the average of the block whose number is this worker's.
-        otherwise_WxPxE: what this worker falls back to.
-        gathered_WxP: bool; which packets reach this worker from their servers.
-        axis_name: the worker axis, or a tuple of axes, outermost first.
-
-    Returns:
-        `[W, P, E]`, a row a block.
-    """
-    averages_WxPxE = _concatenate(average_PxE, axis_name).reshape(otherwise_WxPxE.shape)
-    return jnp.where(gathered_WxP[:, :, None], averages_WxPxE, otherwise_WxPxE)
-
-
-def _sum_scatter(rows: jax.Array, axis_name: AxisName) -> jax.Array:
-    """Sums `[W, ...]` over the workers and leaves each its own row `[...]`.
-
-    One axis at a time, innermost first: on a device's own workers the sum is local, so that what
-    travels between devices is summed already, and the whole is one collective.
-    """
-    names, sizes = axis_names(axis_name), axis_sizes(axis_name)
-    scattered = rows.reshape(sizes + rows.shape[1:])
-    for dimension, name in reversed(list(enumerate(names))):
-        scattered = _sum_scatter_axis(scattered, name, dimension)
-    return scattered.reshape(rows.shape[1:])
-
-
-def _sum_scatter_axis(rows: jax.Array, name: str, dimension: int) -> jax.Array:
-    """Sums over one axis, and leaves each of its members one row of a dimension."""
-
-    def reduce_scatter(rows: jax.Array) -> jax.Array:
-        return jax.lax.psum_scatter(rows, name, scatter_dimension=dimension, tiled=True)
-
-    def exchange_and_sum(rows: jax.Array) -> jax.Array:
-        from_all = jax.lax.all_to_all(rows, name, dimension, dimension, tiled=True)
-        return from_all.sum(dimension, keepdims=True)
-
-    if jax.process_count() == 1:
-        return reduce_scatter(rows)
-    # Between processes, CPUs have their collectives from Gloo, whose reduce-scatter returns wrong
-    # sums of large chunks now and then, without a word (jax issue 40830).
-    return jax.lax.platform_dependent(rows, cpu=exchange_and_sum, default=reduce_scatter)
-
-
-def _concatenate(row: jax.Array, axis_name: AxisName) -> jax.Array:
-    """Gathers every worker's `[...]` into `sizes + [...]`: the reverse of `_sum_scatter`."""
-    names = axis_names(axis_name)
-    gathered = row.reshape((1,) * len(names) + row.shape)
-    for dimension, name in enumerate(names):
-        gathered = jax.lax.all_gather(gathered, name, axis=dimension, tiled=True)
-    return gathered
+    """Returns what a server makes of sums `[..., E]` of packets of which `[...]` arrived."""
+    divisor = arrivals[..., None] if server.name == "received" else axis_size(axis_name)
+    return mean_of_sum(total, divisor, dtype)
