@@ -16,6 +16,7 @@ from data import DataError, Dataset, Source, subset
 from launch.figures import paper
 from launch.figures.runs import Curve, Shared
 from launch.figures.tables import claims, table
+from launch.reports.intervals import half_width, interval, values_to_decide
 from launch.trainer.preemption import Deadline
 from launch.trainer.run_directory import RunDirectory
 
@@ -67,7 +68,7 @@ def test_a_figure_and_the_one_that_shares_its_runs(
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         *("algorithm", "arrival", "seed", "epoch"),
-        *("mean_model_train_loss", "train_loss", "test_metric"),
+        *("mean_model_train_loss", "train_loss", "test_metric", "consensus_distance"),
     ]
     assert [(row["arrival"], row["seed"], row["epoch"]) for row in rows] == [
         (arrival, seed, epoch)
@@ -87,7 +88,8 @@ def test_a_figure_and_the_one_that_shares_its_runs(
     )
     assert made["data"] == "32 of 64 examples of ATIS"
     assert made["settings"]["momentum"] == made["settings"]["weight_decay"] == 0
-    assert (folder / "curves.png").stat().st_size > 10_000
+    for picture in ("curves.png", "consensus_distance.png"):
+        assert (folder / picture).stat().st_size > 10_000
 
     # Figure 5 trains what figure 4 has not, and nothing is left of what a run alone needs.
     argv += ["--arrivals", "100", "50", "--on-miss", "own", "zero"]
@@ -272,7 +274,14 @@ def test_claims_are_judged_over_the_seeds_that_both_curves_share() -> None:
     text = "models at 90% are within 0.01 to 0.02 of 100%"
     assert verdicts[text, "training loss"] == "does not hold"
     text = "gradients: worse at 99% than at 100%"
-    assert verdicts[text, "training loss"] == "open: the seeds differ by more"
+    differences = (0.4, -0.11, 0.6)
+    enough = values_to_decide(interval(differences), 3, float(np.mean(differences)))
+    assert enough is not None
+    assert verdicts[text, "training loss"] == f"open: about {enough} seeds would tell"
+    deviation = np.std(differences, ddof=1)
+    halves = [half_width(deviation / n**0.5, n) for n in (enough - 1, enough)]
+    assert halves[1] < np.mean(differences) <= halves[0]
+    assert values_to_decide(interval(differences), 3, 0.0) is None
 
 
 def test_one_seed_gives_a_verdict_that_says_so() -> None:

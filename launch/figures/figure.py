@@ -147,7 +147,7 @@ def _write(
 ) -> None:
     """Writes the folder of the figure; prints its table."""
     # Imported late: it takes a second.
-    from launch.figures.picture import draw
+    from launch.figures.picture import draw, draw_distance
 
     assert config.output_dir is not None
     assert config.seeds is not None
@@ -162,6 +162,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "curves.csv", _rows(curves, config.seeds))
     draw(curves, paper, score, title, folder / "curves.png")
+    draw_distance(curves, title, folder / "consensus_distance.png")
     said = title.replace("\n", "; ")
     text = f"{said}.\n{table(curves, paper, score.replace('_', ' '), config.seeds)}"
     (folder / "table.md").write_text(text)
@@ -180,6 +181,7 @@ def _rows(curves: Sequence[Curve], seeds: Sequence[int]) -> list[dict[str, Any]]
             "mean_model_train_loss": curve.mean_model_train_loss[row, column],
             "train_loss": curve.train_loss[row, column],
             "test_metric": curve.test_metric[row, column],
+            "consensus_distance": curve.consensus_distance[row, column],
         }
         for curve in curves
         for row, seed in enumerate(seeds)

@@ -1,4 +1,4 @@
-"""The picture of a figure: training loss and test metric over the epochs."""
+"""The pictures of a figure: training loss, test metric and consensus distance over the epochs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +32,7 @@ def draw(
         loss, test = figure.subplots(1, 2)
         for curve in curves:
             style = _style(curve, curves)
-            label = f"{NAMES[curve.shared]}, {curve.arrival:g}%"
-            _band(loss, curve.epochs, curve.mean_model_train_loss, label=label, **style)
+            _band(loss, curve.epochs, curve.mean_model_train_loss, label=_label(curve), **style)
             _band(test, curve.epochs, curve.test_metric, **style)
             if curve.shared == "rps" and curve.arrival in paper:
                 place = 1.02 * curve.epochs[-1], paper[curve.arrival]
@@ -44,14 +43,42 @@ def draw(
         # Within a decade there may be no power of ten to read the scale by.
         loss.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else "")
         test.set(ylabel=LABELS[score])
-        for axes in (loss, test):
-            axes.set(xlabel="epoch")
-            axes.set_xlim(left=0)
         if paper:
             loss.plot([], [], linestyle="", marker=0, color="0.4", label="paper, at the end")
-        figure.legend(loc="outside right center", title="shared, arrival")
-        figure.suptitle(title, fontsize=10)
-        figure.savefig(path, dpi=160)
+        _finish(figure, title, path)
+
+
+def draw_distance(curves: Sequence[Curve], title: str, path: Path) -> None:
+    """Draws how far the workers' models are from their mean, as `draw` does.
+
+    Args:
+        curves: The figure's curves.
+        title: Above the picture.
+        path: Path of the PNG file.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for curve in curves:
+            style = _style(curve, curves)
+            _band(axes, curve.epochs, curve.consensus_distance, label=_label(curve), **style)
+        axes.set(ylabel="consensus distance, root mean square")
+        if any((curve.consensus_distance > 0).any() for curve in curves):
+            axes.set(yscale="log")
+        _finish(figure, title, path)
+
+
+def _finish(figure: Figure, title: str, path: Path) -> None:
+    for axes in figure.axes:
+        axes.set(xlabel="epoch")
+        axes.set_xlim(left=0)
+    figure.legend(loc="outside right center", title="shared, arrival")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def _label(curve: Curve) -> str:
+    return f"{NAMES[curve.shared]}, {curve.arrival:g}%"
 
 
 def _style(curve: Curve, curves: Sequence[Curve]) -> dict[str, Any]:

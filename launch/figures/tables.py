@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from launch.figures.runs import Curve, Shared
-from launch.reports.intervals import Interval, interval
+from launch.reports.intervals import Interval, interval, values_to_decide
 from launch.reports.tables import markdown_table
 
 NAMES: dict[Shared, str] = {
@@ -29,6 +29,7 @@ class Claim(NamedTuple):
         difference: Over the seeds, which both curves have in common.
         lowest: The claim is that the difference is above this,
         highest: and below this.
+        num_seeds: How many seeds there are.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Claim(NamedTuple):
     difference: Interval
     lowest: float
     highest: float
+    num_seeds: int
 
     @property
     def bounds(self) -> str:
@@ -57,7 +59,9 @@ class Claim(NamedTuple):
             return "holds"
         if mean + half <= self.lowest or self.highest <= mean - half:
             return "does not hold"
-        return "open: the seeds differ by more"
+        margin = min(abs(mean - self.lowest), abs(mean - self.highest))
+        needed = values_to_decide(self.difference, self.num_seeds, margin)
+        return f"open: about {needed or 'a thousand'} seeds would tell"
 
 
 def claims(curves: Sequence[Curve], score: str) -> list[Claim]:
@@ -77,7 +81,8 @@ def claims(curves: Sequence[Curve], score: str) -> list[Claim]:
         if len(both) == 2:
             key = "mean_model_train_loss" if quantity == loss else "test_metric"
             ends = [getattr(curve, key)[:, -1] for curve in both]
-            found.append(Claim(text, quantity, interval(ends[0] - ends[1]), low, high))
+            difference = interval(ends[0] - ends[1])
+            found.append(Claim(text, quantity, difference, low, high, len(ends[0])))
 
     compare("models at 99% are as good as at 100%", loss, ("rps", 99), ("rps", 100), -inf, 0.01)
     compare("the same", score, ("rps", 99), ("rps", 100), -0.01, inf)

@@ -40,3 +40,21 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
 def half_width(standard_error: float, n: int) -> float:
     """Returns the half-width of the 95% confidence interval of a mean of n values."""
     return float(stats.t.ppf(0.975, n - 1) * standard_error)
+
+
+def values_to_decide(found: Interval, n: int, margin: float, most: int = 1000) -> int | None:
+    """Returns how many values would make an interval narrower than a margin.
+
+    Args:
+        found: Mean and interval of n values, n at least 2.
+        n: How many there are.
+        margin: Distance of the mean from what it is to be told from.
+        most: Numbers above it are not looked for.
+
+    Returns:
+        The number, if the mean and standard deviation of more values are those of these; None if it
+        is greater than `most`.
+    """
+    deviation = found.half_width / half_width(n**-0.5, n)
+    more = (m for m in range(n, most + 1) if half_width(deviation / m**0.5, m) < margin)
+    return next(more, None)
