@@ -35,18 +35,18 @@ class Unruly:
 
     def receive(self):
         for datagrams, seconds in self._inner.receive():
-            for datagram in datagrams[:, None]:
+            for datagram, came in zip(datagrams[:, None], seconds, strict=True):
                 drop, twice, later = self._rng.random(3)
                 if drop < self._drop:
                     continue
                 if later < self._later:
                     self._held.append(datagram.copy())
                     continue
-                yield datagram, seconds
+                yield datagram, came
                 if twice < self._twice:
-                    yield datagram, seconds
+                    yield datagram, came
                 if self._held and self._rng.random() < 0.5:
-                    yield self._held.popleft(), seconds
+                    yield self._held.popleft(), came
 
     def __getattr__(self, name):
         return getattr(self._inner, name)

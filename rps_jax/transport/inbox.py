@@ -74,7 +74,7 @@ class Inbox:
         self._silent = np.zeros(num_workers, int)
         self._heard = np.zeros(num_workers, bool)
         self._unmet = {other for other in range(num_workers) if other != worker}
-        self._waiting: list[tuple[Opened, float]] = []
+        self._waiting: list[Opened] = []
         self._reports: list[Report] = []
 
     @property
@@ -114,8 +114,8 @@ class Inbox:
             self._frozen = [False] * PHASES
             self._heard[...] = False
             waiting, self._waiting = self._waiting, []
-            for opened, seconds in waiting:
-                self._file(opened, seconds)
+            for opened in waiting:
+                self._file(opened)
             return exchange, behind
 
     def _of(self, exchange: int, *, clear: bool = False) -> list[_Phase]:
@@ -125,23 +125,22 @@ class Inbox:
                 phase.clear()
         return phases
 
-    def take(self, datagrams: np.ndarray, seconds: float = 0.0) -> None:
+    def take(self, datagrams: np.ndarray, seconds: np.ndarray | float = 0.0) -> None:
         """Files datagrams, or counts them as what they are.
 
         Args:
             datagrams: uint8 `[count, size]`, contiguous, in the order in which they came.
-            seconds: when they came, on any clock.
+            seconds: when each came, `[count]`, on any clock.
         """
-        genuine, refused = self._sealer.open(datagrams)
+        genuine, refused = self._sealer.open(datagrams, seconds)
         with self._changed:
             self.counts.update(refused)
             for opened in genuine:
                 if self._phases:
-                    self._file(opened, seconds)
+                    self._file(opened)
                 elif len(self._waiting) < _MOST_WAITING:
                     # The shape of what is exchanged is not known before the first exchange.
-                    kept = opened._replace(payloads=opened.payloads.copy())
-                    self._waiting.append((kept, seconds))
+                    self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
 
     def take_reports(self) -> list[Report]:
         """Returns what others have reported since the last call, of this worker's packets."""
@@ -162,7 +161,7 @@ class Inbox:
             mine = self._of(self._exchange)[phase]
             return mine.arrived.sum(1), mine.last - mine.first
 
-    def _file(self, opened: Opened, seconds: float) -> None:
+    def _file(self, opened: Opened) -> None:
         count, source = len(opened.places), opened.source
         expected = EVERYONE if opened.phase == 1 and not opened.last else self._me
         if opened.destination != expected or source >= self._num_workers or source == self._me:
@@ -189,7 +188,7 @@ class Inbox:
                 phase.reported[source] = True
                 self._reports.append(report)
         else:
-            self._file_rows(phase, opened, seconds)
+            self._file_rows(phase, opened)
         past = (
             phases[: opened.phase] if now else [*self._of(self._exchange), *phases[: opened.phase]]
         )
@@ -200,7 +199,7 @@ class Inbox:
                 each.ended[source] = True
                 self._changed.notify_all()
 
-    def _file_rows(self, phase: _Phase, opened: Opened, seconds: float) -> None:
+    def _file_rows(self, phase: _Phase, opened: Opened) -> None:
         packets, length = self._shape
         places, payloads = opened.places, opened.payloads
         here = (places < packets) & (payloads.shape[1] == length)
@@ -209,11 +208,14 @@ class Inbox:
             places, payloads = places[here], payloads[here]
         arrived = phase.arrived[opened.source]
         before = np.count_nonzero(arrived)
-        phase.last[opened.source] = seconds
+        phase.last[opened.source] = opened.seconds[-1]
         if not before:
-            phase.first[opened.source] = seconds
+            phase.first[opened.source] = opened.seconds[0]
         fresh = ~arrived[places]
-        phase.rows[opened.source, places[fresh]] = payloads[fresh]
+        if fresh.all():
+            phase.rows[opened.source, places] = payloads
+        else:
+            phase.rows[opened.source, places[fresh]] = payloads[fresh]
         arrived[places] = True
         accepted = int(np.count_nonzero(arrived) - before)
         self.counts["accepted"] += accepted

@@ -68,6 +68,7 @@ class Opened(NamedTuple):
         destination: the worker that they are for, or `EVERYONE`.
         places: `[count]`, which packets of the block they are.
         payloads: uint8 `[count, length]`.
+        seconds: `[count]`, when they came.
     """
 
     phase: int
@@ -77,6 +78,7 @@ class Opened(NamedTuple):
     destination: int
     places: np.ndarray
     payloads: np.ndarray
+    seconds: np.ndarray
 
 
 class Report(NamedTuple):
@@ -163,32 +165,36 @@ class Sealer:
             sealed[:, body:] = tags.reshape(packets, _TAG_BYTES)
         return sealed
 
-    def open(self, datagrams: np.ndarray) -> tuple[list[Opened], dict[str, int]]:
+    def open(
+        self, datagrams: np.ndarray, seconds: np.ndarray | float = 0.0
+    ) -> tuple[list[Opened], dict[str, int]]:
         """Returns what datagrams say of themselves, and their payloads.
 
         Args:
             datagrams: uint8 `[count, size]`, contiguous, in the order in which they came.
+            seconds: when each came, `[count]`, on any clock.
 
         Returns:
             Those that are of this run, whole, and made with the key; and how many are not, by the
             first that they lack: "foreign", "truncated" or "forged".
         """
         refused: dict[str, int] = {}
+        count, size = datagrams.shape
+        came = np.broadcast_to(seconds, count)
 
         def refuse(kind: str, wrong: np.ndarray) -> None:
-            nonlocal datagrams
+            nonlocal datagrams, came
             if count := int(np.count_nonzero(wrong)):
                 refused[kind] = count
-                datagrams = datagrams[~wrong]
+                datagrams, came = datagrams[~wrong], came[~wrong]
 
-        count, size = datagrams.shape
         if size < self.overhead:
             return [], {"truncated": count}
         headers = _headers(datagrams)
         refuse("foreign", (headers["start"] & ~_PHASES != _START) | (headers["run"] != self._run))
         refuse("truncated", _headers(datagrams)["length"] != size - self.overhead)
         refuse("forged", self._forged(datagrams))
-        return list(_alike(datagrams, size - self._tag_bytes)), refused
+        return list(_alike(datagrams, came, size - self._tag_bytes)), refused
 
     def _forged(self, datagrams: np.ndarray) -> np.ndarray:
         count, size = datagrams.shape
@@ -221,7 +227,7 @@ def _headers(datagrams: np.ndarray) -> np.ndarray:
     return datagrams[:, : _HEADER.itemsize].view(_HEADER)[:, 0]
 
 
-def _alike(datagrams: np.ndarray, end: int) -> Iterator[Opened]:
+def _alike(datagrams: np.ndarray, seconds: np.ndarray, end: int) -> Iterator[Opened]:
     """Groups datagrams in a row that differ in nothing but their places and payloads."""
     if not len(datagrams):
         return
@@ -233,4 +239,6 @@ def _alike(datagrams: np.ndarray, end: int) -> Iterator[Opened]:
         phase, last = start % _END, bool(start & _END)
         places = headers["place"].astype(np.int64)
         payloads = datagrams[first:until, _HEADER.itemsize : end]
-        yield Opened(phase, last, exchange, source, destination, places, payloads)
+        yield Opened(
+            phase, last, exchange, source, destination, places, payloads, seconds[first:until]
+        )

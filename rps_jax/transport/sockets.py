@@ -18,7 +18,9 @@ import numpy as np
 Address = tuple[str, int]
 
 MOST_SEGMENTS = 44
-"""Datagrams that are sent or received at a time at the most."""
+"""Datagrams that are sent at a time at the most."""
+_MOST_CALLS = 44
+"""Calls to receive at the most, before what they brought is looked at."""
 _MOST_BYTES = 65_000
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _SO_TIMESTAMPNS = 35
@@ -39,6 +41,14 @@ _ASK_AGAIN_SECONDS = 10.0
 class _Resolved(NamedTuple):
     numbers: Any
     until: float
+
+
+class _Run(NamedTuple):
+    """Datagrams of one size that came together."""
+
+    datagrams: int
+    size: int
+    seconds: float
 
 
 class DatagramSocket:
@@ -84,7 +94,7 @@ class DatagramSocket:
             self._socket.setsockopt(level, option_name, _LE << 2)
         self._offload = offload and _LINUX and self._try_offload()
         self.bytes_sent = 0
-        self._buffer = np.empty(MOST_SEGMENTS * _LARGEST_DATAGRAM, np.uint8)
+        self._buffer = np.empty(_MOST_CALLS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
         self._family = family
         self._resolved: dict[Address, _Resolved] = {}
@@ -130,26 +140,43 @@ class DatagramSocket:
             self._resolved[address] = known
         return known.numbers
 
-    def receive(self) -> Iterator[tuple[np.ndarray, float]]:
-        """Yields what has come, until there is nothing: a few datagrams of one size at a time.
+    def receive(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields what has come, all that is there: datagrams of one size at a time.
 
         Yields:
-            uint8 `[count, size]`, valid until the next receive, and a time at which they came, in
+            uint8 `[count, size]`, valid until the next receive, and when each came, `[count]`, in
             seconds on a clock of its own.
         """
-        sizes, seconds = self._receive_joined() if self._offload else self._receive_each()
         end = 0
-        for size, equal in itertools.groupby(sizes):
-            count = len(list(equal))
-            begin, end = end, end + count * size
-            yield self._buffer[begin:end].reshape(count, size), seconds
+        for size, runs in itertools.groupby(self._receive_runs(), key=lambda run: run.size):
+            counts, seconds = zip(*((run.datagrams, run.seconds) for run in runs), strict=True)
+            begin, end = end, end + sum(counts) * size
+            datagrams = self._buffer[begin:end].reshape(sum(counts), size)
+            yield datagrams, np.repeat(seconds, counts)
 
-    def _receive_joined(self) -> tuple[list[int], float]:
-        """Receives datagrams that the system has joined; returns their sizes and when they came."""
-        try:
-            size, control, _, _ = self._socket.recvmsg_into([self._buffer.data], _CONTROL_BYTES)
-        except OSError as error:
-            return self._receive_nothing(error)
+    def _receive_runs(self) -> list[_Run]:
+        """Receives into the buffer what is there, after waiting for the first."""
+        receive = self._receive_joined if self._offload else self._receive_one
+        runs: list[_Run] = []
+        end = 0
+        for call in range(_MOST_CALLS):
+            try:
+                found = receive(end, socket.MSG_DONTWAIT if call else 0)
+            except BlockingIOError:
+                break
+            except OSError:
+                # A peer's port is closed, an interface is down: that is dropped datagrams.
+                if not runs:
+                    time.sleep(_PATIENCE_SECONDS)
+                break
+            runs += found
+            end += sum(run.datagrams * run.size for run in found)
+        return runs
+
+    def _receive_joined(self, start: int, flags: int) -> list[_Run]:
+        """Receives datagrams that the system has joined."""
+        place = [self._buffer.data[start : start + _LARGEST_DATAGRAM]]
+        size, control, _, _ = self._socket.recvmsg_into(place, _CONTROL_BYTES, flags)
         segment, seconds = size, 0.0
         for level, kind, data in control:
             if (level, kind) == (_SOL_UDP, _UDP_GRO):
@@ -158,26 +185,13 @@ class DatagramSocket:
                 whole, nanoseconds = struct.unpack("@ll", data[:16])
                 seconds = whole + 1e-9 * nanoseconds
         count, rest = divmod(size, segment) if segment else (0, 0)
-        return [segment] * count + [rest] * (rest > 0 or not size), seconds
+        runs = [_Run(count, segment, seconds)] * (count > 0)
+        return runs + [_Run(1, rest, seconds)] * (rest > 0 or not size)
 
-    def _receive_each(self) -> tuple[list[int], float]:
-        """Receives the datagrams that are there; returns their sizes and when they came."""
-        sizes: list[int] = []
-        for _ in range(MOST_SEGMENTS):
-            waits = socket.MSG_DONTWAIT if sizes else 0
-            try:
-                sizes.append(self._socket.recv_into(self._buffer.data[sum(sizes) :], 0, waits))
-            except OSError as error:
-                if not sizes:
-                    return self._receive_nothing(error)
-                break
-        return sizes, time.monotonic()
-
-    def _receive_nothing(self, error: OSError) -> tuple[list[int], float]:
-        # A peer's port is closed, an interface is down: that is dropped datagrams.
-        if not isinstance(error, BlockingIOError):
-            time.sleep(_PATIENCE_SECONDS)
-        return [], 0.0
+    def _receive_one(self, start: int, flags: int) -> list[_Run]:
+        """Receives one datagram."""
+        size = self._socket.recv_into(self._buffer.data[start:], _LARGEST_DATAGRAM, flags)
+        return [_Run(1, size, time.monotonic())]
 
     def close(self) -> None:
         """Gives the port back."""
