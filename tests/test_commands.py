@@ -75,6 +75,18 @@ def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp
     assert len(others) == len(lines) - 1
 
 
+@pytest.mark.long
+def test_a_start_is_measured_without_compiled_programs_and_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results.json"
+    assert bench.main(["startup", "--processes", "1", "--rounds", "1", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["processes"], row["programs"]) for row in rows] == [(1, "none"), (1, "kept")]
+    assert all(seconds > 0 for row in rows for seconds in row["seconds"])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "expected"),
     [
@@ -102,6 +114,7 @@ def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp
         ),
         (bench, "--json .", "--json .: expected a file"),
         (bench, "workers --num-workers 3", "--num-workers 3: expected divisors of --batch-size"),
+        (bench, "startup --processes 0", "--processes 0: expected at least 1"),
         (bench, "wire --rates 0", "--rates 0.0: expected rates in [1, 10000] Mbps"),
         (bench, "wire --drop-rates 0.5", "--drop-rates 0.5: expected probabilities in [0, 0.3]"),
         (bench, "wire --num-workers 1", "--num-workers 1: expected at least 2"),
