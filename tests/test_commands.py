@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
-from launch.benchmarks import exchange, metrics, workers
+from launch.benchmarks import exchange, metrics, scale, workers
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
@@ -54,6 +54,19 @@ def test_bench_measures_many_workers_beside_one_model(capsys, monkeypatch, tmp_p
     ways = [(1, "auto"), (2, "loop"), (2, "vmap")]
     assert [(row["workers"], row["many_models"]) for row in rows] == 2 * ways
     assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_bench_measures_exchanges_of_workers_on_one_device(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(scale, "start_devices", lambda *_: None)
+    path = tmp_path / "scale.json"
+    arguments = ["--num-workers", "2", "--num-parameters", "60", "--rounds", "2"]
+    assert bench.main(["scale", *arguments, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["workers"], row["alternative"]) for row in rows] == [
+        (2, name) for name in ("average_models", "its drops", "lax.pmean")
+    ]
+    assert all(len(row["milliseconds"]) == 2 and row["compile_seconds"] > 0 for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
 
 
 def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp_path):
@@ -115,6 +128,7 @@ def test_a_start_is_measured_without_compiled_programs_and_with_them(
         (bench, "--json .", "--json .: expected a file"),
         (bench, "workers --num-workers 3", "--num-workers 3: expected divisors of --batch-size"),
         (bench, "startup --processes 0", "--processes 0: expected at least 1"),
+        (bench, "scale --num-workers 0", "--num-workers 0: expected at least 1"),
         (bench, "wire --rates 0", "--rates 0.0: expected rates in [1, 10000] Mbps"),
         (bench, "wire --drop-rates 0.5", "--drop-rates 0.5: expected probabilities in [0, 0.3]"),
         (bench, "wire --num-workers 1", "--num-workers 1: expected at least 2"),
