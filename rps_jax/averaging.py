@@ -34,11 +34,12 @@ def average_models(
     """RPS: averages the workers' models block by block; what is missed stays the worker's own.
 
     Args:
-        params: this worker's pytree of arrays, floating, complex or integer, of any shapes. On
+        params: this worker's pytree of arrays, floating, complex or integer, of any shapes. Between
             devices, each dtype costs one reduce-scatter and one all-gather, and all of them
-            together one small all-reduce of counts. A worker that is itself cut over devices gives
-            its local shards, in a shard_map that is manual over those axes too: the shards are
-            exchanged as they lie, and never gathered.
+            together one small all-reduce of counts; for TPUs, XLA makes an all-reduce and a slice
+            of every reduce-scatter. Workers that share a device are averaged leaf by leaf. A worker
+            that is itself cut over devices gives its local shards, in a shard_map that is manual
+            over those axes too: the shards are exchanged as they lie, and never gathered.
         delivery: what arrived, as this worker sees it: masks `[num_workers]` or
             `[num_workers, packets]`, bool.
         axis_name: the worker axis, or a tuple of axes, outermost first.
