@@ -152,6 +152,10 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
         None
     )
     """File for the drops of the run: a trace, which --channel trace replays."""
+    profile: Annotated[Path | None, optional("PATH", "none"), Mark.NOT_STORED, Mark.MAY_DIFFER] = (
+        None
+    )
+    """Folder for a profile of ten steps, for TensorBoard or ui.perfetto.dev."""
     allow_resize: Annotated[bool, Mark.NOT_STORED] = False
     """Let a run go on with another number of workers: new ones start from the mean model."""
 
@@ -289,7 +293,7 @@ def _check_over_udp(config: TrainConfig) -> None:
     for name in ("channel", *fields_of(ChannelFlags)):
         if getattr(config, name) != getattr(PRESETS[config.preset], name):
             not_allowed(name, getattr(config, name), beside)
-    for name in ("workers_per_device", "allow_resize"):
+    for name in ("workers_per_device", "allow_resize", "profile"):
         if getattr(config, name):
             not_allowed(name, getattr(config, name), "with --network udp")
     rule = make_rule(config)

@@ -37,6 +37,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if not os.path.exists(config.record):
             check_can_write("record", config.record)  # Its name, too.
         expect("record", config.record, not os.path.isdir(config.record), "a file, found a folder")
+    if config.profile is not None:
+        check_can_write("profile", config.profile)
     if not config.resume:
         RunDirectory(output_dir).check_is_free()
     source = find_source(config)

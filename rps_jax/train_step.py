@@ -197,14 +197,16 @@ def make_step(
         for part in (state.step, carrier.worker()):
             loss_key = jax.random.fold_in(loss_key, part)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, model_state), grads = gradient(state.params, state.model_state, batch, loss_key)
+        with jax.named_scope("local_step"):
+            (loss, model_state), grads = gradient(state.params, state.model_state, batch, loss_key)
 
         alongside = model_state if model_state_policy == "exchange" else ()
         remembered = state.channel_state, alongside, state.links
         average = StepExchange(carrier, key, state.step, record, *remembered)
         grads, memory = rule.on_gradients(grads, state.rule_state, average)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("local_step"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         params, memory = on_params(rule, params, memory, average, state.step)
 
         state = TrainState(
@@ -312,9 +314,10 @@ class StepExchange:
         if server.last is not None:
             server = dataclasses.replace(server, last=(server.last, self.alongside))
         pair, fallback = (tree, self.alongside), (otherwise, self.alongside)
-        (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
-            self.state, self._key, self._step, pair, fallback, server
-        )
+        with jax.named_scope("exchange"):
+            (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
+                self.state, self._key, self._step, pair, fallback, server
+            )
         self.seen = _seen_by(self.worker, self._delivery, self._record)
         if self.links:
             self.links = self.links.add(self._delivery)

@@ -416,6 +416,7 @@ def test_cifar_from_a_tree_of_images(tmp_path: Path, capsys: pytest.CaptureFixtu
         (("--channel", "trace", "--trace", "file"), "--trace file: expected a trace, an .npz"),
         (("--output-dir", "file"), "--output-dir file: expected a folder that can be written"),
         (("--output-dir", "file/run"), "--output-dir file/run: expected a folder that can"),
+        (("--profile", "file"), "--profile file: expected a folder that can be written"),
     ],
 )
 def test_what_the_data_or_the_disk_rule_out_is_refused_in_one_line(

@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
     config = read_command(TradeoffConfig, "launch.colocate tradeoff", own, TradeoffConfig())
     base = parse(flags)
     ours = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
-    others = ("output_dir", "resume", "record", *PROCESS_FLAGS)
+    others = ("output_dir", "resume", "record", "profile", *PROCESS_FLAGS)
     check_untouched(base, PRESETS[base.preset], (*ours, *others))
     expect("iterations", config.iterations, 1 <= config.iterations <= 10_000, "in [1, 10000]")
     check_can_write("output_dir", config.output_dir)

@@ -22,7 +22,7 @@ Flags = Mapping[str, Sequence[str]]
 
 _SINGLE = ("preset", "num_workers", "workers_per_device", "data_path", "download")
 """What all runs of a comparison share: they are trained on the same data and devices."""
-_DECIDED = ("seed", "output_dir", "resume", "auto_resume", "record", *PROCESS_FLAGS)
+_DECIDED = ("seed", "output_dir", "resume", "auto_resume", "record", "profile", *PROCESS_FLAGS)
 """What the comparison decides itself."""
 _OF_CHANNELS = {"channel", *fields_of(ChannelFlags)}
 

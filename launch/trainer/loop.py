@@ -60,7 +60,9 @@ def train_loop(
         if step // schedule.steps_per_epoch != epoch:
             epoch, order = _epoch(setup, step)
         previous = pending
-        state, *pending = setup.train_step(setup.run, state, arrays, order, signals.of(received()))
+        signal = signals.of(received())
+        with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
+            state, *pending = setup.train_step(setup.run, state, arrays, order, signal)
         state, step = setup.network.catch_up(state, step + 1)
         at = schedule.after(step)
         # The metrics of a step are waited for while the next one runs, unless they are due.

@@ -20,6 +20,7 @@ from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.loop import Hook, train_loop
 from launch.trainer.metrics import Recorder, measure_together
 from launch.trainer.preemption import Deadline, StopSignals
+from launch.trainer.profile import Profiler
 from launch.trainer.record import DropRecorder
 from launch.trainer.resume import begin, is_progress, resume
 from launch.trainer.run_directory import only_writer
@@ -89,8 +90,9 @@ def train(
                 return signals.first or (deadline.signal_number if deadline else 0)
 
             hooks: list[Hook] = [progress, recorder, saver]
-            with _drop_recorder(setup) as drop_recorder:
-                hooks += drop_recorder
+            steps = setup.schedule.total_steps - start.step
+            with _drop_recorder(setup) as drop_recorder, _profiler(setup, steps) as profiler:
+                hooks += [*drop_recorder, *profiler]
                 train_loop(setup, start.state, start.step, received, hooks)
         return summarise(setup, recorder.wall_seconds) if setup.first_process else None
 
@@ -105,6 +107,17 @@ def _drop_recorder(setup: Setup) -> Iterator[list[DropRecorder]]:
     packets = getattr(setup.run.channel, "packets", None) or 1
     with DropRecorder(path, packets, setting(setup.config), deciding(setup.config)) as recorder:
         yield [recorder]
+
+
+@contextlib.contextmanager
+def _profiler(setup: Setup, steps: int) -> Iterator[list[Profiler]]:
+    """Profiles a run that asks for it, on process 0 alone."""
+    folder = setup.config.profile
+    if folder is None or not setup.first_process:
+        yield []
+        return
+    with Profiler(folder, steps) as profiler:
+        yield [profiler]
 
 
 @contextlib.contextmanager

@@ -71,8 +71,9 @@ def run(argv: Sequence[str]) -> int:
 def _check(config: ColocationConfig, flags: list[str]) -> Source:
     """Returns the data of the trainings."""
     base = parse(flags)
-    ours = ("num_workers", "channel", "drop_rate", "seed", "output_dir", "resume", "record")
-    check_untouched(base, PRESETS[base.preset], (*ours, *PROCESS_FLAGS))
+    ours = ("num_workers", "channel", "drop_rate", "seed", "output_dir", "resume")
+    others = ("record", "profile", *PROCESS_FLAGS)
+    check_untouched(base, PRESETS[base.preset], (*ours, *others))
     check_can_write("output_dir", config.output_dir)
     for web_load in config.web_loads:
         together = web_load + config.training_load

@@ -1,0 +1,87 @@
+"""A trace of a few training steps, to be looked at."""
+
+from pathlib import Path
+from types import TracebackType
+
+import jax
+
+import rps_jax as rps
+from launch.cli.command_line import CommandError
+from launch.trainer.schedule import Position
+
+_WARM_UP, _TRACED = 5, 10
+"""Steps before those of the trace, and most steps in it: a trace of a CPU grows by megabytes."""
+
+
+class Profiler:
+    """A hook that traces steps: the 6th to the 15th of this process, or the later half of fewer.
+
+    It is a context: a trace that has begun is written on leaving it, whatever ended the run.
+    """
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        """Traces nothing yet.
+
+        Args:
+            folder: Where the trace goes.
+            steps: How many will be taken.
+        """
+        self._folder = folder
+        self._first = min(_WARM_UP, steps // 2)
+        self._taken = 0
+        self._traces = False
+
+    def __enter__(self) -> "Profiler":
+        """Does nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Writes the trace, if it is not written yet."""
+        self._stop()
+
+    def begin(self) -> None:
+        """Starts the trace where there is no time to warm up."""
+        if self._taken == self._first:
+            self._start()
+
+    def on_metrics(self, metrics: rps.StepMetrics) -> None:
+        """Does nothing."""
+
+    def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
+        """Starts and ends the trace, between steps."""
+        self._taken += 1
+        if self._taken == self._first:
+            jax.block_until_ready(state)
+            self._start()
+        elif self._taken == self._first + _TRACED:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _start(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # Every call of Python would hide the steps.
+        jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
+        self._traces = True
+
+    def _stop(self) -> None:
+        """Writes the trace.
+
+        Raises:
+            CommandError: It cannot be written.
+        """
+        if not self._traces:
+            return
+        self._traces = False
+        try:
+            jax.profiler.stop_trace()
+        # What a disk that is full or gone raises depends on which library has met it.
+        except (OSError, RuntimeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CommandError(
+                f"--profile {self._folder}: the trace cannot be written ({reason})"
+            ) from error
