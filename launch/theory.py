@@ -1,6 +1,7 @@
 """Prints how one exchange contracts the workers' models: predicted beside measured.
 
 python -m launch.theory --num-workers 2 16 64 --drop-rates 0.01 0.1 0.3
+python -m launch.theory plan --num-workers 16 --drop-rate 0.1 --mean-burst 8
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
+from launch import plan
 from launch.cli.command_line import (
     Probabilities,
     Seed,
@@ -41,10 +43,12 @@ class TheoryConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(argv))
+    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
+    if argv[:1] == ["plan"]:
+        return plan.run(argv[1:])
     config = read_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
     most = max(config.num_workers)
     # Models of 16 coordinates a block, before and after, as blocks, sums and counts.

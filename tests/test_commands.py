@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import rps_jax as rps
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
 from launch.benchmarks import exchange, metrics, scale, workers
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
 PROCESS = "--num-processes 2 --process-id 0"
+WAYS = ("over UD", "waiting")
 SLURM = {"SLURM_STEP_NODELIST": "host", "SLURM_NTASKS": "2"}
 OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://host:1", "OMPI_COMM_WORLD_SIZE": "2"}
 
@@ -27,6 +29,18 @@ def test_theory_prints_predicted_beside_measured(capsys):
     assert (int(workers), float(drop_rate)) == (2, 0.1)
     assert float(contraction) == pytest.approx(0.145 - 0.1125)
     assert float(drift) == pytest.approx(0.1125)
+
+
+@pytest.mark.parametrize("burst", [[], ["--mean-burst", "8"]])
+def test_a_plan_of_a_network_fits_on_a_screen(burst, capsys):
+    assert theory.main(["plan", "--num-workers", "16", "--drop-rate", "0.1", *burst]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 for line in lines)
+    (by_packet,) = (line.split() for line in lines if line.startswith("  packet by packet"))
+    assert float(by_packet[3]) == pytest.approx(rps.theory.contraction(16, 0.1), rel=1e-3)
+    over_udp, waiting = (float(line.split()[-1]) for line in lines if line[2:9] in WAYS)
+    assert over_udp < waiting
 
 
 def test_bench_measures_steps_that_count_beside_steps_that_do_not(capsys, monkeypatch, tmp_path):
@@ -108,6 +122,10 @@ def test_a_start_is_measured_without_compiled_programs_and_with_them(
         (theory, "--num-workers 2 2", "--num-workers 2 2: expected each value once"),
         (theory, "--num-workers 1000000", "--num-workers 1000000: expected at most 10000"),
         (theory, "--drop-rates 2", "--drop-rates 2.0: expected probabilities in [0, 1]"),
+        (theory, "plan --num-workers 1", "--num-workers 1: expected at least 2"),
+        (theory, "plan --drop-rate 1", "--drop-rate 1.0: expected a probability in [0, 0.999]"),
+        (theory, "plan --mean-burst 0.5", "--mean-burst 0.5: expected at least 1"),
+        (theory, "plan --drop-rate 0.9 --mean-burst 2", "--mean-burst 2.0: expected at least 9"),
         (theory, "--seed -1", "--seed -1: expected an integer in [0, 2^32)"),
         (theory, f"--seed {10**20 - 1}", f"--seed {10**20 - 1}: expected an integer in [0, 2^32)"),
         (bench, "--rounds 0", "--rounds 0: expected at least 1"),

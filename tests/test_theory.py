@@ -125,3 +125,11 @@ def test_the_command_prints_95_percent_confidence_intervals(capsys):
     errors = np.array([found.contraction_error, found.drift_error])
     printed = [float(part.split()[0]) for part in lines[-1].split("±")[1:]]
     np.testing.assert_allclose(printed, 2.776445 * errors, atol=1e-6)  # Student's t, 4 degrees
+
+
+@pytest.mark.parametrize(("rate", "packets"), [(0.0, 5), (0.1, 1), (0.3, 4), (0.1, 3000)])
+def test_rounds_until_all_are_the_mean_of_the_largest_geometric_variable(rate, packets):
+    rng = np.random.default_rng(0)
+    found = rng.geometric(1 - rate, (2000, packets)).max(1)
+    error = found.std() / 2000**0.5
+    assert abs(theory.rounds_until_all(rate, packets) - found.mean()) <= 4 * error

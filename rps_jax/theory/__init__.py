@@ -9,5 +9,6 @@ from rps_jax.theory.exchange import largest_drop_rate as largest_drop_rate
 from rps_jax.theory.links import link_alphas as link_alphas
 from rps_jax.theory.monte_carlo import Measured as Measured
 from rps_jax.theory.monte_carlo import measure as measure
+from rps_jax.theory.reliable import rounds_until_all as rounds_until_all
 from rps_jax.theory.steady_state import kept as kept
 from rps_jax.theory.steady_state import steady_consensus_distance as steady_consensus_distance

@@ -1,0 +1,80 @@
+"""Prints what a network's drops would cost a training: `python -m launch.theory plan`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+from launch.cli.command_line import Within, expect, optional, read_command
+
+_PACKET_BYTES = 1400
+"""Payload of a packet, of four bytes a parameter."""
+_OVERHEAD = 1.07
+"""Bytes on the wire for each byte of payload: headers and tag."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """Predict what a network's drops would cost a training, and how long an exchange would take.
+
+    Contraction is what an exchange leaves of the squared consensus distance; drift is how far it
+    moves the mean model, squared, in units of the squared consensus distance.
+    """
+
+    num_workers: Annotated[int, Within(2, 10_000)] = 16
+    """Workers."""
+    drop_rate: Annotated[float, Within(0, 0.999, "a probability in [0, 0.999]")] = 0.1
+    """Probability that a packet is dropped."""
+    mean_burst: Annotated[
+        float | None, Within(1, 1e9), optional("FLOAT", "drops are independent")
+    ] = None
+    """Packets that are dropped one after the other, in the mean."""
+    num_parameters: Annotated[int, Within(1, 2**40)] = 1_700_000
+    """Size of the model, of float32."""
+    link_rate: Annotated[float, Within(1e-3, 1e7, "a rate in [0.001, 10^7] Mbps")] = 1000
+    """Of a worker's link, in each direction; Mbps."""
+    round_trip: Annotated[float, Within(0, 1e5)] = 1
+    """Milliseconds from one worker to another and back."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    config = read_command(PlanConfig, "launch.theory plan", argv, PlanConfig())
+    n, p = config.num_workers, config.drop_rate
+    if config.mean_burst is not None:
+        least = max(1.0, p / (1 - p))
+        expect("mean_burst", config.mean_burst, config.mean_burst >= least, f"at least {least:.3g}")
+
+    # Imported late: it takes a second.
+    from rps_jax import theory
+
+    block_bytes = 4 * math.ceil(config.num_parameters / n)
+    packets = math.ceil(block_bytes / _PACKET_BYTES)
+    whole = theory.whole_block(p, packets, config.mean_burst)
+    bursts = f" in bursts of {config.mean_burst:g}" if config.mean_burst is not None else ""
+    print(
+        f"{n} workers, {config.num_parameters:,} parameters, {config.link_rate:g} Mbps, "
+        f"{config.round_trip:g} ms\n"
+        f"{p:.3g} of all packets dropped{bursts}\n"
+        f"a message of {packets:,} packet{'s' * (packets > 1)} arrives whole with probability "
+        f"{whole:.4g}\n"
+    )
+    print(f"{'averaging models (RPS)':<36}{'contraction':>12}{'drift':>12}{'kept':>12}")
+    for policy, rate in (("packet by packet", p), ("a message counts only whole", 1 - whole)):
+        found = theory.contraction(n, rate), theory.drift(n, rate), theory.kept(n, rate)
+        print(f"  {policy:<34}" + "".join(f"{value:>12.4g}" for value in found))
+    print("averaging gradients: nothing contracts, and what is missed adds up\n")
+
+    wire = 2 * (n - 1) * block_bytes * _OVERHEAD * 8 / (1e6 * config.link_rate)
+    rounds = theory.rounds_until_all(p, n * (n - 1) * packets)
+    waiting = wire / (1 - p) + 2 * (rounds - 1) * 1e-3 * config.round_trip
+    print(f"{'an exchange':<36}{'seconds':>12}")
+    print(f"  {'over UDP, whatever is dropped':<34}{wire:>12.4g}")
+    print(f"  {'waiting for everybody, at least':<34}{waiting:>12.4g}")
+    print(
+        f"waiting: {1 / (1 - p):.2f} times the bytes, and {rounds - 1:.1f} round trips a phase for "
+        "what was dropped,\nif the sender knows at once what that is, and never slows down"
+    )
+    allowed = ", ".join(f"{t:g} at {theory.largest_drop_rate(n, t):.3g}" for t in (0.01, 0.1, 0.5))
+    print(f"\nby drop rate, packet by packet, contraction is\n{allowed}")
+    return 0
