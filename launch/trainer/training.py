@@ -113,7 +113,7 @@ def _drop_recorder(setup: Setup) -> Iterator[list[DropRecorder]]:
 def _profiler(setup: Setup, steps: int) -> Iterator[list[Profiler]]:
     """Profiles a run that asks for it, on process 0 alone."""
     folder = setup.config.profile
-    if folder is None or not setup.first_process:
+    if folder is None or not steps or not setup.first_process:
         yield []
         return
     with Profiler(folder, steps) as profiler:
