@@ -148,13 +148,21 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
         int | None, optional("INT", "as few as possible"), AT_LEAST_1, Mark.MAY_CHANGE
     ] = None
     """How many workers share a device; a CPU is split into as many devices as needed."""
-    record: Annotated[Path | None, optional("PATH", "none"), Mark.NOT_STORED, Mark.MAY_DIFFER] = (
-        None
-    )
+    record: Annotated[
+        Path | None,
+        optional("PATH", "none"),
+        Mark.NOT_STORED,
+        Mark.MAY_DIFFER,
+        Mark.OF_ONE_RUN,
+    ] = None
     """File for the drops of the run: a trace, which --channel trace replays."""
-    profile: Annotated[Path | None, optional("PATH", "none"), Mark.NOT_STORED, Mark.MAY_DIFFER] = (
-        None
-    )
+    profile: Annotated[
+        Path | None,
+        optional("PATH", "none"),
+        Mark.NOT_STORED,
+        Mark.MAY_DIFFER,
+        Mark.OF_ONE_RUN,
+    ] = None
     """Folder for a profile of ten steps, for TensorBoard or ui.perfetto.dev."""
     allow_resize: Annotated[bool, Mark.NOT_STORED] = False
     """Let a run go on with another number of workers: new ones start from the mean model."""
@@ -194,6 +202,8 @@ PRESETS: dict[str, TrainConfig] = {
 """The defaults of all flags, by preset."""
 
 PROCESS_FLAGS = marked(TrainConfig, Mark.OF_PROCESS)
+ONE_RUN_FLAGS = marked(TrainConfig, Mark.OF_ONE_RUN, Mark.OF_PROCESS)
+"""Those that commands which train many runs do not take."""
 _STORED = fields_of(TrainConfig).keys() - marked(TrainConfig, Mark.NOT_STORED, Mark.OF_PROCESS)
 _DECIDING = _STORED - set(marked(TrainConfig, Mark.MAY_CHANGE))
 

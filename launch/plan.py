@@ -9,7 +9,7 @@ from launch.cli.command_line import Within, expect, optional, read_command
 
 _PACKET_BYTES = 1400
 """Payload of a packet, of four bytes a parameter."""
-_OVERHEAD = 1.07
+_OVERHEAD = 1.06
 """Bytes on the wire for each byte of payload: headers and tag."""
 
 

@@ -6,7 +6,6 @@ as TensorBoard has them, into `tensorboard/` of the run's folder. The training d
 
 import contextlib
 import dataclasses
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from launch.reports.links import (
     draw_arrivals,
     draw_bursts,
     draw_heat_maps,
+    lists_of_links,
 )
 from launch.trainer.run_directory import RunDirectory, check_can_write
 
@@ -68,7 +68,8 @@ def _run(argv: Sequence[str]) -> int:
             # A run that goes on from a checkpoint takes lines back: begin anew.
             if written is None or lines[: len(written)] != written:
                 open_writer.close()
-                shutil.rmtree(folder, ignore_errors=True)
+                for events in folder.glob("events.out.tfevents.*"):
+                    events.unlink()
                 writer = open_writer.enter_context(SummaryWriter(str(folder)))
                 written = []
             for line in lines[len(written) :]:
@@ -89,16 +90,17 @@ def _write(writer: Any, line: dict[str, Any], num_workers: int) -> None:
         if isinstance(value, int | float) and name != "step":
             writer.add_scalar(name, value, step)
 
-    def add(name: str, shape: tuple[int, int], draw: Callable[[Any, np.ndarray], None]) -> None:
-        if name in line:
-            with matplotlib.rc_context(STYLE):
-                figure = Figure(figsize=(4.0 * shape[1], 3.3), layout="constrained")
-                draw(figure.subplots(*shape), np.array(line[name], float))
-                writer.add_figure(name, figure, step, close=False)
-
-    add(BY_LINK, (1, 2), lambda axes, values: draw_heat_maps(axes, values, num_workers))
-    add(ARRIVALS, (1, 1), lambda axes, values: draw_arrivals(axes, values, num_workers))
-    add(BURSTS, (1, 1), draw_bursts)
+    draws: dict[str, Callable[[Any, np.ndarray], None]] = {
+        BY_LINK: lambda axes, values: draw_heat_maps(axes, values, num_workers),
+        ARRIVALS: lambda axes, values: draw_arrivals(axes, values, num_workers),
+        BURSTS: draw_bursts,
+    }
+    for name, values in (lists_of_links(line, num_workers) or {}).items():
+        columns = 2 if name == BY_LINK else 1
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(4.0 * columns, 3.3), layout="constrained")
+            draws[name](figure.subplots(1, columns), values)
+            writer.add_figure(name, figure, step, close=False)
     if "distances" in line:
         writer.add_histogram("distances", np.array(line["distances"], float), step)
 

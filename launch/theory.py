@@ -27,8 +27,8 @@ class TheoryConfig:
 
     Contraction is what an exchange leaves of the squared consensus distance; drift is how far it
     moves the mean model, squared, in units of the squared consensus distance. Both predictions are
-    exact; the measurements are real exchanges, with the half-width of
-    their 95% confidence intervals.
+    exact; the measurements are real exchanges, with the half-width of their 95% confidence
+    intervals. `python -m launch.theory plan` says what a network's drops would cost a training.
     """
 
     num_workers: Annotated[tuple[int, ...], Within(2, 10_000)] = (2, 4, 16, 64)

@@ -1,5 +1,6 @@
 """`--profile`: a trace of a few steps."""
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
@@ -48,7 +49,10 @@ def test_a_profile_that_cannot_be_written_ends_in_one_line(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "profile"
     expected = f"^--profile {folder}: the trace cannot be written .*$"
-    with pytest.raises(CommandError, match=expected), Profiler(folder, 1) as profiler:
+    with (
+        pytest.raises(CommandError, match=expected),
+        contextlib.closing(Profiler(folder, 1)) as profiler,
+    ):
         profiler.begin()
 
 

@@ -76,7 +76,8 @@ def _start(processes: int, folder: Path, name: str) -> float:
         try:
             while not (directory.metrics.exists() and directory.metrics.stat().st_size):
                 if process.poll() is not None:
-                    raise CommandError(f"a training failed:\n{log.read_text()}")
+                    *_, last = log.read_text().splitlines() or ["it said nothing"]
+                    raise CommandError(f"a training failed: {last}")
                 time.sleep(_POLL_SECONDS)
             return time.perf_counter() - began
         finally:

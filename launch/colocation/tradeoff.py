@@ -22,7 +22,7 @@ from launch.cli.command_line import (
 from launch.colocation.options import Thresholds, refusals
 from launch.colocation.report import write_results
 from launch.colocation.sweep import Job, measure_all, summary
-from launch.config import PRESETS, PROCESS_FLAGS, LossyAlgorithm, TrainConfig, parse
+from launch.config import ONE_RUN_FLAGS, PRESETS, LossyAlgorithm, TrainConfig, parse
 from launch.reports.intervals import interval
 from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
     config = read_command(TradeoffConfig, "launch.colocate tradeoff", own, TradeoffConfig())
     base = parse(flags)
     ours = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
-    others = ("output_dir", "resume", "record", "profile", *PROCESS_FLAGS)
+    others = ("output_dir", "resume", *ONE_RUN_FLAGS)
     check_untouched(base, PRESETS[base.preset], (*ours, *others))
     expect("iterations", config.iterations, 1 <= config.iterations <= 10_000, "in [1, 10000]")
     check_can_write("output_dir", config.output_dir)

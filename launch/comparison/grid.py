@@ -15,14 +15,14 @@ from typing import NamedTuple, get_args
 from launch.channels import ChannelFlags
 from launch.cli.command_line import UsageError, check_untouched, refuse
 from launch.cli.fields import fields_of
-from launch.config import LOSSY, PRESETS, PROCESS_FLAGS, TrainConfig, parse
+from launch.config import LOSSY, ONE_RUN_FLAGS, PRESETS, TrainConfig, parse
 
 Flags = Mapping[str, Sequence[str]]
 """Values of each flag, as they were given; none of a switch."""
 
 _SINGLE = ("preset", "num_workers", "workers_per_device", "data_path", "download")
 """What all runs of a comparison share: they are trained on the same data and devices."""
-_DECIDED = ("seed", "output_dir", "resume", "auto_resume", "record", "profile", *PROCESS_FLAGS)
+_DECIDED = ("seed", "output_dir", "resume", "auto_resume", *ONE_RUN_FLAGS)
 """What the comparison decides itself."""
 _OF_CHANNELS = {"channel", *fields_of(ChannelFlags)}
 

@@ -61,7 +61,7 @@ class Claim(NamedTuple):
             return "does not hold"
         margin = min(abs(mean - self.lowest), abs(mean - self.highest))
         needed = values_to_decide(self.difference, self.num_seeds, margin)
-        return f"open: about {needed or 'a thousand'} seeds would tell"
+        return f"open: {f'about {needed}' if needed else 'over 1,000'} seeds would tell"
 
 
 def claims(curves: Sequence[Curve], score: str) -> list[Claim]:
@@ -133,14 +133,14 @@ def table(
         *markdown_table(header, rows),
         "",
         *_nearer(curves, paper),
-        *markdown_table(
-            ["the paper's claim", "of", "difference, claimed", "measured", ""],
-            [
-                (c.text, c.quantity, c.bounds, c.difference, c.verdict)
-                for c in claims(curves, score)
-            ],
-        ),
     ]
+    told = [
+        (claim.text, claim.quantity, claim.bounds, claim.difference, claim.verdict)
+        for claim in claims(curves, score)
+    ]
+    if told:
+        header = ["the paper's claim", "of", "difference, claimed", "measured", ""]
+        lines += markdown_table(header, told)
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,5 @@
 """The picture of one run: loss, test score, how far apart the workers are, and what arrived."""
 
-import contextlib
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.reports.links import (
-    ARRIVALS,
-    BURSTS,
-    BY_LINK,
     draw_arrivals,
     draw_bursts,
     draw_heat_maps,
-    group_starts,
+    lists_of_links,
 )
-from rps_jax.links import BURST_BINS
 
 Lines = list[dict[str, Any]]
 
@@ -100,15 +95,8 @@ def _plot_range(axes: Axes, lines: Lines, low: str, high: str, *, bars: bool = F
 
 def _counted(lines: Lines, num_workers: int) -> list[tuple[np.ndarray, ...]]:
     """Returns what arrived in each epoch in which there were so many workers."""
-    rows, bins = len(group_starts(num_workers)), len(group_starts(num_workers + 1))
-    shapes = {BY_LINK: (2, rows, rows), ARRIVALS: (bins,), BURSTS: (BURST_BINS,)}
-    counted = []
-    for line in lines:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            lists = {name: np.array(line[name], float) for name in shapes}
-            if {name: array.shape for name, array in lists.items()} == shapes:
-                counted.append(tuple(lists.values()))
-    return counted
+    found = (lists_of_links(line, num_workers) for line in lines)
+    return [tuple(lists.values()) for lists in found if lists is not None]
 
 
 def _draw_links(panels: Any, counted: list[tuple[np.ndarray, ...]], num_workers: int) -> None:

@@ -105,6 +105,26 @@ def _as_json(value: float) -> float | None:
     return None if np.isnan(value) else float(f"{value:.4g}")
 
 
+def lists_of_links(line: Mapping[str, Any], num_workers: int) -> dict[str, np.ndarray] | None:
+    """Returns the lists of links in a line of metrics, with NaN for null.
+
+    Args:
+        line: Of a run's metrics.
+        num_workers: How many workers there are.
+
+    Returns:
+        By name, `BY_LINK`, `ARRIVALS` and `BURSTS`; None if the line has none, is damaged, or is of
+        another number of workers.
+    """
+    rows, bins = len(group_starts(num_workers)), len(group_starts(num_workers + 1))
+    shapes = {BY_LINK: (2, rows, rows), ARRIVALS: (bins,), BURSTS: (BURST_BINS,)}
+    try:
+        lists = {name: np.array(line[name], float) for name in shapes}
+    except (KeyError, TypeError, ValueError):
+        return None
+    return lists if {name: array.shape for name, array in lists.items()} == shapes else None
+
+
 def draw_heat_maps(axes: Sequence[Axes], delivered: np.ndarray, num_workers: int) -> None:
     """Draws the share of each link that arrived, phase by phase, on one scale.
 

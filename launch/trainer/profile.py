@@ -1,7 +1,6 @@
 """A trace of a few training steps, to be looked at."""
 
 from pathlib import Path
-from types import TracebackType
 
 import jax
 
@@ -16,7 +15,7 @@ _WARM_UP, _TRACED = 5, 10
 class Profiler:
     """A hook that traces steps: the 6th to the 15th of this process, or the later half of fewer.
 
-    It is a context: a trace that has begun is written on leaving it, whatever ended the run.
+    It is to be closed: a trace that has begun is written then, whatever ended the run.
     """
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -30,19 +29,6 @@ class Profiler:
         self._first = min(_WARM_UP, steps // 2)
         self._taken = 0
         self._traces = False
-
-    def __enter__(self) -> "Profiler":
-        """Does nothing."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Writes the trace, if it is not written yet."""
-        self._stop()
 
     def begin(self) -> None:
         """Starts the trace where there is no time to warm up."""
@@ -60,7 +46,7 @@ class Profiler:
             self._start()
         elif self._taken == self._first + _TRACED:
             jax.block_until_ready(state)
-            self._stop()
+            self.close()
 
     def _start(self) -> None:
         options = jax.profiler.ProfileOptions()
@@ -68,8 +54,8 @@ class Profiler:
         jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
         self._traces = True
 
-    def _stop(self) -> None:
-        """Writes the trace.
+    def close(self) -> None:
+        """Writes the trace, if one has begun and is not written yet.
 
         Raises:
             CommandError: It cannot be written.

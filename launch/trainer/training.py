@@ -116,7 +116,7 @@ def _profiler(setup: Setup, steps: int) -> Iterator[list[Profiler]]:
     if folder is None or not steps or not setup.first_process:
         yield []
         return
-    with Profiler(folder, steps) as profiler:
+    with contextlib.closing(Profiler(folder, steps)) as profiler:
         yield [profiler]
 
 

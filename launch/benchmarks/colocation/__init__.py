@@ -24,7 +24,7 @@ from launch.benchmarks.wire import join, start_workers
 from launch.benchmarks.worker import UDP
 from launch.cli.command_line import check_untouched, expect, read_command, split_arguments
 from launch.colocation.options import refusals
-from launch.config import PRESETS, PROCESS_FLAGS, parse
+from launch.config import ONE_RUN_FLAGS, PRESETS, parse
 from launch.tasks.source import find_source
 from launch.trainer.run_directory import check_can_write
 
@@ -72,8 +72,7 @@ def _check(config: ColocationConfig, flags: list[str]) -> Source:
     """Returns the data of the trainings."""
     base = parse(flags)
     ours = ("num_workers", "channel", "drop_rate", "seed", "output_dir", "resume")
-    others = ("record", "profile", *PROCESS_FLAGS)
-    check_untouched(base, PRESETS[base.preset], (*ours, *others))
+    check_untouched(base, PRESETS[base.preset], (*ours, *ONE_RUN_FLAGS))
     check_can_write("output_dir", config.output_dir)
     for web_load in config.web_loads:
         together = web_load + config.training_load
