@@ -79,6 +79,12 @@ class _Experiment:
     """Which messages are dropped; see rps_jax/channels."""
 
 
+_OfOneRun = Annotated[
+    Path | None, optional("PATH", "none"), Mark.NOT_STORED, Mark.MAY_DIFFER, Mark.OF_ONE_RUN
+]
+"""A file or folder for what is seen of a run."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     """Train over a network that drops messages.
@@ -148,21 +154,9 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
         int | None, optional("INT", "as few as possible"), AT_LEAST_1, Mark.MAY_CHANGE
     ] = None
     """How many workers share a device; a CPU is split into as many devices as needed."""
-    record: Annotated[
-        Path | None,
-        optional("PATH", "none"),
-        Mark.NOT_STORED,
-        Mark.MAY_DIFFER,
-        Mark.OF_ONE_RUN,
-    ] = None
+    record: _OfOneRun = None
     """File for the drops of the run: a trace, which --channel trace replays."""
-    profile: Annotated[
-        Path | None,
-        optional("PATH", "none"),
-        Mark.NOT_STORED,
-        Mark.MAY_DIFFER,
-        Mark.OF_ONE_RUN,
-    ] = None
+    profile: _OfOneRun = None
     """Folder for a profile of ten steps, for TensorBoard or ui.perfetto.dev."""
     allow_resize: Annotated[bool, Mark.NOT_STORED] = False
     """Let a run go on with another number of workers: new ones start from the mean model."""

@@ -141,7 +141,7 @@ def table(
     if told:
         header = ["the paper's claim", "of", "difference, claimed", "measured", ""]
         lines += markdown_table(header, told)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _nearer(curves: Sequence[Curve], paper: dict[float, float]) -> list[str]:
