@@ -1,9 +1,12 @@
 """A convolution that stays fast where every member of a `jax.vmap` has a kernel of its own.
 
 XLA sees a vmap over kernels as one convolution in groups, whose gradients are slow on every
-platform and hundreds of times slower on CPUs (jax issue 13800). On CPUs the members are convolved
-one after the other instead. The gradients are written as the convolutions that they are: inside a
-loop, XLA does not hand those of `jax.grad` to the processor's own routine.
+platform: several times on GPUs, hundreds of times on CPUs (jax issue 13800). On CPUs the members
+are convolved one after the other instead. Inside a loop, XLA does not hand the gradients of
+`jax.grad` to the processor's own routine, so there they are written as the convolutions that they
+are. Elsewhere it is one convolution in groups, and the gradient of the kernels one product of
+matrices, of patches of the images and the cotangent. In full float32 precision, where GPUs have no
+fast convolution in groups, all three are products of patches.
 
 Dimensions: B images, H rows, W columns, C channels in, O channels out, K rows and columns of a
 kernel.
@@ -12,6 +15,7 @@ kernel.
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from models.members import ManyModels, member_by_member, varying_like
@@ -44,8 +48,11 @@ def convolve(
 def _convolve(
     images: jax.Array, kernel: jax.Array, strides: int, many_models: ManyModels
 ) -> jax.Array:
-    forward = functools.partial(_forward, strides=strides)
-    result: jax.Array = member_by_member(forward, many_models)(images, kernel)
+    forward, by_patches = (
+        functools.partial(each, strides=strides) for each in (_forward, _forward_by_patches)
+    )
+    together = by_patches if _full_precision() else forward
+    result: jax.Array = member_by_member(forward, many_models, together=together)(images, kernel)
     return result
 
 
@@ -62,16 +69,26 @@ def _gradients(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     images, kernel = kept
-    size, rows_and_columns = kernel.shape[0], images.shape[1:3]
-    of_images = functools.partial(_of_images, strides=strides, shape=rows_and_columns)
-    of_kernel = functools.partial(_of_kernel, strides=strides, size=size)
-    return (
-        member_by_member(of_images, many_models)(cotangent, kernel),
-        member_by_member(of_kernel, many_models)(images, cotangent),
+    alone, in_loop, by_patches = (
+        functools.partial(gradient, strides=strides, shape=images.shape[1:3])
+        for gradient in (_of_images, _of_images_in_loop, _of_images_by_patches)
     )
+    together = by_patches if _full_precision() else in_loop
+    of_images = member_by_member(alone, many_models, in_loop=in_loop, together=together)
+    alone, in_loop, by_patches = (
+        functools.partial(gradient, strides=strides, size=kernel.shape[0])
+        for gradient in (_of_kernel, _of_kernel_in_loop, _of_kernel_by_patches)
+    )
+    of_kernel = member_by_member(alone, many_models, in_loop=in_loop, together=by_patches)
+    return of_images(cotangent, kernel), of_kernel(images, cotangent)
 
 
 _convolve.defvjp(_keep, _gradients)
+
+
+def _full_precision() -> bool:
+    """Returns whether products are to have all of float32's precision, on any platform."""
+    return jax.config.values["jax_default_matmul_precision"] in ("float32", "highest")
 
 
 def _forward(images: jax.Array, kernel: jax.Array, *, strides: int) -> jax.Array:
@@ -85,10 +102,27 @@ def _forward(images: jax.Array, kernel: jax.Array, *, strides: int) -> jax.Array
     )
 
 
+def _forward_by_patches(images: jax.Array, kernel: jax.Array, *, strides: int) -> jax.Array:
+    rows_and_columns = tuple(-(-length // strides) for length in images.shape[1:3])
+    patches = _patches(images, rows_and_columns, strides, kernel.shape[0])
+    return jnp.dot(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
 def _of_images(
     cotangent: jax.Array, kernel: jax.Array, *, strides: int, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Returns the gradient of the images: the cotangent, convolved with the reversed kernel."""
+    """Returns the gradient of the images, as `jax.grad` does."""
+    images = jnp.zeros_like(cotangent, shape=(len(cotangent), *shape, kernel.shape[2]))
+    (gradient,) = jax.linear_transpose(
+        lambda images: _forward(images, kernel, strides=strides), images
+    )(cotangent)
+    return gradient
+
+
+def _of_images_in_loop(
+    cotangent: jax.Array, kernel: jax.Array, *, strides: int, shape: tuple[int, ...]
+) -> jax.Array:
+    """Returns the same: the cotangent, convolved with the reversed kernel."""
     before = kernel.shape[0] // 2
     padding = [
         (before, length - strides * (out - 1) - 1 + before)
@@ -104,8 +138,33 @@ def _of_images(
     )
 
 
+def _of_images_by_patches(
+    cotangent: jax.Array, kernel: jax.Array, *, strides: int, shape: tuple[int, ...]
+) -> jax.Array:
+    """Returns the same, as a product of patches of the cotangent, zeros between its pixels."""
+    after = (
+        length - strides * (out - 1) - 1
+        for length, out in zip(shape, cotangent.shape[1:3], strict=True)
+    )
+    around = ((0, 0, 0), *((0, end, strides - 1) for end in after), (0, 0, 0))
+    spread = lax.pad(cotangent, jnp.zeros_like(cotangent, shape=()), around)
+    return _forward_by_patches(spread, kernel[::-1, ::-1].swapaxes(2, 3), strides=1)
+
+
 def _of_kernel(images: jax.Array, cotangent: jax.Array, *, strides: int, size: int) -> jax.Array:
-    """Returns the gradient of the kernel: the images, convolved with the cotangent, over B."""
+    """Returns the gradient of the kernel, as `jax.grad` does."""
+    channels = images.shape[-1], cotangent.shape[-1]
+    kernel = jnp.zeros_like(cotangent, shape=(size, size, *channels))
+    (gradient,) = jax.linear_transpose(
+        lambda kernel: _forward(images, kernel, strides=strides), kernel
+    )(cotangent)
+    return gradient
+
+
+def _of_kernel_in_loop(
+    images: jax.Array, cotangent: jax.Array, *, strides: int, size: int
+) -> jax.Array:
+    """Returns the same: the images, convolved with the cotangent, over B."""
     before = size // 2
     padding = [
         (before, size - 1 - before + strides * (out - 1) + 1 - length)
@@ -120,3 +179,29 @@ def _of_kernel(images: jax.Array, cotangent: jax.Array, *, strides: int, size: i
         dimension_numbers=_DIMENSIONS,
     )
     return gradient_CxKxKxO.transpose(1, 2, 0, 3)
+
+
+def _of_kernel_by_patches(
+    images: jax.Array, cotangent: jax.Array, *, strides: int, size: int
+) -> jax.Array:
+    """Returns the same: what each element of the kernel sees, times the cotangent, over pixels."""
+    patches = _patches(images, cotangent.shape[1:3], strides, size)
+    gradient = jnp.einsum("bhwp,bhwo->po", patches, cotangent)
+    return gradient.reshape(size, size, images.shape[-1], cotangent.shape[-1])
+
+
+def _patches(
+    images: jax.Array, rows_and_columns: tuple[int, ...], strides: int, size: int
+) -> jax.Array:
+    """Returns what a kernel of a size sees of each pixel of the result: `[B, H, W, K * K * C]`."""
+    around = size // 2
+    padded = jnp.pad(images, ((0, 0), (around, around), (around, around), (0, 0)))
+    rows, columns = (strides * (out - 1) + 1 for out in rows_and_columns)
+    return jnp.concatenate(
+        [
+            padded[:, row : row + rows : strides, column : column + columns : strides]
+            for row in range(size)
+            for column in range(size)
+        ],
+        axis=-1,
+    )

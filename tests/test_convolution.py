@@ -69,6 +69,19 @@ def test_one_of_the_two_may_be_shared(in_axes):
     assert_close(of(lambda x, k: convolve(x, k, 1)), of(lambda x, k: plain(x, k, 1)))
 
 
+@pytest.mark.parametrize(("size", "kernel_size", "strides"), [(5, 3, 1), (6, 3, 2)])
+def test_products_of_patches_in_full_precision_are_the_same(size, kernel_size, strides):
+    images, kernels = arrays(size, kernel_size)
+
+    def of(convolution):
+        return jax.jit(jax.vmap(partial(with_gradients, convolution)))
+
+    with jax.default_matmul_precision("float32"):
+        found = of(lambda x, k: convolve(x, k, strides, "vmap"))
+        assert "convolution" not in found.lower(images, kernels).as_text()
+        assert_close(found(images, kernels), of(lambda x, k: plain(x, k, strides))(images, kernels))
+
+
 def test_vmaps_may_be_nested():
     images, kernels = arrays(4, 3)
     twice = [np.stack([x, 2 * x]) for x in (images, kernels)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from launch.benchmarks.results import Row, check_results, write_results
+from launch.benchmarks.results import Row, check_results, device, write_results
 from launch.cli.command_line import (
     Count,
     Within,
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 
     print(f"{'parameters':>10}  {'':<28}{'median ms':>10}  {'ratio':>6}")
     rows = [row for size in config.num_parameters for row in _measure(config, size)]
-    write_results(config.json, "exchange", config, rows)
+    write_results(config.json, "exchange", config, rows, **device())
     return 0
 
 

@@ -20,6 +20,14 @@ def check_results(path: Path | None) -> None:
         check_can_write("json", path.parent if os.path.exists(path) else path)
 
 
+def device() -> dict[str, Any]:
+    """Returns what JAX computes on, and in which precision products of float32 are, if set."""
+    import jax
+
+    precision = jax.config.values["jax_default_matmul_precision"]
+    return {"device": jax.devices()[0].device_kind, "matmul_precision": precision}
+
+
 def write_results(
     path: Path | None,
     command: str,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from launch.benchmarks.results import Row, check_results, write_results
+from launch.benchmarks.results import Row, check_results, device, write_results
 from launch.cli.command_line import Count, Within, check_memory, read_command
 from launch.distributed.devices import start_devices
 
@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
 
     print(f"{'workers':>7}  {'':<16}{'median ms':>10}{'us a worker':>13}{'compile s':>11}")
     rows = [_row(*measured) for measured in zip(exchanges, seconds, strict=True)]
-    write_results(config.json, "scale", config, rows)
+    write_results(config.json, "scale", config, rows, **device())
     return 0
 
 

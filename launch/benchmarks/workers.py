@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from launch.benchmarks.results import Row, check_results, write_results
+from launch.benchmarks.results import Row, check_results, device, write_results
 from launch.cli.command_line import Count, Within, expect, read_command
 from launch.distributed.devices import start_devices
 from models.members import ManyModels
@@ -35,6 +35,8 @@ class WorkersConfig:
     """Examples of all workers together."""
     many_models: tuple[ManyModels, ...] = ("auto",)
     """How a vmap over models is computed, see `models.members`; on a CPU, "vmap" takes minutes."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the models' computation."""
     rounds: Count = 7
     """How often each alternative is measured."""
     json: Path | None = None
@@ -53,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
         f"{'model':<10}{'workers':>8}  {'computed':<10}{'median s':>9}{'ratio':>7}{'compile s':>11}"
     )
     rows = [row for model in config.models for row in _measure(config, model)]
-    write_results(config.json, "workers", config, rows)
+    write_results(config.json, "workers", config, rows, **device())
     return 0
 
 
@@ -65,7 +67,7 @@ def _measure(config: WorkersConfig, model: Model) -> list[Row]:
     ways += [(n, how) for n in config.num_workers for how in config.many_models]
     steps, compiled = [], []
     for n, how in ways:
-        step, *arguments = _step(model, n, config.batch_size // n, how)
+        step, *arguments = _step(model, n, config.batch_size // n, how, config.dtype)
         began = time.perf_counter()
         program = jax.jit(step).lower(*arguments).compile()
         compiled.append(time.perf_counter() - began)
@@ -91,35 +93,40 @@ def _measure(config: WorkersConfig, model: Model) -> list[Row]:
 
 
 def _step(
-    model: Model, num_workers: int, batch_size: int, many_models: ManyModels
+    model: Model, num_workers: int, batch_size: int, many_models: ManyModels, dtype: str
 ) -> tuple[Callable[..., Any], Any, Any]:
     """Returns a step of plain SGD of all workers, and what it takes: models and batches."""
     import jax
 
     loss, one, batch = (
-        _images(model, batch_size, many_models)
+        _images(model, batch_size, many_models, dtype)
         if model in _DEPTHS
-        else _sentences(batch_size, many_models)
+        else _sentences(batch_size, many_models, dtype)
     )
 
     def of_worker(params: Any, batch: Any) -> Any:
         return jax.tree.map(lambda x, g: x - 0.1 * g, params, jax.grad(loss)(params, batch))
 
-    many = [jax.tree.map(lambda x: jax.numpy.stack([x] * num_workers), x) for x in (one, batch)]
+    many = [
+        jax.tree.map(lambda x: jax.numpy.stack([x] * num_workers), values)
+        for values in (one, batch)
+    ]
     return jax.vmap(of_worker), *many
 
 
-def _images(model: str, batch_size: int, many_models: ManyModels) -> tuple[Any, Any, Any]:
+def _images(
+    model: str, batch_size: int, many_models: ManyModels, dtype: str
+) -> tuple[Any, Any, Any]:
     import jax
     import numpy as np
 
     import models
 
     rng = np.random.default_rng(0)
-    net = models.ResNet(_DEPTHS[model], many_models=many_models)
+    net = models.ResNet(_DEPTHS[model], dtype=dtype, many_models=many_models)
     images = rng.normal(size=(batch_size, 32, 32, 3)).astype(np.float32)
     labels = rng.integers(0, 10, batch_size)
-    variables = jax.jit(lambda key: net.init(key, images[:1], train=False))(jax.random.key(0))
+    variables = _initial(lambda key: net.init(key, images[:1], train=False))
 
     def loss(params: Any, batch: Any) -> Any:
         stats = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -129,18 +136,18 @@ def _images(model: str, batch_size: int, many_models: ManyModels) -> tuple[Any, 
     return loss, variables["params"], (images, labels)
 
 
-def _sentences(batch_size: int, many_models: ManyModels) -> tuple[Any, Any, Any]:
+def _sentences(batch_size: int, many_models: ManyModels, dtype: str) -> tuple[Any, Any, Any]:
     import jax
     import numpy as np
 
     import models
 
     rng = np.random.default_rng(0)
-    net = models.SlotTagger(_TOKENS, _TAGS, many_models=many_models)
+    net = models.SlotTagger(_TOKENS, _TAGS, dtype=dtype, many_models=many_models)
     tokens = rng.integers(0, _TOKENS, (batch_size, _LENGTH))
     tags = rng.integers(0, _TAGS, (batch_size, _LENGTH))
     lengths = rng.integers(10, 21, batch_size)
-    params = jax.jit(lambda key: net.init(key, tokens[:1], lengths[:1]))(jax.random.key(0))
+    params = _initial(lambda key: net.init(key, tokens[:1], lengths[:1]))
 
     def loss(params: Any, batch: Any) -> Any:
         tokens, tags, lengths = batch
@@ -150,3 +157,11 @@ def _sentences(batch_size: int, many_models: ManyModels) -> tuple[Any, Any, Any]
         )
 
     return loss, params, (tokens, tags, lengths)
+
+
+def _initial(init: Callable[[Any], Any]) -> Any:
+    """Returns what a model starts from, on the host; compiled fast, as it is run once."""
+    import jax
+
+    program = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.device_get(program(jax.random.key(0)))
