@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.axis import AxisName, axis_names, axis_size
-from rps_jax.blocks import to_pieces
+from rps_jax.blocks import empty_like, to_pieces
 from rps_jax.delivery import Delivery, check_delivery
 from rps_jax.exchange import Masks, exchange
 from rps_jax.servers import RECEIVED, Server
@@ -111,6 +111,8 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
 
     def mean(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
+        if not leaf.size:
+            return empty_like(leaf)
         total = jax.lax.psum(summands(leaf[..., None]), axis_names(axis_name))
         return mean_of_sum(total, num_workers, leaf.dtype)[..., 0]
 

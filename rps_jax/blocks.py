@@ -107,7 +107,7 @@ def to_pieces(
 def _by_dtype(tree: Any) -> tuple[list[jax.Array], Any, list[list[int]]]:
     """Returns the leaves, their structure, and which of them share a dtype; none of them empty."""
     leaves, treedef = jax.tree.flatten(tree)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    leaves = [jnp.asarray(leaf) if jnp.size(leaf) else empty_like(leaf) for leaf in leaves]
     groups: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
         if leaf.size:
@@ -128,3 +128,8 @@ def _cut_leaf(leaf: jax.Array, start: int, elements: int) -> list[Piece]:
             rows = flat[begin - start : end - start].reshape(count, -1)
             pieces.append(Piece(rows, slice(first, first + count)))
     return pieces
+
+
+def empty_like(leaf: Any) -> jax.Array:
+    """Returns a leaf without elements anew: one that is handed on ends XLA on CPUs (jax 0.11.2)."""
+    return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))

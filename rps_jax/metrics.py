@@ -64,7 +64,9 @@ def distance_from_mean(params: Any, axis_name: AxisName) -> jax.Array:
         deviation = wide - jax.lax.pmean(wide, axis_names(axis_name))
         return jnp.sum(jnp.abs(deviation) ** 2).astype(jnp.float32)
 
-    total = sum(map(squared_distance, jax.tree.leaves(params)), start=jnp.float32(0))
+    # A sum over workers of nothing ends XLA on CPUs (jax 0.11.2).
+    leaves = [leaf for leaf in jax.tree.leaves(params) if jnp.size(leaf)]
+    total = sum(map(squared_distance, leaves), start=jnp.float32(0))
     return jnp.sqrt(total)
 
 
