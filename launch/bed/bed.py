@@ -267,7 +267,7 @@ def _use_congestion_control(name: str) -> None:
 
 
 def _bypass_firewall() -> None:
-    """Has no packet that crosses a bridge looked at by the rules for packets of this machine."""
+    """Makes a bridge a mere switch: what crosses it is not put to the kernel's packet filter."""
     switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
     if switch.exists():
         switch.write_text("0")

@@ -22,7 +22,7 @@ class Exchanged(NamedTuple):
     Attributes:
         exchange: its number; larger than asked for where this worker had fallen behind.
         rows: uint8 `[num_workers, packets, length]`, the average of each server; valid until the
-            exchange after the next.
+            next exchange.
         received: reduce-scatter; bool `[num_workers, packets]`: worker i's packets reached me.
         gathered: all-gather; the same of server j's averages.
         shift: block j was served by worker (j + shift) mod num_workers.

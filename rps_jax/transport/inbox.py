@@ -246,8 +246,8 @@ class Inbox:
             seconds: how long to wait at the most.
 
         Returns:
-            The rows, uint8 `[num_workers, packets, length]`, valid until the exchange after the
-            next; which of them arrived, bool `[num_workers, packets]`; and whether time ran out.
+            The rows, uint8 `[num_workers, packets, length]`, valid until the next exchange; which
+            of them arrived, bool `[num_workers, packets]`; and whether time ran out.
         """
         deadline = time.monotonic() + seconds
         with self._changed:

@@ -23,7 +23,7 @@ from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
 
 _CHUNK_SECONDS = 1.2e-3
 """For how long one destination is sent to before it is the next one's turn."""
-_LONGEST_PAUSE, _SHORTEST_PAUSE = 2e-3, 0.2e-3
+_LONGEST_PAUSE, _SHORTEST_PAUSE = 4e-3, 0.2e-3
 """Seconds in which datagrams gather before they are looked at."""
 _BUFFER_SHARE = 4
 """The part of the receive buffer that may fill meanwhile: the system counts more than the bytes."""
@@ -200,33 +200,35 @@ class Network:
         return rows, arrived
 
     def _scatter(self, exchange: int, blocks: dict[int, np.ndarray]) -> Iterator[_Chunk]:
-        """Yields a block for each destination, chunk by chunk in turn."""
-        packets, length = next(iter(blocks.values()), _NOTHING).shape
+        """Yields a block for each destination."""
+        packets = len(next(iter(blocks.values()), _NOTHING))
         for start in range(0, packets, _SEALED):
-            sealed = [
-                (
-                    other,
-                    self._sealer.seal(
-                        0, exchange, self.worker, other, rows[start : start + _SEALED], start
-                    ),
-                )
-                for other, rows in blocks.items()
-            ]
-            yield from self._chunks(sealed)
+            stop = start + _SEALED
+            yield from self._in_turn(
+                {
+                    other: self._sealer.seal(
+                        0, exchange, self.worker, other, rows[start:stop], start
+                    )
+                    for other, rows in blocks.items()
+                }
+            )
 
     def _gather(self, exchange: int, average: np.ndarray) -> Iterator[_Chunk]:
-        """Yields one block for every destination, chunk by chunk in turn."""
+        """Yields one block for every destination."""
         for start in range(0, len(average), _SEALED):
             rows = average[start : start + _SEALED]
             sealed = self._sealer.seal(1, exchange, self.worker, EVERYONE, rows, start)
-            yield from self._chunks([(other, sealed) for other in self._others])
+            yield from self._in_turn(dict.fromkeys(self._others, sealed))
 
-    def _chunks(self, sealed: list[_Chunk]) -> Iterator[_Chunk]:
-        packets, size = sealed[0][1].shape
+    def _in_turn(self, sealed: dict[int, np.ndarray]) -> Iterator[_Chunk]:
+        """Yields equally many datagrams for each destination, chunk by chunk in turn."""
+        if not sealed:
+            return
+        packets, size = next(iter(sealed.values())).shape
         step = int(self._pacer.bits_per_second * _CHUNK_SECONDS / (8 * size))
         step = min(max(step, 1), MOST_SEGMENTS)
         for start in range(0, packets, step):
-            for other, datagrams in sealed:
+            for other, datagrams in sealed.items():
                 yield other, datagrams[start : start + step]
 
     def _send(self, phase: int, exchange: int, packets: int, chunks: Iterable[_Chunk]) -> None:
