@@ -133,8 +133,11 @@ def test_lower_effort_goes_last(bed: Bed) -> None:
 def test_a_cable_that_is_down_carries_nothing(bed: Bed) -> None:
     bed.set_link(FAST)
     with udp(bed, 0) as sender, udp(bed, 1, PORT) as receiver:
+        # Now the sender knows the other's card: it need not ask, nor wait for the answer.
+        sender.sendto(b"before", (bed.addresses[1], PORT))
+        assert received(receiver) == [b"before"]
         bed.set_cable(1, "down")
-        sender.sendto(b"lost", (bed.addresses[1], PORT))
+        sender.sendto(b"dropped", (bed.addresses[1], PORT))
         time.sleep(0.05)
         bed.set_cable(1, "up")
         sender.sendto(b"there", (bed.addresses[1], PORT))

@@ -1,6 +1,7 @@
 """Exchanges by datagrams on loopback: workers in threads, and a network that misbehaves, seeded."""
 
 import contextlib
+import hmac
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import reference
 import rps_jax as rps
 from rps_jax import transport
 from rps_jax.transport.deadline import Deadline
+from rps_jax.transport.inbox import Inbox
 from rps_jax.transport.layout import layout_of
 from rps_jax.transport.packets import Sealer
 from rps_jax.transport.sockets import DatagramSocket
@@ -258,6 +260,40 @@ def test_hostile_datagrams_are_counted_and_never_accepted(count):
         kinds[kind] = kinds.get(kind, 0) + number
     assert sum(kinds.values()) == count
     assert kinds.keys() == {"foreign", "truncated", "forged"}
+
+
+@pytest.mark.parametrize("key", [b"k" * 16, b"k" * 64])
+def test_a_tag_is_half_an_hmac(key):
+    for datagram in sealed(Sealer(7, key)):
+        content, tag = datagram[:-16].tobytes(), datagram[-16:].tobytes()
+        assert tag == hmac.digest(key, content, "sha256")[:16]
+
+
+def test_what_is_still_to_come_is_told_by_what_came_last():
+    packets, length, sealer = 40, 30, Sealer(7, None)
+    inbox = Inbox(0, N, sealer)
+
+    def take(source, first, last=False, phase=0):
+        rows = np.zeros((1, length), np.uint8)
+        to = 0xFFFF if phase else 0
+        inbox.take(sealer.seal(phase, 0, source, to, rows, first, last=last), np.zeros(1))
+
+    assert inbox.still_to_come() == 0
+    inbox.open_exchange(0, packets, length)
+    assert inbox.still_to_come() == packets
+    # What was dropped before it does not count.
+    take(1, first=29)
+    take(2, first=35)
+    assert inbox.still_to_come() == packets - 30
+    # The end of a phase is heard, whatever of it arrived.
+    take(1, first=0, last=True)
+    assert inbox.still_to_come() == packets - 36
+    take(2, first=packets - 1)
+    assert inbox.still_to_come() == 0
+    inbox.close_phase(0, 0.0)
+    take(1, first=9, phase=1)
+    take(2, first=19, phase=1)
+    assert inbox.still_to_come() == packets - 10
 
 
 def test_an_attack_changes_no_result():

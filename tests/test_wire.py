@@ -8,13 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from bed import bed_or_skip
 from run_files import read_metrics, saved_state
 
 import launch.train
+import rps_jax as rps
+from launch.bed import Link
+from launch.benchmarks.training import Hosts
 from launch.local import free_port, free_ports
 from launch.trainer.json_files import read_object
 
@@ -81,15 +86,45 @@ def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
     job = Job(over_udp, 2, *flags, "--record", str(trace))
     said = job.end()
     assert job.launcher.returncode == 0, said
-    argv = [*LINEAR, *flags, "--num-workers", "2", "--output-dir", str(simulated)]
+    simulate(simulated, trace, 2, *flags)
+    assert_same_run(over_udp, simulated, 2)
+    assert (tmp_path / "trace.png").exists()
+    assert read_object(over_udp / "summary.json", lambda _: True)["network"] == "udp"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", ["rps", "gradient-averaging"])
+def test_a_run_over_links_that_drop_replays_in_the_simulation(tmp_path, algorithm):
+    """The law of the wire, by the commands: hosts of their own, a tenth of all packets dropped."""
+    over_udp, simulated, trace, again = (tmp_path / name for name in ("udp", "one", "trace", "2"))
+    flags = ["--algorithm", algorithm, "--epochs", "2"]
+    with bed_or_skip(3, Link(rate=200e6, drop_rate=0.1)) as bed:
+        before = bed.counts()
+        command = [sys.executable, "-m", "launch.hosts", *Hosts(bed, tmp_path).flags]
+        command += ["--network", "udp", "--", *LINEAR, *flags]
+        command += ["--output-dir", str(over_udp), "--record", str(trace)]
+        subprocess.run(command, env=ENVIRONMENT, check=True, timeout=240)
+        assert bed.counts().since(before).random_drops > 0
+    simulate(simulated, trace, 3, *flags, "--record", str(again))
+    last = assert_same_run(over_udp, simulated, 3)
+    assert 0.5 < last["delivered_fraction"] < 0.99
+    recorded, replayed = rps.Trace.load(trace), rps.Trace.load(again)
+    np.testing.assert_array_equal(recorded.arrived, replayed.arrived)
+    np.testing.assert_array_equal(recorded.shifts, replayed.shifts)
+
+
+def simulate(folder: Path, trace: Path, num_workers: int, *flags: str) -> None:
+    """Trains on one process, with the drops of a trace."""
+    argv = [*LINEAR, *flags, "--num-workers", str(num_workers), "--output-dir", str(folder)]
     argv += ["--channel", "trace", "--trace", str(trace)]
     subprocess.run([sys.executable, "-m", "launch.train", *argv], env=ENVIRONMENT, check=True)
 
+
+def assert_same_run(over_udp: Path, simulated: Path, num_workers: int) -> dict[str, Any]:
+    """Compares a run over UDP to the simulation; returns the last line of its metrics."""
     *_, last = read_metrics(over_udp)
-    assert last["workers"] == 2
-    assert (tmp_path / "trace.png").exists()
-    assert read_object(over_udp / "summary.json", lambda _: True)["network"] == "udp"
     *_, expected = read_metrics(simulated)
+    assert last["workers"] == num_workers
     assert last.keys() == expected.keys() | {"workers"}
     for name in ("train_loss", "mean_model_train_loss", "test_loss", "delivered_fraction"):
         assert last[name] == pytest.approx(expected[name], rel=1e-4)
@@ -98,10 +133,11 @@ def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
     for name in ("delivered_by_link", "arrivals", "bursts", "mean_burst_length"):
         assert last[name] == expected[name]
     together = params(simulated, last["step"])
-    for worker in range(2):
+    for worker in range(num_workers):
         own = params(over_udp / "workers" / str(worker), last["step"])
         for found, of_all in zip(own, together, strict=True):
             np.testing.assert_allclose(found[0], of_all[worker], atol=1e-5)
+    return last
 
 
 LONG = ("--epochs", "2000", "--log-every", "20")

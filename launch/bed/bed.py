@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,7 @@ echo made
 exec cat > /dev/null
 """
 
+_CABLE_SECONDS = 10.0
 _TCP = Path("/proc/sys/net/ipv4")
 """Of the network namespace of the thread that looks."""
 
@@ -169,8 +171,10 @@ class Bed:
             self._run(host, "tc", link.of_card("eth0"))
 
     def set_cable(self, host: int, state: str) -> None:
-        """Takes a host off the network (`down`), or puts it back (`up`)."""
+        """Takes a host off the network (`down`), or puts it back (`up`), and waits until it is."""
         self._run(host, "ip", [f"link set eth0 {state}"])
+        if state == "up":
+            self._wait_for_cable(host)
 
     def counts(self) -> Counts:
         """Returns what has passed until now."""
@@ -207,6 +211,7 @@ class Bed:
             cables += [f"link add name port-{host} {peer}"]
             cables += [f"link set port-{host} master bridge addrgenmode none up"]
         self._run(self._switch, "ip", cables)
+        self.inside(self._switch, _bypass_firewall)
         for host, address in enumerate(self.addresses):
             card = [f"address add {address}/16 dev eth0", "link set eth0 addrgenmode none up"]
             self._run(host, "ip", card)
@@ -217,6 +222,23 @@ class Bed:
         ports = [f"qdisc add dev port-{host} clsact" for host in range(self.num_hosts)]
         self._run(self._switch, "tc", ports)
         self.set_link(self.link)
+        for host in range(self.num_hosts):
+            self._wait_for_cable(host)
+
+    def _wait_for_cable(self, host: int) -> None:
+        """Waits until the switch has noticed that a host's cable is up: the kernel tells it later.
+
+        Raises:
+            OSError: It does not.
+        """
+        port = ["ip", "-json", "-details", "link", "show", "dev", f"port-{host}"]
+        until = time.monotonic() + _CABLE_SECONDS
+        while time.monotonic() < until:
+            (found,) = json.loads(_run([*self._enter(self._switch), *port]))
+            if found["linkinfo"]["info_slave_data"]["state"] == "forwarding":
+                return
+            time.sleep(0.01)
+        raise OSError(f"the cable of host-{host} is not up after {_CABLE_SECONDS:g} s")
 
     def _set_features(self, host: int, device: str, features: dict[str, bool]) -> None:
         with self.inside(host, lambda: socket.socket(type=socket.SOCK_DGRAM)) as control:
@@ -263,6 +285,13 @@ def congestion_controls() -> list[str]:
 
 def _use_congestion_control(name: str) -> None:
     (_TCP / "tcp_congestion_control").write_text(name)
+
+
+def _bypass_firewall() -> None:
+    """Makes a bridge a mere switch: what crosses it is not put to the kernel's packet filter."""
+    switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if switch.exists():
+        switch.write_text("0")
 
 
 def missing() -> str | None:

@@ -129,28 +129,48 @@ def _folder(config: TrainingConfig, each: _Run) -> RunDirectory:
     return RunDirectory(config.output_dir / each.name)
 
 
-class _Hosts:
-    """The hosts of a bed, as `launch.hosts` sees them: by a command in the place of ssh."""
+class Hosts:
+    """The hosts of a bed, as `launch.hosts` sees them: by a command in the place of ssh.
+
+    Attributes:
+        flags: Of `launch.hosts`, that name them.
+    """
 
     def __init__(self, bed: Bed, scratch: Path) -> None:
-        self._bed, self._hostfile, self._ssh = bed, scratch / "hosts", scratch / "ssh"
+        """Writes what `launch.hosts` needs to find them.
+
+        Args:
+            bed: That is made, and stays.
+            scratch: Folder for it.
+        """
+        self._bed, hostfile, ssh = bed, scratch / "hosts", scratch / "ssh"
+        self.flags = ["--hostfile", str(hostfile), "--ssh", str(ssh)]
         names = [f"host-{host}" for host in range(bed.num_hosts)]
-        self._hostfile.write_text("".join(f"{name}\n" for name in names))
+        hostfile.write_text("".join(f"{name}\n" for name in names))
         cases = [
             f'{name}) exec {shlex.join(bed.command(host, "sh", "-c"))} "$2";;\n'
             for host, name in enumerate(names)
         ]
-        self._ssh.write_text(f'#!/bin/sh\ncase "$1" in\n{"".join(cases)}esac\n')
-        self._ssh.chmod(0o755)
+        ssh.write_text(f'#!/bin/sh\ncase "$1" in\n{"".join(cases)}esac\n')
+        ssh.chmod(0o755)
 
     def train(
         self, each: _Run, folder: RunDirectory, of_training: Sequence[str], most_seconds: float
     ) -> None:
-        """Trains to the end, or for so long; raises `CommandError` if it fails."""
+        """Trains to the end, or for so long.
+
+        Args:
+            each: What to train.
+            folder: For it; what is in there is deleted.
+            of_training: Flags of launch.train.
+            most_seconds: After which it is stopped.
+
+        Raises:
+            CommandError: It failed.
+        """
         self._bed.set_link(Link(rate=1e6 * each.mbps, drop_rate=each.drop_rate))
         over_tcp = each.way == "tcp"
-        argv = [sys.executable, "-m", "launch.hosts", "--hostfile", str(self._hostfile)]
-        argv += ["--ssh", str(self._ssh), "--heartbeat-timeout", "120"]
+        argv = [sys.executable, "-m", "launch.hosts", *self.flags, "--heartbeat-timeout", "120"]
         argv += [] if over_tcp else ["--network", "udp", "--max-restarts", "1"]
         argv += ["--", *of_training, "--num-workers", str(self._bed.num_hosts)]
         argv += ["--algorithm", "all-reduce" if over_tcp else "rps"]
@@ -178,10 +198,10 @@ def _is_over(folder: RunDirectory) -> bool:
 
 
 @contextlib.contextmanager
-def _hosts(config: TrainingConfig) -> Iterator[_Hosts]:
+def _hosts(config: TrainingConfig) -> Iterator[Hosts]:
     link = Link(rate=1e6 * max(config.rates))
     with tempfile.TemporaryDirectory() as scratch, Bed(config.num_workers, link) as bed:
-        yield _Hosts(bed, Path(scratch))
+        yield Hosts(bed, Path(scratch))
 
 
 def _kill_a_worker(launcher: subprocess.Popen[bytes], folder: RunDirectory) -> None:

@@ -21,7 +21,8 @@ class Exchanged(NamedTuple):
 
     Attributes:
         exchange: its number; larger than asked for where this worker had fallen behind.
-        rows: uint8 `[num_workers, packets, length]`, the average of each block.
+        rows: uint8 `[num_workers, packets, length]`, the average of each server; valid until the
+            next exchange.
         received: reduce-scatter; bool `[num_workers, packets]`: worker i's packets reached me.
         gathered: all-gather; the same of server j's averages.
         shift: block j was served by worker (j + shift) mod num_workers.
@@ -43,7 +44,7 @@ class Endpoint(Protocol):
     num_workers: int
 
     def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
-        """Takes part in one exchange of packets; the rows that it returns are its own."""
+        """Takes part in one exchange of packets."""
         ...
 
 
@@ -97,16 +98,15 @@ class Datagrams:
         fallback, _ = to_blocks(otherwise, n, layout.packets)
         mask = jax.ShapeDtypeStruct((n, layout.packets), bool)
         like = [jax.ShapeDtypeStruct(block.shape, block.dtype) for block in blocks]
-        averages, received, gathered, shift = buffer_callback(
+        averages, here, received, gathered, shift = buffer_callback(
             functools.partial(self._call_network, layout),
-            (like, mask, mask, jax.ShapeDtypeStruct((), jnp.int32)),
+            (like, mask, mask, mask, jax.ShapeDtypeStruct((), jnp.int32)),
             has_side_effect=True,
         )(blocks, jnp.asarray(step, jnp.int32))
-        in_blocks = jnp.roll(gathered, -shift, axis=0)
         sent = jnp.broadcast_to(jnp.arange(n)[:, None] == self.network.worker, mask.shape)
         delivery = Delivery(sent, received, gathered, shift)
         chosen = [
-            jnp.where(in_blocks[:, :, None], *pair) for pair in zip(averages, fallback, strict=True)
+            jnp.where(here[:, :, None], *pair) for pair in zip(averages, fallback, strict=True)
         ]
         return from_blocks(chosen), delivery, state
 
@@ -120,9 +120,13 @@ class Datagrams:
         del context
         rows = layout.rows([np.asarray(block) for block in blocks], self.network.num_workers)
         seen = self.network.exchange(int(np.asarray(step)), rows, layout)
-        found = (layout.blocks(seen.rows), seen.received, seen.gathered, seen.shift)
-        for output, value in zip(jax.tree.leaves(outputs), jax.tree.leaves(found), strict=True):
-            np.asarray(output)[...] = value
+        # In the order of the blocks: XLA would look it up anew for every element.
+        order = (np.arange(len(seen.gathered)) + seen.shift) % len(seen.gathered)
+        *averages, here, received, gathered, shift = map(np.asarray, jax.tree.leaves(outputs))
+        for output, servers in zip(averages, layout.blocks(seen.rows), strict=True):
+            np.take(servers, order, axis=0, out=output, mode="clip")
+        here[...] = seen.gathered[order]
+        received[...], gathered[...], shift[...] = seen.received, seen.gathered, seen.shift
 
 
 @functools.partial(jax.jit, static_argnums=0)

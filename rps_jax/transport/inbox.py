@@ -27,6 +27,7 @@ class _Phase:
         arrived: bool `[num_workers, packets]`: which rows there are.
         ended: bool `[num_workers]`: who has sent its last datagram.
         reported: bool `[num_workers]`: whose report is taken.
+        latest: `[num_workers]`, the place of the row that came last of each; -1 before the first.
         first: `[num_workers]`, when the first row of each came, in seconds.
         last: the same of the last row.
     """
@@ -36,6 +37,7 @@ class _Phase:
         self.arrived = np.zeros((num_workers, packets), bool)
         self.ended = np.zeros(num_workers, bool)
         self.reported = np.zeros(num_workers, bool)
+        self.latest = np.full(num_workers, -1)
         self.first = np.zeros(num_workers)
         self.last = np.zeros(num_workers)
 
@@ -43,6 +45,7 @@ class _Phase:
         self.arrived[...] = False
         self.ended[...] = False
         self.reported[...] = False
+        self.latest[...] = -1
 
 
 class Inbox:
@@ -142,6 +145,19 @@ class Inbox:
                     # The shape of what is exchanged is not known before the first exchange.
                     self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
 
+    def still_to_come(self) -> int:
+        """Returns how many packets the worker that has sent least of the phase has left to send.
+
+        The phase is the one that is under way, or the next after the exchange; a worker that is not
+        waited for does not count.
+        """
+        with self._changed:
+            if not self._phases:
+                return 0
+            ahead = [*self._of(self._exchange), self._of(self._exchange + 1)[0]]
+            phase = ahead[self._frozen.index(False) if False in self._frozen else PHASES]
+            return int((self._shape[0] - 1 - phase.latest)[self._awaited(phase)].max(initial=0))
+
     def take_reports(self) -> list[Report]:
         """Returns what others have reported since the last call, of this worker's packets."""
         with self._changed:
@@ -209,6 +225,7 @@ class Inbox:
         arrived = phase.arrived[opened.source]
         before = np.count_nonzero(arrived)
         phase.last[opened.source] = opened.seconds[-1]
+        phase.latest[opened.source] = places[-1] if len(places) else -1
         if not before:
             phase.first[opened.source] = opened.seconds[0]
         fresh = ~arrived[places]
@@ -229,18 +246,23 @@ class Inbox:
             seconds: how long to wait at the most.
 
         Returns:
-            The rows, uint8 `[num_workers, packets, length]`, valid until the exchange after the
-            next; which of them arrived, bool `[num_workers, packets]`; and whether time ran out.
+            The rows, uint8 `[num_workers, packets, length]`, valid until the next exchange; which
+            of them arrived, bool `[num_workers, packets]`; and whether time ran out.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
             mine = self._of(self._exchange)[phase]
             while True:
-                awaited = ~mine.ended & (self._silent < _GIVEN_UP)
-                awaited[self._me] = False
+                awaited = self._awaited(mine)
                 left = deadline - time.monotonic()
                 if not awaited.any() or left <= 0 or self._ahead > self._exchange:
                     break
                 self._changed.wait(left)
             self._frozen[phase] = True
             return mine.rows, mine.arrived.copy(), bool(awaited.any()) and left <= 0
+
+    def _awaited(self, phase: _Phase) -> np.ndarray:
+        """Returns who is waited for, bool `[num_workers]`."""
+        awaited = ~phase.ended & (self._silent < _GIVEN_UP)
+        awaited[self._me] = False
+        return awaited

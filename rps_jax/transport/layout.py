@@ -68,29 +68,30 @@ class Layout:
         """Averages packets over the workers whose packets arrived.
 
         Args:
-            rows: uint8 `[num_workers, packets, length]`; what did not arrive is set to zero.
+            rows: uint8 `[num_workers, packets, length]`; they are overwritten.
             arrived: bool `[num_workers, packets]`; of every packet at least one arrived.
 
         Returns:
-            uint8 `[packets, length]`. Floats of 16 bits or fewer are summed in float32 and rounded
-            once; integers are rounded to the nearest.
+            uint8 `[packets, length]`, where the first of the rows was. Floats of 16 bits or fewer
+            are summed in float32 and rounded once; integers are rounded to the nearest.
         """
         # Select, never multiply by the mask: what did not arrive is whatever lay there. All bits
         # zero is the number zero in every dtype.
         rows[~arrived] = 0
-        average = np.empty(rows.shape[1:], np.uint8)
         count = arrived.sum(0)[:, None]
-        for values, mean in zip(self.blocks(rows), self.blocks(average), strict=True):
+        for values in self.blocks(rows):
             integer = jnp.issubdtype(values.dtype, jnp.integer)
             wide = np.int64 if integer else max(values.dtype, np.dtype(np.float32), key=_width)
-            total = values[0].astype(wide)
+            total = values[0].astype(wide, copy=False)
             for value in values[1:]:
                 total += value
             if integer:
-                mean[...] = (total + count // 2) // count
+                total += count // 2
+                total //= count
             else:
-                mean[...] = total / count.astype(wide)
-        return average
+                total /= count.astype(wide)
+            values[0] = total
+        return rows[0]
 
 
 def _width(dtype: np.dtype) -> int:

@@ -14,15 +14,21 @@ from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.inbox import PHASES, Inbox
-from rps_jax.transport.layout import Layout
+from rps_jax.transport.layout import MOST_BYTES, Layout
 from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import EVERYONE, Report, Sealer, check_key
 from rps_jax.transport.rate import Rate
 from rps_jax.transport.seconds import Seconds, Stopwatch
 from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
 
-_CHUNK_SECONDS = 0.6e-3
+_CHUNK_SECONDS = 1.2e-3
 """For how long one destination is sent to before it is the next one's turn."""
+_LONGEST_PAUSE, _SHORTEST_PAUSE = 4e-3, 0.2e-3
+"""Seconds in which datagrams gather before they are looked at."""
+_BUFFER_SHARE = 4
+"""The part of the receive buffer that may fill meanwhile: the system counts more than the bytes."""
+_SEALED = 3 * MOST_SEGMENTS
+"""Datagrams for each destination that are made at a time."""
 _AWAY = 8
 """Exchanges that a worker has missed when its model is too old for the others."""
 _LAST_WORDS = 3
@@ -166,12 +172,11 @@ class Network:
             self._send(1, number, layout.packets, self._gather(number, average))
         self._end_phase(1, number)
         averages, gathered = self._close_phase(1, sent=not listens)
-        in_blocks = [(block + shift) % n for block in range(n)]
         if listens:
-            self._catching_up.heard(gathered[in_blocks])
+            self._catching_up.heard(np.roll(gathered, -shift, axis=0))
         averages[me], gathered[me] = average, True
         seconds = Seconds(**self._stopwatch.seconds, opening=self._opening - opening)
-        seen = Exchanged(number, averages[in_blocks], received, gathered, shift, seconds)
+        seen = Exchanged(number, averages, received, gathered, shift, seconds)
         if self._record:
             self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
@@ -195,31 +200,36 @@ class Network:
         return rows, arrived
 
     def _scatter(self, exchange: int, blocks: dict[int, np.ndarray]) -> Iterator[_Chunk]:
-        """Yields a block for each destination, chunk by chunk in turn."""
-        for packets in self._chunks(next(iter(blocks.values()), _NOTHING)):
-            for other, rows in blocks.items():
-                chunk = rows[packets]
-                yield (
-                    other,
-                    self._sealer.seal(0, exchange, self.worker, other, chunk, packets.start),
-                )
+        """Yields a block for each destination."""
+        packets = len(next(iter(blocks.values()), _NOTHING))
+        for start in range(0, packets, _SEALED):
+            stop = start + _SEALED
+            yield from self._in_turn(
+                {
+                    other: self._sealer.seal(
+                        0, exchange, self.worker, other, rows[start:stop], start
+                    )
+                    for other, rows in blocks.items()
+                }
+            )
 
     def _gather(self, exchange: int, average: np.ndarray) -> Iterator[_Chunk]:
-        """Yields one block for every destination, chunk by chunk in turn."""
-        for packets in self._chunks(average):
-            chunk = self._sealer.seal(
-                1, exchange, self.worker, EVERYONE, average[packets], packets.start
-            )
-            for other in self._others:
-                yield other, chunk
+        """Yields one block for every destination."""
+        for start in range(0, len(average), _SEALED):
+            rows = average[start : start + _SEALED]
+            sealed = self._sealer.seal(1, exchange, self.worker, EVERYONE, rows, start)
+            yield from self._in_turn(dict.fromkeys(self._others, sealed))
 
-    def _chunks(self, block: np.ndarray) -> Iterator[slice]:
-        packets, length = block.shape
-        size = length + self._sealer.overhead
+    def _in_turn(self, sealed: dict[int, np.ndarray]) -> Iterator[_Chunk]:
+        """Yields equally many datagrams for each destination, chunk by chunk in turn."""
+        if not sealed:
+            return
+        packets, size = next(iter(sealed.values())).shape
         step = int(self._pacer.bits_per_second * _CHUNK_SECONDS / (8 * size))
         step = min(max(step, 1), MOST_SEGMENTS)
         for start in range(0, packets, step):
-            yield slice(start, min(start + step, packets))
+            for other, datagrams in sealed.items():
+                yield other, datagrams[start : start + step]
 
     def _send(self, phase: int, exchange: int, packets: int, chunks: Iterable[_Chunk]) -> None:
         """Sends the packets of a phase."""
@@ -264,6 +274,16 @@ class Network:
             for datagrams, seconds in self._socket.receive():
                 self._inbox.take(datagrams, seconds)
             self._opening = time.thread_time()
+            # A thread that runs for every datagram costs more than what is in them.
+            if (pause := self._pause()) > _SHORTEST_PAUSE:
+                time.sleep(pause)
+
+    def _pause(self) -> float:
+        """Returns for how long to let datagrams gather: while many are still to come, and fit."""
+        second = self._pacer.bits_per_second / 8
+        # Each of the others sends to all of its others in turn, about as fast as this worker.
+        left = self._inbox.still_to_come() * MOST_BYTES * len(self._others) / second
+        return min(_LONGEST_PAUSE, left / 2, self._socket.receive_buffer / _BUFFER_SHARE / second)
 
 
 def join(

@@ -2,7 +2,7 @@
 
     offset  bytes
          0      2  "RP"
-         2      1  version, 1
+         2      1  version, 2
          3      1  phase: 0 reduce-scatter, 1 all-gather; + 2 in the last datagram of a phase, whose
                    payload is a report
          4      8  run
@@ -12,7 +12,8 @@
         20      4  place: which packet of the block
         24      2  length of the payload in bytes
         26      n  payload
-      26+n     16  tag: keyed BLAKE2b (RFC 7693) of all before; absent without authentication
+      26+n     16  tag: HMAC-SHA-256 (RFC 2104) of all before, the first half; absent without
+                   authentication
 
 A report says what the source received of the destination's in the last phase that it has closed:
 
@@ -29,9 +30,9 @@ one run, from one worker.
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +50,7 @@ _HEADER = np.dtype(
     ]
 )
 _REPORT = struct.Struct("!IBIQ")
-_START = int.from_bytes(b"RP\x01\x00")
+_START = int.from_bytes(b"RP\x02\x00")
 _PHASES = np.uint32(3)
 """The bits of `start` in which datagrams of a run differ."""
 _END = 2
@@ -122,8 +123,7 @@ class Sealer:
             key: 16 to 64 secret bytes; None for no authentication.
         """
         self._run = run
-        # A copy of it is cheaper than a new one, which has to take in the key again.
-        self._keyed = hashlib.blake2b(key=key, digest_size=_TAG_BYTES) if key else None
+        self._keyed = _hmac(key) if key else None
         self._tag_bytes = _TAG_BYTES if key else 0
         self.overhead = _HEADER.itemsize + self._tag_bytes
 
@@ -208,19 +208,32 @@ class Sealer:
     def _tags(self, datagrams: np.ndarray) -> Iterator[bytes]:
         """Yields the tags that datagrams should have, or are to get."""
         assert self._keyed
+        inner, outer = self._keyed
         content = datagrams.reshape(-1).data
         size = datagrams.shape[1]
         for start in range(0, len(content), size):
-            tag = self._keyed.copy()
-            tag.update(content[start : start + size - _TAG_BYTES])
-            yield tag.digest()
+            message = inner()
+            message.update(content[start : start + size - _TAG_BYTES])
+            tag = outer()
+            tag.update(message.digest())
+            yield tag.digest()[:_TAG_BYTES]
 
 
 def check_key(key: bytes | None) -> None:
-    """Raises `ValueError` for a key that BLAKE2b does not take, or that can be guessed."""
+    """Raises `ValueError` for a key that is too long for the tags, or that can be guessed."""
     if key is not None and not (isinstance(key, bytes) and 16 <= len(key) <= 64):
         size = f"{len(key)} bytes" if isinstance(key, Sequence) else repr(key)
         raise ValueError(f"key has {size}: expected 16 to 64 bytes, or None")
+
+
+def _hmac(key: bytes) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Returns what makes the inner and the outer hash of an HMAC, which have taken in the key.
+
+    With `hmac.new(key, digestmod="sha256").copy` a tag takes a quarter longer.
+    """
+    block = np.frombuffer(key.ljust(64, b"\0"), np.uint8)
+    inner, outer = (hashlib.sha256((block ^ pad).tobytes()) for pad in (0x36, 0x5C))
+    return inner.copy, outer.copy
 
 
 def _headers(datagrams: np.ndarray) -> np.ndarray:
