@@ -63,12 +63,16 @@ def run(argv: Sequence[str]) -> int:
 
 def _measure(config: OverlapConfig, rate: float, of_training: Sequence[str]) -> list[Row]:
     """Returns a row for each alternative at a rate, and prints it."""
-    options = {"flags": list(of_training), "key": secrets.token_hex(32)}
-    options |= {"link_rate": _LINK_SHARE * 1e6 * rate}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with (
         Bed(config.num_workers, Link(rate=1e6 * rate)) as bed,
-        Group(bed, "launch.benchmarks.overlap_worker", **options) as workers,
+        Group(
+            bed,
+            "launch.benchmarks.overlap_worker",
+            flags=list(of_training),
+            key=secrets.token_hex(32),
+            link_rate=_LINK_SHARE * 1e6 * rate,
+        ) as workers,
     ):
         for turn in range(config.rounds + 1):
             for way, measured in seconds.items():

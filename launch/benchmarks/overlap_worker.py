@@ -1,4 +1,4 @@
-"""A worker on a host of the bed that takes training steps, with and without overlapping exchanges."""
+"""A worker on a host of the bed that takes training steps, whose exchanges overlap or do not."""
 
 import tempfile
 import time
