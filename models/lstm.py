@@ -64,8 +64,8 @@ class LSTM(nn.Module):
     """One LSTM layer, left to right, from a zero state.
 
     The same function as `nn.RNN(nn.OptimizedLSTMCell(H))`, as far as the longest sequence of the
-    batch goes. Here the inputs of all steps are projected by one matrix product before the loop,
-    and only the recurrent product is left inside.
+    batch goes; nothing is computed of what is padding in all of them, but for the rest of eight
+    steps. The inputs are projected before the recurrence, eight steps in one matrix product.
 
     The bias of the forget gate starts at one, so that the state is kept until the layer has learnt
     what to forget: Jozefowicz, Zaremba, Sutskever: An Empirical Exploration of Recurrent Network
@@ -96,21 +96,44 @@ class LSTM(nn.Module):
             of a sequence is of no meaning.
         """
         num_gates = 4 * self.hidden_size
-        projected_BxLxG = nn.Dense(
-            num_gates, dtype=self.dtype, bias_init=_forget_bias_of_one, name="input"
-        )(inputs_BxLxE)
+        input_kernel_ExG, bias_G = _Affine(num_gates, name="input")(inputs_BxLxE)
         kernel_HxG = self.param(
             "recurrent_kernel", nn.initializers.orthogonal(), (self.hidden_size, num_gates)
-        ).astype(self.dtype)
-        kernel_HxG = varying_like(kernel_HxG, projected_BxLxG)
-        projected_LxBxG = jnp.swapaxes(projected_BxLxG, 0, 1)
-        hidden_LxBxH = _recurrence(projected_LxBxG, kernel_HxG, lengths_B, self.many_models)
-        return jnp.swapaxes(hidden_LxBxH, 0, 1)
+        )
+        inputs_BxLxE = inputs_BxLxE.astype(self.dtype)
+        weights = (
+            varying_like(each.astype(self.dtype), inputs_BxLxE)
+            for each in (input_kernel_ExG, bias_G, kernel_HxG)
+        )
+        length = inputs_BxLxE.shape[1]
+        inputs_LxBxE = jnp.swapaxes(inputs_BxLxE, 0, 1)
+        inputs_LxBxE = jnp.pad(inputs_LxBxE, ((0, -length % _CHUNK), (0, 0), (0, 0)))
+        hidden_LxBxH = _recurrence(inputs_LxBxE, *weights, lengths_B, self.many_models)
+        return jnp.swapaxes(hidden_LxBxH[:length], 0, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+class _Affine(nn.Module):
+    """The parameters of `nn.Dense`, for a product that is computed elsewhere."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the kernel and the bias."""
+        shape = inputs.shape[-1], self.features
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return kernel, self.param("bias", _forget_bias_of_one, (self.features,), jnp.float32)
+
+
+_CHUNK = 8
+"""Steps of a matrix product; lengths are padded to a multiple of it."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _recurrence(
-    projected_LxBxG: jax.Array,
+    inputs_LxBxE: jax.Array,
+    input_kernel_ExG: jax.Array,
+    bias_G: jax.Array,
     kernel_HxG: jax.Array,
     lengths_B: jax.Array,
     many_models: ManyModels,
@@ -118,25 +141,27 @@ def _recurrence(
     """Returns the hidden states [L, B, H] as far as the longest sequence goes, zeros after it.
 
     JAX cannot differentiate a loop whose length it does not know. The gradient by hand also has
-    that of the kernel as one matrix product, where a scan would add one up at every step.
+    that of the kernel as one matrix product of many steps, where a scan would add one up at each.
     """
-    return _keep(projected_LxBxG, kernel_HxG, lengths_B, many_models)[0]
+    arguments = inputs_LxBxE, input_kernel_ExG, bias_G, kernel_HxG, lengths_B
+    return _keep(*arguments, many_models)[0]
 
 
 def _keep(
-    projected_LxBxG: jax.Array,
+    inputs_LxBxE: jax.Array,
+    input_kernel_ExG: jax.Array,
+    bias_G: jax.Array,
     kernel_HxG: jax.Array,
     lengths_B: jax.Array,
     many_models: ManyModels,
 ) -> tuple[jax.Array, Any]:
-    forward = member_by_member(_forward, many_models)
-    gates, cell, hidden = forward(projected_LxBxG, kernel_HxG, lengths_B)
-    return hidden[1:], (gates, cell, hidden, kernel_HxG, lengths_B)
+    arguments = inputs_LxBxE, input_kernel_ExG, bias_G, kernel_HxG, lengths_B
+    gates, cell, hidden = member_by_member(_forward, many_models)(*arguments)
+    kept = gates, cell, hidden, inputs_LxBxE, input_kernel_ExG, kernel_HxG, lengths_B
+    return hidden[1:], kept
 
 
-def _gradients(
-    many_models: ManyModels, kept: Any, d_hidden_LxBxH: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
+def _gradients(many_models: ManyModels, kept: Any, d_hidden_LxBxH: jax.Array) -> tuple[Any, ...]:
     return *member_by_member(_backward, many_models)(*kept, d_hidden_LxBxH), None
 
 
@@ -144,9 +169,15 @@ _recurrence.defvjp(_keep, _gradients)
 
 
 def _forward(
-    projected_LxBxG: jax.Array, kernel_HxG: jax.Array, lengths_B: jax.Array
+    inputs_LxBxE: jax.Array,
+    input_kernel_ExG: jax.Array,
+    bias_G: jax.Array,
+    kernel_HxG: jax.Array,
+    lengths_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns gates, cell states and hidden states; row t + 1 of states is that after step t."""
+    num_steps = _num_steps(lengths_B, inputs_LxBxE)
+    projected_LxBxG = _product(inputs_LxBxE, input_kernel_ExG, num_steps)
     # `zeros_like`, not `zeros`: under shard_map the states have to vary over the mesh axes that the
     # inputs vary over.
     states_LxBxH = jnp.zeros_like(projected_LxBxG[..., : kernel_HxG.shape[0]])
@@ -156,7 +187,8 @@ def _forward(
 
     def step(t: jax.Array, carry: Any) -> Any:
         gates, cell, hidden = carry
-        gates_BxG = (projected_LxBxG[t] + hidden[t] @ kernel_HxG).astype(jnp.float32)
+        projected_BxG = projected_LxBxG[t] + bias_G[None]
+        gates_BxG = (projected_BxG + hidden[t] @ kernel_HxG).astype(jnp.float32)
         cell_BxH, hidden_BxH = _cell(gates_BxG, cell[t])
         return (
             gates.at[t].set(gates_BxG),
@@ -164,7 +196,6 @@ def _forward(
             hidden.at[t + 1].set(hidden_BxH.astype(hidden.dtype)),
         )
 
-    num_steps = _num_steps(lengths_B, gates)
     return jax.lax.fori_loop(0, num_steps, step, (gates, cell, hidden))
 
 
@@ -172,11 +203,13 @@ def _backward(
     gates: jax.Array,
     cell: jax.Array,
     hidden: jax.Array,
+    inputs_LxBxE: jax.Array,
+    input_kernel_ExG: jax.Array,
     kernel_HxG: jax.Array,
     lengths_B: jax.Array,
     d_hidden_LxBxH: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the gradients of the projected inputs and of the kernel."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns the gradients of the inputs, of their kernel and bias, and of the kernel."""
     num_steps = _num_steps(lengths_B, gates)
 
     def step(steps_done: jax.Array, carry: Any) -> Any:
@@ -190,7 +223,42 @@ def _backward(
 
     zeros = jnp.zeros_like(gates, hidden.dtype), jnp.zeros_like(cell[0]), jnp.zeros_like(hidden[0])
     d_gates, _, _ = jax.lax.fori_loop(0, num_steps, step, zeros)
-    return d_gates, jnp.einsum("lbh,lbg->hg", hidden[:-1], d_gates)
+    return (
+        _product(d_gates, input_kernel_ExG.T, num_steps),
+        _sum_of_products(inputs_LxBxE, d_gates, num_steps),
+        d_gates.sum((0, 1)),
+        _sum_of_products(hidden[:-1], d_gates, num_steps),
+    )
+
+
+def _product(x_LxBxE: jax.Array, kernel_ExG: jax.Array, num_steps: jax.Array) -> jax.Array:
+    """Returns x @ kernel as far as `num_steps`, and zeros after the chunk that they end in."""
+
+    def chunk(number: jax.Array, product: jax.Array) -> jax.Array:
+        rows = _chunk(x_LxBxE, number) @ kernel_ExG
+        return jax.lax.dynamic_update_slice_in_dim(product, rows, number * _CHUNK, 0)
+
+    shape = *x_LxBxE.shape[:-1], kernel_ExG.shape[1]
+    return jax.lax.fori_loop(
+        0, -(-num_steps // _CHUNK), chunk, jnp.zeros_like(x_LxBxE, shape=shape)
+    )
+
+
+def _sum_of_products(x_LxBxH: jax.Array, d_LxBxG: jax.Array, num_steps: jax.Array) -> jax.Array:
+    """Returns the sum over all steps and sentences of the outer products, [H, G]."""
+
+    def chunk(number: jax.Array, total: jax.Array) -> jax.Array:
+        rows = _chunk(x_LxBxH, number), _chunk(d_LxBxG, number)
+        return total + jnp.einsum("lbh,lbg->hg", *rows, preferred_element_type=jnp.float32)
+
+    shape = x_LxBxH.shape[-1], d_LxBxG.shape[-1]
+    zeros = jnp.zeros_like(d_LxBxG, jnp.float32, shape=shape)
+    total = jax.lax.fori_loop(0, -(-num_steps // _CHUNK), chunk, zeros)
+    return total.astype(d_LxBxG.dtype)
+
+
+def _chunk(x_Lx: jax.Array, number: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x_Lx, number * _CHUNK, _CHUNK, 0)
 
 
 def _num_steps(lengths_B: jax.Array, gates_LxBxG: jax.Array) -> jax.Array:

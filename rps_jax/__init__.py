@@ -45,6 +45,7 @@ from rps_jax.optimizer import ExchangeState as ExchangeState
 from rps_jax.optimizer import optax_average_gradients as optax_average_gradients
 from rps_jax.optimizer import optax_average_models as optax_average_models
 from rps_jax.optimizer import optax_diloco as optax_diloco
+from rps_jax.overlapped_step import OverlappedStep as OverlappedStep
 from rps_jax.rules import RULES as RULES
 from rps_jax.rules import Rule as Rule
 from rps_jax.train_step import Arrivals as Arrivals

@@ -113,8 +113,8 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
         leaf = jnp.asarray(leaf)
         if not leaf.size:
             return empty_like(leaf)
-        total = jax.lax.psum(summands(leaf[..., None]), axis_names(axis_name))
-        return mean_of_sum(total, num_workers, leaf.dtype)[..., 0]
+        total = jax.lax.psum(summands(leaf), axis_names(axis_name))
+        return mean_of_sum(total, num_workers, leaf.dtype)
 
     return jax.tree.map(mean, params)
 

@@ -38,12 +38,17 @@ def axis_size(axis_name: AxisName) -> int:
     return size
 
 
-def between_devices(axis_name: AxisName) -> bool:
-    """Returns whether a collective over the axis goes from device to device.
+def device_axes(axis_name: AxisName) -> dict[str, int]:
+    """Returns the axes over which a collective goes from device to device, and their places.
 
-    It does over an axis of more than one that belongs to a shard_map or a pmap. Over those of a
-    vmap, it is a sum or a copy within arrays.
+    Those are axes of more than one that belong to a shard_map or a pmap. Over the others, which
+    are of a vmap, a collective is a sum or a copy within arrays.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
     sizes = zip(axis_names(axis_name), axis_sizes(axis_name), strict=True)
-    return any(size > 1 and name in manual for name, size in sizes)
+    return {name: i for i, (name, size) in enumerate(sizes) if size > 1 and name in manual}
+
+
+def array_axes(axis_name: AxisName) -> tuple[str, ...]:
+    """Returns the other axes: those of the workers that share a device."""
+    return tuple(name for name in axis_names(axis_name) if name not in device_axes(axis_name))

@@ -1,7 +1,7 @@
 """One exchange of one worker: a masked reduce-scatter and all-gather over a named axis.
 
-Rows are blocks: row w is summed on worker w's device. That is a matter of placement alone; whose
-drops a block suffers, those of its server, is in the masks.
+Block w is summed on worker w's device. That is a matter of placement alone; whose drops a block
+suffers, those of its server, is in the masks.
 Dimensions: W workers, and as many blocks; P packets of a block; E elements of a packet.
 """
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rps_jax.axis import AxisName, axis_names, axis_size, between_devices
+from rps_jax.axis import AxisName, array_axes, axis_names, axis_size, device_axes
 from rps_jax.blocks import Piece, to_blocks, to_pieces
-from rps_jax.collectives import all_gather, reduce_scatter
+from rps_jax.collectives import all_gather, own_blocks, reduce_scatter
 from rps_jax.servers import RECEIVED, Server
 from rps_jax.sums import mean_of_sum, summands
 
@@ -52,45 +52,65 @@ def exchange(tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name:
         A pytree like `tree`. Floats of 16 bits or fewer are summed in float32 and rounded once;
         integers are rounded to the nearest.
     """
-    route = _between_devices if between_devices(axis_name) else _within_arrays
-    return route(tree, otherwise, masks, server, axis_name)
-
-
-def _between_devices(
-    tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name: AxisName
-) -> Any:
-    """Sends blocks: for each dtype, one reduce-scatter and one all-gather."""
-    (blocks, from_blocks), (fallbacks, _), (lasts, _) = (
-        to_blocks(each, *masks.sent.shape) for each in (tree, otherwise, server.last)
-    )
-    me = jax.lax.axis_index(axis_names(axis_name))
-
-    def average(block: jax.Array, fallback: jax.Array, last: jax.Array | None) -> jax.Array:
-        policy = _policy(server, block.dtype)
-        total = reduce_scatter(_terms(block, last, masks, policy), axis_name)
-        mean = _mean(total, masks.arrivals[me], block.dtype, policy, axis_name)
-        means = all_gather(mean, axis_name).reshape(block.shape)
-        return jnp.where(masks.gathered[..., None], means, fallback)
-
-    return from_blocks([average(*each) for each in zip_longest(blocks, fallbacks, lasts)])
-
-
-def _within_arrays(
-    tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name: AxisName
-) -> Any:
-    """Sums every leaf where it lies: nothing is to be sent, so nothing is joined into blocks."""
+    route = _between_devices if device_axes(axis_name) else _within_arrays
     (pieces, from_pieces), (fallbacks, _), (lasts, _) = (
         to_pieces(each, *masks.sent.shape) for each in (tree, otherwise, server.last)
     )
+    terms = [
+        _terms(piece.rows, last and last.rows, masks.of(piece.packets), server)
+        for piece, last in zip_longest(pieces, lasts)
+    ]
+    means = route(pieces, terms, masks, server, axis_name)
+    return from_pieces(
+        [
+            jnp.where(masks.of(piece.packets).gathered[:, None], mean, fallback.rows)
+            for piece, mean, fallback in zip(pieces, means, fallbacks, strict=True)
+        ]
+    )
 
-    def average(piece: Piece, fallback: Piece, last: Piece | None) -> jax.Array:
-        policy, here = _policy(server, piece.rows.dtype), masks.of(piece.packets)
-        terms = _terms(piece.rows, last and last.rows, here, policy)
-        total = jax.lax.psum(terms, axis_names(axis_name))
-        mean = _mean(total, here.arrivals, piece.rows.dtype, policy, axis_name)
-        return jnp.where(here.gathered[:, None], mean, fallback.rows)
 
-    return from_pieces([average(*each) for each in zip_longest(pieces, fallbacks, lasts)])
+def _between_devices(
+    pieces: list[Piece],
+    terms: list[jax.Array],
+    masks: Masks,
+    server: Server,
+    axis_name: AxisName,
+) -> list[jax.Array]:
+    """Sends blocks: for each dtype, one reduce-scatter and one all-gather."""
+    if together := array_axes(axis_name):
+        terms = [jax.lax.psum(each, together) for each in terms]
+    arrivals = own_blocks(masks.arrivals, axis_name)
+    means: dict[int, jax.Array] = {}
+    for dtype in dict.fromkeys(piece.rows.dtype for piece in pieces):
+        members = [place for place, piece in enumerate(pieces) if piece.rows.dtype == dtype]
+        # Joined when what is dropped is zero already: one pass over the model less.
+        halves = zip(*(terms[place] for place in members), strict=True)
+        joined = [to_blocks(list(half), *masks.sent.shape) for half in halves]
+        total = reduce_scatter(jnp.stack([blocks for (blocks,), _ in joined]), axis_name)
+        mean = _mean(total, arrivals, dtype, server, axis_name)
+        _, from_blocks = joined[0]
+        means |= zip(members, from_blocks([all_gather(mean, axis_name)]), strict=True)
+    return [means[place] for place in range(len(pieces))]
+
+
+def _within_arrays(
+    pieces: list[Piece],
+    terms: list[jax.Array],
+    masks: Masks,
+    server: Server,
+    axis_name: AxisName,
+) -> list[jax.Array]:
+    """Sums every leaf where it lies: nothing is to be sent, so nothing is joined into blocks."""
+    return [
+        _mean(
+            jax.lax.psum(each, axis_names(axis_name)),
+            masks.of(piece.packets).arrivals,
+            piece.rows.dtype,
+            server,
+            axis_name,
+        )
+        for piece, each in zip(pieces, terms, strict=True)
+    ]
 
 
 def _policy(server: Server, dtype: Any) -> Server:
@@ -98,7 +118,8 @@ def _policy(server: Server, dtype: Any) -> Server:
 
 
 def _terms(values: jax.Array, last: jax.Array | None, masks: Masks, server: Server) -> jax.Array:
-    """Returns what is summed of this worker's packets: `[..., E]`, by masks `[...]`."""
+    """Returns what is summed of this worker's packets: `summands` of `[..., E]`, masks `[...]`."""
+    server = _policy(server, values.dtype)
     terms, instead = summands(values), jnp.zeros(())
     if server.name == "unbiased" and masks.weight is not None:
         terms = terms * masks.weight[..., None].astype(terms.dtype)
@@ -111,6 +132,7 @@ def _terms(values: jax.Array, last: jax.Array | None, masks: Masks, server: Serv
 def _mean(
     total: jax.Array, arrivals: jax.Array, dtype: Any, server: Server, axis_name: AxisName
 ) -> jax.Array:
-    """Returns what a server makes of sums `[..., E]` of packets of which `[...]` arrived."""
+    """Returns what a server makes of sums of packets `[..., E]` of which `[...]` arrived."""
+    server = _policy(server, dtype)
     divisor = arrivals[..., None] if server.name == "received" else axis_size(axis_name)
     return mean_of_sum(total, divisor, dtype)

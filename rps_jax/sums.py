@@ -8,19 +8,19 @@ def summands(values: jax.Array) -> jax.Array:
     """Returns what is to be summed in place of values, to have their mean by `mean_of_sum`.
 
     Args:
-        values: `[..., E]`, floating, complex or integer.
+        values: `[...]`, floating, complex or integer.
 
     Returns:
-        `[..., E]` in at least 32 bits; of integers `[..., 2 E]`, the upper halves of their bits and
-        then the lower ones, whose sums do not overflow.
+        `[1, ...]` in at least 32 bits; of integers `[2, ...]`, the upper halves of their bits and
+        the lower ones, whose sums do not overflow.
     """
     integer = jnp.issubdtype(values.dtype, jnp.integer)
     if values.dtype.itemsize < 4:
         values = values.astype(jnp.int32 if integer else jnp.float32)
     if not integer:
-        return values
+        return values[None]
     half = 4 * values.dtype.itemsize
-    return jnp.concatenate([values >> half, values & ((1 << half) - 1)], axis=-1)
+    return jnp.stack([values >> half, values & ((1 << half) - 1)])
 
 
 def mean_of_sum(total: jax.Array, count: jax.Array | int, dtype: jnp.dtype) -> jax.Array:
@@ -28,16 +28,16 @@ def mean_of_sum(total: jax.Array, count: jax.Array | int, dtype: jnp.dtype) -> j
 
     Args:
         total: the sum over all workers' `summands`.
-        count: how many were summed, at most 2^14; broadcasts against `[..., E]`.
+        count: how many were summed, at most 2^14; broadcasts against `[...]`.
         dtype: of the values.
 
     Returns:
-        `[..., E]` of `dtype`; integers are rounded to the nearest.
+        `[...]` of `dtype`; integers are rounded to the nearest.
     """
     count = jnp.asarray(count, total.dtype)
     if not jnp.issubdtype(dtype, jnp.integer):
-        return (total / count).astype(dtype)
-    upper, lower = jnp.split(total, 2, axis=-1)
+        return (total[0] / count).astype(dtype)
+    upper, lower = total
     half = 4 * total.dtype.itemsize
     mean = ((upper // count) << half) + (((upper % count) << half) + lower + count // 2) // count
     return mean.astype(dtype)

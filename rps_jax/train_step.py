@@ -191,15 +191,14 @@ def make_step(
             f"{', '.join(MODEL_STATE_POLICIES)}"
         )
 
+    if rule.overlaps:
+        from rps_jax.overlapped_step import OverlappedStep  # Which is made of what is here.
+
+        return OverlappedStep(loss_fn, optimizer, rule, carrier, model_state_policy, record)
+
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         key = keys.wrap_key(state.key)
-        _, loss_key = keys.split(key)
-        for part in (state.step, carrier.worker()):
-            loss_key = jax.random.fold_in(loss_key, part)
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        with jax.named_scope("local_step"):
-            (loss, model_state), grads = gradient(state.params, state.model_state, batch, loss_key)
-
+        loss, model_state, grads = local_gradients(loss_fn, carrier, state, batch)
         alongside = model_state if model_state_policy == "exchange" else ()
         remembered = state.channel_state, alongside, state.links
         average = StepExchange(carrier, key, state.step, record, *remembered)
@@ -219,9 +218,22 @@ def make_step(
             rule_state=memory,
             links=average.links,
         )
-        return state, _metrics(carrier, loss, average.seen)
+        return state, metrics_of(carrier, loss, average.seen)
 
     return train_step
+
+
+def local_gradients(
+    loss_fn: LossFn, carrier: Carrier, state: TrainState, batch: Any
+) -> tuple[jax.Array, Any, Any]:
+    """Returns the loss of one worker, its model state after the batch, and its gradients."""
+    _, key = keys.split(keys.wrap_key(state.key))
+    for part in (state.step, carrier.worker()):
+        key = jax.random.fold_in(key, part)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    with jax.named_scope("local_step"):
+        (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)
+    return loss, model_state, grads
 
 
 def on_params(
@@ -253,7 +265,7 @@ def on_params(
     return params, memory
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """What one worker saw of an exchange.
 
     Attributes:
@@ -295,7 +307,7 @@ class StepExchange:
         self._carrier, self._key, self._step, self._record = carrier, key, step, record
         self.state, self.alongside, self.links = state, alongside, links
         self.worker = carrier.worker()
-        self.seen: _Seen | None = None
+        self.seen: Seen | None = None
         self._delivery: Delivery | None = None
 
     @property
@@ -330,7 +342,7 @@ class StepExchange:
         return sent_or_last(pair, before, self._delivery, self.worker)[0]
 
 
-def _seen_by(worker: jax.Array, delivery: Delivery, record: bool) -> _Seen:
+def _seen_by(worker: jax.Array, delivery: Delivery, record: bool) -> Seen:
     n = len(delivery.received)
     arrived, sent = count_incoming(delivery, n)
     wait = arrivals = None
@@ -342,12 +354,13 @@ def _seen_by(worker: jax.Array, delivery: Delivery, record: bool) -> _Seen:
         of_all = jnp.zeros((2, n, n, packed.shape[-1]), jnp.uint8).at[:, :, worker].set(packed)
         shift = jnp.int32(0) if delivery.shift is None else delivery.shift
         arrivals = Arrivals(of_all, shift)
-    return _Seen(jnp.int32(1), arrived, jnp.int32(sent), wait, arrivals)
+    return Seen(jnp.int32(1), arrived, jnp.int32(sent), wait, arrivals)
 
 
-def _metrics(carrier: Carrier, loss: jax.Array, seen: _Seen | None) -> StepMetrics:
+def metrics_of(carrier: Carrier, loss: jax.Array, seen: Seen | None) -> StepMetrics:
+    """Returns the metrics of a step from one worker's loss and what it saw of the exchange."""
     if seen is None:
-        seen = _Seen(jnp.int32(0), jnp.zeros(2, jnp.int32), jnp.int32(0), None, None)
+        seen = Seen(jnp.int32(0), jnp.zeros(2, jnp.int32), jnp.int32(0), None, None)
     # The greatest wait of all workers, by a sum: each adds a row of zeros with its own.
     total, workers, seen = carrier.sum((loss.astype(jnp.float32), 1, seen))
     assert seen is not None

@@ -79,7 +79,7 @@ def by_hand(
     """The same training in NumPy, from the reference rules."""
     x = np.tile(np.arange(SIZE, dtype=np.float32), (N, 1))
     mean, calls = np.zeros(N, np.float32), np.zeros(N, np.int32)
-    of_gradients = algorithm == "gradient-averaging"
+    of_gradients, overlaps = algorithm == "gradient-averaging", algorithm == "overlap"
     old_average, old_sent = (np.zeros_like(x) if of_gradients else x.copy() for _ in range(2))
     anchor, momentum = x.copy(), np.zeros_like(x)
     for step in range(num_steps):
@@ -88,6 +88,9 @@ def by_hand(
         grads = x - batch
         state = {"mean": 0.9 * mean + 0.1 * batch.mean(1), "calls": calls + 1}
         own = grads if of_gradients else x - np.float32(RATE) * grads
+        if overlaps:  # What is sent is as it was before the step; its changes are added below.
+            before, after = (x, {"mean": mean, "calls": calls}), (own, state)
+            own, state = before
         turn = step // (local_steps // fragments) % fragments
         part = np.s_[:, turn * SIZE // fragments : (turn + 1) * SIZE // fragments]
         missed = {"own": own, "zero": np.zeros_like(own), "stale": old_average}[on_miss]
@@ -95,6 +98,7 @@ def by_hand(
         if model_state == "exchange":
             sent, otherwise, last = (sent, state), (otherwise, state), (last, state)
         if (step + 1) % (local_steps // fragments):
+            own, state = after if overlaps else (own, state)
             x, mean, calls = own, state["mean"], state["calls"]
             continue
         if algorithm == "all-reduce":
@@ -116,6 +120,12 @@ def by_hand(
             x[part] = anchor[part]
         elif not of_gradients:
             x = new["x"]
+        if overlaps:
+            x = x + after[0] - before[0]
+            if model_state == "exchange":
+                state = {name: state[name] + after[1][name] - before[1][name] for name in state}
+            else:
+                state = after[1]
         mean, calls = state["mean"], state["calls"]
     return x, mean, calls
 
@@ -143,6 +153,8 @@ POLICIES = [
     ("rps", {"server": "stale"}),
     ("rps", {"local_steps": 2}),
     ("rps", {"server": "stale", "on_miss": "stale", "local_steps": 2}),
+    ("overlap", {"local_steps": 2}),
+    ("overlap", {"server": "stale", "on_miss": "stale"}),
     ("gradient-averaging", {"on_miss": "zero"}),
     ("gradient-averaging", {"on_miss": "stale", "server": "stale"}),
     ("gradient-averaging", {"on_miss": "zero", "server": "unbiased", "server_drop_rate": 0.3}),

@@ -78,7 +78,11 @@ def params(folder: Path, step: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["rps", pytest.param("gradient-averaging", marks=pytest.mark.long)]
+    "algorithm",
+    [
+        "rps",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("gradient-averaging", "overlap")),
+    ],
 )
 def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
     over_udp, simulated, trace = (tmp_path / name for name in ("udp", "simulated", "trace"))

@@ -22,6 +22,11 @@ class Network(Protocol):
         """Which of the run's workers this process has."""
         ...
 
+    @property
+    def waits(self) -> bool:
+        """Whether an exchange waits for other processes while this one's processor is free."""
+        ...
+
     def worker(self) -> jax.Array:
         """Returns the index of the worker whose program calls this."""
         ...
@@ -72,6 +77,12 @@ class Simulated:
     def workers(self) -> range:
         """Those on this process's devices."""
         return self.mesh.local_workers
+
+    @property
+    def waits(self) -> bool:
+        """Whether CPUs are to exchange over several processes."""
+        on_cpus = self.mesh.mesh.devices.flat[0].platform == "cpu"
+        return on_cpus and jax.process_count() > 1
 
     def worker(self) -> jax.Array:
         """Returns its place on the mesh."""

@@ -12,6 +12,7 @@ import rps_jax as rps
 from data import epoch_order, take
 from launch.config import TrainConfig, make_rule, records_steps
 from launch.tasks import Task
+from launch.trainer.apart import Apart
 from launch.trainer.network import Network
 from launch.trainer.schedule import make_optimizer
 
@@ -60,10 +61,8 @@ class TrainStep:
                 key = jax.random.fold_in(key, part)
             return epoch_order(key, arrays["weight"])
 
-        def train_step(
-            run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
-        ) -> Any:
-            step_of_worker = rps.make_step(
+        def step_of_worker(run: Run) -> Any:
+            return rps.make_step(
                 task.loss_fn,
                 make_optimizer(config, run.learning_rate, run.total_steps),
                 rule,
@@ -71,21 +70,45 @@ class TrainStep:
                 model_state_policy=config.model_state,
                 record=records_steps(config),
             )
-            place = state.step % steps_per_epoch
-            if state.links:
-                state = state._replace(links=state.links.begin_anew(place == 0))
-            batch = take(arrays, order, place * batch_size, batch_size)
-            state, metrics = step_of_worker(state, batch)
-            return state, metrics, jax.lax.pmax(signal, mesh.axis_name)
 
+        def begin(state: rps.TrainState) -> rps.TrainState:
+            if not state.links:
+                return state
+            starts = state.step % steps_per_epoch == 0
+            return state._replace(links=state.links.begin_anew(starts))
+
+        def batch_of(state: rps.TrainState, arrays: Any, order: Any) -> Any:
+            place = state.step % steps_per_epoch
+            return take(arrays, order, place * batch_size, batch_size)
+
+        def train_step(
+            run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
+        ) -> Any:
+            step, batch = step_of_worker(run), batch_of(state, arrays, order)
+            return *step(begin(state), batch), jax.lax.pmax(signal, mesh.axis_name)
+
+        def exchange(run: Run, state: rps.TrainState) -> Any:
+            return step_of_worker(run).exchange(begin(state))
+
+        def local(run: Run, state: rps.TrainState, arrays: Any, order: Any) -> Any:
+            return step_of_worker(run).local(state, batch_of(state, arrays, order))
+
+        def join(exchanged: Any, changed: Any, run: Run, state: rps.TrainState, signal: Any) -> Any:
+            joined = step_of_worker(run).join(state, exchanged, changed)
+            return *joined, jax.lax.pmax(signal, mesh.axis_name)
+
+        each, results = P("workers"), (P("workers"), P(), P())
         self._mesh = mesh
-        self._start_epoch = mesh.spmd(start_epoch, (P(), P("workers"), P()), P("workers"))
-        self._step = mesh.spmd(
-            train_step,
-            (P(), *(P("workers"),) * 4),
-            (P("workers"), P(), P()),
-            donate_argnums=(1,),
-        )
+        self._start_epoch = mesh.spmd(start_epoch, (P(), each, P()), each)
+        self._step: Any
+        if rule.overlaps and network.waits:
+            self._step = Apart(
+                mesh.spmd(exchange, (P(), each), each),
+                mesh.spmd(local, (P(), each, each, each), each),
+                mesh.spmd(join, (each, each, P(), each, each), results, donate_argnums=(0, 1, 3)),
+            )
+        else:
+            self._step = mesh.spmd(train_step, (P(), *(each,) * 4), results, donate_argnums=(1,))
         self._compiled: dict[Any, Any] = {}
 
     def shared(self, tree: Any) -> Any:

@@ -50,6 +50,11 @@ class Datagrams:
         """This one."""
         return range(self.network.worker, self.network.worker + 1)
 
+    @property
+    def waits(self) -> bool:
+        """As every exchange does, for the others' datagrams."""
+        return True
+
     def worker(self) -> jax.Array:
         """Returns this worker's index."""
         return jnp.int32(self.network.worker)

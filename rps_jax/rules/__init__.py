@@ -8,6 +8,7 @@ from rps_jax.rules.diloco import DiLoCo as DiLoCo
 from rps_jax.rules.gradients import AverageGradients as AverageGradients
 from rps_jax.rules.local import Local as Local
 from rps_jax.rules.models import AverageModels as AverageModels
+from rps_jax.rules.overlap import OverlapModels as OverlapModels
 from rps_jax.rules.rule import Average as Average
 from rps_jax.rules.rule import Rule as Rule
 
@@ -15,6 +16,7 @@ RULES: dict[str, type[Rule]] = {
     "rps": AverageModels,
     "gradient-averaging": AverageGradients,
     "diloco": DiLoCo,
+    "overlap": OverlapModels,
     "all-reduce": AllReduceModels,
     "local": Local,
 }

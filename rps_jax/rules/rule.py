@@ -25,9 +25,13 @@ class Rule:
 
     Attributes:
         lossy: whether its exchanges go over the lossy network; if not, over a reliable one.
+        overlaps: whether it averages the model before the local step, during that step: `on_params`
+            is given that model, the change of the step is added to what it returns, and
+            `on_gradients` is not called.
     """
 
     lossy: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = False
 
     @property
     def every(self) -> int:
