@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import optax
 
-from launch.config import TrainConfig
+from launch.config import TrainConfig, make_rule, predicts_distance
+from rps_jax import remember_updates
 
 
 class Position(NamedTuple):
@@ -82,7 +83,7 @@ _OVER_THE_RUN: dict[str, optax.Schedule] = {
 def make_optimizer(
     config: TrainConfig, learning_rate: jax.Array | float, total_steps: jax.Array | int
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of the local step.
+    """Returns the optimizer of the local step, which remembers its updates where they are needed.
 
     Args:
         config: The run's configuration.
@@ -102,4 +103,6 @@ def make_optimizer(
         chain.append(optax.adam(rate))
     else:
         chain.append(optax.sgd(rate, momentum=config.momentum or None))
+    if predicts_distance(config):
+        chain.append(remember_updates(make_rule(config).every))
     return optax.chain(*chain)
