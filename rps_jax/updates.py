@@ -40,7 +40,7 @@ class UpdateSketches(NamedTuple):
             the k-th exchange to the next.
     """
 
-    count: jax.Array
+    count: Any
     sketches: jax.Array
 
 
@@ -128,7 +128,7 @@ def _sampled(leaf: jax.Array, most: int, name: str) -> Iterator[jax.Array]:
     # An odd stride comes by every column of a matrix: most have an even number of them.
     stride = 1 if taken == values.size else values.size // taken - 1 | 1
     signs = np.random.default_rng(zlib.crc32(name.encode())).choice((-1, 1), taken)
-    weights = np.float32(signs * (values.size / taken) ** 0.5)
+    weights = (signs * (values.size / taken) ** 0.5).astype(np.float32)
     for first in range(0, taken, BUCKETS):
         last = min(first + BUCKETS, taken) - 1
         row = values[first * stride : last * stride + 1 : stride] * weights[first : last + 1]

@@ -1,4 +1,4 @@
-"""How far theory says that drops set the workers apart, by what their local steps do differently."""
+"""How far apart theory expects drops to set workers, by what their local steps do differently."""
 
 import dataclasses
 import functools

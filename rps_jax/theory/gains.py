@@ -6,8 +6,8 @@ do differently, and D_t what workers differ by after the exchange of it:
     D_t = (D_{t-1} + U_t) W_t (I - A)
 
 is linear, and so is every rule of models. So its mean square over the drops is a sum over pairs of
-updates of inner products, C_jk = mean_i <u_{t-j}, u_{t-k}>_i, times gains that depend on the channel
-and the rule alone:
+updates of their inner products, C_jk = mean_i <u_{t-j}, u_{t-k}>_i, times gains that depend on the
+channel and the rule alone:
 
     E ||D_t||^2 / n = sum_jk G_jk C_jk
 
@@ -17,11 +17,11 @@ leaves beta of their product, and each that the elder has gone through before ke
     G_jk = beta^(min(j, k) + 1) gamma^|j - k|
 
 In steady state, where C_jk is the autocovariance R_|j-k|, that is beta / (1 - beta) (R_0 + 2 sum_k
-gamma^k R_k). Plain SGD whose gradients have variance sigma^2 and dissimilarity zeta^2 has R_0 = lr^2
-(sigma^2 (n - 1) / n + zeta^2) and R_k = lr^2 zeta^2, which is `steady_consensus_distance`; momentum
-has R_k fall off slowly. Rules that part equal models (stale ones) add the same sum over what updates
-have in common. Curvature counts as far as the updates show it: where models have come to differ, so
-do their gradients.
+gamma^k R_k). Plain SGD whose gradients have variance sigma^2 and dissimilarity zeta^2 has R_0 =
+lr^2 (sigma^2 (n - 1) / n + zeta^2) and R_k = lr^2 zeta^2, as `steady_consensus_distance` has it;
+with momentum, R_k falls off slowly. Rules that part equal models (stale ones) add the same sum over
+what updates have in common. Curvature counts as far as the updates show it: where models have come
+to differ, so do their gradients.
 """
 
 from typing import Any, NamedTuple
@@ -90,7 +90,7 @@ def gains(
     if ages < 1:
         raise ValueError(f"ages={ages}: expected at least 1")
     if num_workers == 1:
-        return Gains(*np.zeros((2, ages, ages)), np.zeros(ages))
+        return Gains(np.zeros((ages, ages)), np.zeros((ages, ages)), np.zeros(ages))
     made = rules.make_rule(rule, **options)
     plain = type(made) is rules.AverageModels and (made.server, made.on_miss) == ("received", "own")
     if plain and assignment == "random" and isinstance(channel, Bernoulli | Reliable):
@@ -138,7 +138,7 @@ def _measured(simulation: Simulation, ages: int, num_exchanges: int, seed: int) 
     update = jnp.stack([x / jnp.mean(jnp.sum(x**2, 1)) ** 0.5 for x in (apart, equal)], axis=1)
 
     def after(left: Any, fresh: Any) -> Any:
-        """Returns `[n, 1 + ages, 2, ...]` one exchange later: nothing, the new update, the older."""
+        """Returns `[n, 1 + ages, 2, ...]` an exchange later: nothing, a fresh update, the older."""
         return jnp.concatenate([left[:, :1], fresh, left[:, 1:-1]], axis=1)
 
     def flat(x: jax.Array) -> jax.Array:

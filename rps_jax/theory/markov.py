@@ -11,13 +11,13 @@ and deviations that are equally large in all directions are contracted to tr E[Q
 links of one server are 2 (n - 1), so that the states are 4^(n - 1), of all servers' links
 4^(n (n - 1)). Nothing smaller is exact: what a burst does depends on which links it hits together.
 
-Of many workers, an average misses little, and what remains of deviations is what a worker has missed
-in every exchange: `burst_limits`.
+Of many workers, an average misses little, and what remains of deviations is what a worker has
+missed in every exchange: `burst_limits`.
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,9 @@ def burst_contractions(
     if exchanges < 1:
         raise ValueError(f"exchanges={exchanges}: expected at least 1")
     chain = np.array([[1 - fails, fails], [recovers, 1 - recovers]])
-    stationary = functools.reduce(np.kron, [[1 - drop_rate, drop_rate]] * links)
+    stationary: npt.NDArray[Any] = np.ones(1)
+    for _ in range(links):
+        stationary = np.kron(stationary, [1 - drop_rate, drop_rate])
     servers = range(1 if fixed else n)
     mixing = [_mixing_matrices(n, server, links) for server in servers]
     # Q of the state of the last exchange; then that of one before, and so on.

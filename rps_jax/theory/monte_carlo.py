@@ -18,25 +18,16 @@ _BATCHES = 100
 
 
 class Measured(NamedTuple):
-    """Monte Carlo estimates; see `Moments` for what they are of.
+    """Monte Carlo estimates.
 
     Attributes:
-        contraction: mean of the factor on the squared deviations.
-        drift: mean of the squared move of the mean.
-        kept: mean share that a worker keeps of its deviation.
-        equal_spread: mean of the squared deviations that equal values come to.
-        equal_drift: mean of the squared move of the mean of equal values.
-        equal_kept: mean share that is kept of equal values.
-        errors: the standard error of each.
-        samples: of how many values each is the mean, with errors that are independent.
+        means: what exchanges did on average.
+        errors: the standard error of each mean.
+        samples: of how many values, as good as independent, each is the mean: a 95% confidence
+            interval has Student's t of so many, less one, degrees of freedom.
     """
 
-    contraction: float
-    drift: float
-    kept: float
-    equal_spread: float
-    equal_drift: float
-    equal_kept: float
+    means: Moments
     errors: Moments
     samples: int
 
@@ -74,7 +65,7 @@ def measure(
 
     >>> from rps_jax import Bernoulli
     >>> found = measure(Bernoulli(0.1), 8, 200, server="stale", in_a_row=2)
-    >>> found.contraction < 0.1
+    >>> found.means.contraction < 0.1
     True
     """
     if num_workers < 2:
@@ -103,9 +94,7 @@ def measure(
     each = num_exchanges // batches
     means = values[: batches * each].reshape(batches, each, -1).mean(1)
     errors = means.std(0, ddof=1) / batches**0.5
-    return Measured(
-        *map(float, values.mean(0)), errors=Moments(*map(float, errors)), samples=batches
-    )
+    return Measured(Moments(*map(float, values.mean(0))), Moments(*map(float, errors)), batches)
 
 
 def _moments(before: jax.Array, after: jax.Array) -> Moments:
@@ -158,9 +147,7 @@ class Simulation:
     def init(self) -> Any:
         """Returns the channel's state of all workers before the first exchange."""
         one = self.channel.init(self.num_workers)
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (self.num_workers, *jnp.shape(x))), one
-        )
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_workers, *jnp.shape(x))), one)
 
     def remember(self, models: jax.Array) -> Any:
         """Returns the rule's memory of models `[num_workers, models, size]`."""
@@ -172,9 +159,7 @@ class Simulation:
         """Returns models, memory and state after an exchange, the same drops for all models."""
 
         def one_worker(models: jax.Array, memory: Any, state: Any) -> Any:
-            delivery, state = draw_exchange(
-                self.channel, state, key, step, _AXIS, self.assignment
-            )
+            delivery, state = draw_exchange(self.channel, state, key, step, _AXIS, self.assignment)
             average = _Average(delivery, jax.lax.axis_index(_AXIS))
 
             def one_model(model: jax.Array, memory: Any) -> tuple[jax.Array, Any]:

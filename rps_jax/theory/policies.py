@@ -15,9 +15,9 @@ form x I + y A, and two numbers of each are enough: its trace, and 1^T (.) 1:
     E[W A W^T]   trace  (E[R^2] E|u|^2 + 2 c + k) / n   sum  E[(R U + n - R)^2] / n
     E[W]         trace  sum_i E[u_i] E[g_i] + k         sum  E[R] E[U] + k
 
-with k = n - E[R] and c = sum_i E[u_i] E[R (1 - g_i)] where a worker keeps its own, and k = c = 0 and
-R U in the place of R U + n - R where it goes on with zero. Of deviations from the mean, x counts;
-of what all workers have in common, x + y.
+with k = n - E[R] and c = sum_i E[u_i] E[R (1 - g_i)] where a worker keeps its own, and k = c = 0
+and R U in the place of R U + n - R where it goes on with zero. Of deviations from the mean, x
+counts; of what all workers have in common, x + y.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Moments(NamedTuple):
         kept: the share of its deviation that a worker keeps in expectation.
         equal_spread: the squared deviations to which it brings equal values.
         equal_drift: n times the squared move of the mean of equal values.
-        equal_kept: the share of equal values that is kept in expectation: 1 where nothing is biased.
+        equal_kept: the share of equal values that is kept in expectation; 1 without bias.
     """
 
     contraction: float
@@ -84,7 +84,9 @@ def moments(
             raise ValueError(f"{name}={rate}: expected a probability in [0, 1]")
     Server(server, server_drop_rate)
     if server == "stale" or on_miss not in ("own", "zero"):
-        raise ValueError(f"server={server!r}, on_miss={on_miss!r}: expected policies without memory")
+        raise ValueError(
+            f"server={server!r}, on_miss={on_miss!r}: expected policies without memory"
+        )
     if server_drop_rate is not None and not 0 <= server_drop_rate < 1:
         raise ValueError(f"server_drop_rate={server_drop_rate}: expected a number in [0, 1)")
     n, m = num_workers, num_workers - 1
