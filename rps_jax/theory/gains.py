@@ -134,8 +134,9 @@ def _measured(simulation: Simulation, ages: int, num_exchanges: int, seed: int) 
     size = n * max(1, 256 // n)
     drop_key, model_key = jax.random.split(jax.random.key(seed))
     normal = jax.random.normal(model_key, (n, size))
-    apart, equal = normal - normal.mean(0), jnp.broadcast_to(normal.mean(0), normal.shape)
-    update = jnp.stack([x / jnp.mean(jnp.sum(x**2, 1)) ** 0.5 for x in (apart, equal)], axis=1)
+    mean = normal.mean(0, keepdims=True)
+    both = normal - mean, jnp.broadcast_to(mean, normal.shape)
+    update = jnp.stack([x / jnp.mean(jnp.sum(x**2, 1)) ** 0.5 for x in both], axis=1)[:, None]
 
     def after(left: Any, fresh: Any) -> Any:
         """Returns `[n, 1 + ages, 2, ...]` an exchange later: nothing, a fresh update, the older."""
@@ -147,7 +148,7 @@ def _measured(simulation: Simulation, ages: int, num_exchanges: int, seed: int) 
     def step(carry: Any, number: jax.Array) -> tuple[Any, Any]:
         models, memory, state = carry
         # Workers that have agreed all along are the background of every update.
-        models = after(models, models[:, :1] + update[:, None])
+        models = after(models, models[:, :1] + update)
         memory = jax.tree.map(lambda x: after(x, x[:, :1]), memory)
         exchanged, remembered, state = simulation.exchange(
             flat(models), jax.tree.map(flat, memory), state, drop_key, number
@@ -157,7 +158,7 @@ def _measured(simulation: Simulation, ages: int, num_exchanges: int, seed: int) 
         )
         parted = (models - models.mean(0, keepdims=True))[:, 1:]
         products = jnp.einsum("njce,nkce->cjk", parted, parted, precision="highest") / n
-        kept = jnp.einsum("nje,ne->j", parted[:, :, 0], update[:, 0], precision="highest") / n
+        kept = jnp.sum(parted[:, :, 0] * update[:, :, 0], (0, 2)) / n
         return (models, memory, state), (products, kept)
 
     models = jnp.zeros((n, 1 + ages, 2, size))

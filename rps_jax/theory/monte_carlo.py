@@ -80,12 +80,16 @@ def measure(
     def sample(state: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         key = jax.random.fold_in(model_key, number)
         normal = jax.random.normal(key, (num_workers, size))
-        equal = jnp.broadcast_to(normal.mean(0), normal.shape) * num_workers**0.5
-        before = jnp.stack([normal - normal.mean(0), equal], axis=1)
-        after, memory = before, simulation.remember(jnp.zeros_like(before))
-        for place in range(in_a_row):
-            step = number * in_a_row + place
-            after, memory, state = simulation.exchange(after, memory, state, drop_key, step)
+        mean = normal.mean(0, keepdims=True)
+        equal = jnp.broadcast_to(mean, normal.shape) * num_workers**0.5
+        before = jnp.stack([normal - mean, equal], axis=1)
+        start = before, simulation.remember(jnp.zeros_like(before)), state
+        after, _, state = jax.lax.fori_loop(
+            number * in_a_row,
+            (number + 1) * in_a_row,
+            lambda step, now: simulation.exchange(now[0], now[1], now[2], drop_key, step),
+            start,
+        )
         return state, jnp.stack(_moments(before, after))
 
     _, values = jax.lax.scan(sample, simulation.init(), jnp.arange(num_exchanges))
@@ -100,9 +104,9 @@ def measure(
 def _moments(before: jax.Array, after: jax.Array) -> Moments:
     """Returns what became of models `[workers, 2, size]`, of which the second are equal."""
     n = len(before)
-    mean_before, mean = before.mean(0), after.mean(0)
+    mean_before, mean = (x.mean(0, keepdims=True) for x in (before, after))
     spread = jnp.sum((after - mean) ** 2, (0, 2))
-    moved = n * jnp.sum((mean - mean_before) ** 2, 1)
+    moved = n * jnp.sum((mean - mean_before) ** 2, (0, 2))
     kept = jnp.sum(after * before, (0, 2))
     apart, equal = jnp.sum(before**2, (0, 2))
     return Moments(
