@@ -19,7 +19,7 @@ COMMANDS = {
     "startup": "from the command of a training to its first finished step",
     "scale": "exchanges of 16 to 1024 workers that share one device",
     "training": "whole trainings of both kinds on such links: loss over wall-clock time",
-    "metrics": "a training that counts what arrives on each link, beside one that does not",
+    "metrics": "a training that measures itself beside one that does not",
     "colocation": "training beside a web service, on real links and in the simulation of the same",
 }
 

@@ -63,9 +63,16 @@ class TrainStep:
         def train_step(
             run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
         ) -> Any:
+            *_, last = state.opt_state
+            optimizer = make_optimizer(
+                config,
+                run.learning_rate,
+                run.total_steps,
+                remembers=isinstance(last, rps.UpdateSketches),
+            )
             step_of_worker = rps.make_step(
                 task.loss_fn,
-                make_optimizer(config, run.learning_rate, run.total_steps),
+                optimizer,
                 rule,
                 network.carrier(run.channel),
                 model_state_policy=config.model_state,
