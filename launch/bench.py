@@ -20,7 +20,7 @@ COMMANDS = {
     "scale": "exchanges of 16 to 1024 workers that share one device",
     "training": "whole trainings of both kinds on such links: loss over wall-clock time",
     "overlap": "training steps whose exchange runs beside the local step, on such links",
-    "metrics": "a training that counts what arrives on each link, beside one that does not",
+    "metrics": "a training that measures itself beside one that does not",
     "colocation": "training beside a web service, on real links and in the simulation of the same",
 }
 

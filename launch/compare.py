@@ -29,7 +29,7 @@ from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
 from launch.config import Algorithm, parse
 from launch.reports.provenance import command_line, machine, versions
-from launch.reports.tables import write_csv
+from launch.reports.tables import markdown_table, text_table, write_csv
 from launch.tasks.source import find_source
 from launch.trainer.json_files import write_json
 from launch.trainer.many_runs import folder_of, train_all
@@ -60,7 +60,7 @@ class CompareConfig:
     seeds: Seeds = (0,)
     """A run of each for every seed; table and picture show their means."""
     predict: bool = False
-    """Set what drops by themselves make of the consensus distance beside what was measured."""
+    """Set the consensus distance that theory expects beside the one that was measured."""
     output_dir: Path = Path("runs/compare")
     """Folder of the table, the picture and the runs."""
 
@@ -86,16 +86,12 @@ def _run(argv: Sequence[str]) -> int:
     score = summaries[0]["score"]
     of_settings = (curves[first:][: len(seeds)] for first in range(0, len(runs), len(seeds)))
     results = list(map(report.Result, settings, of_settings))
-    if config.predict:
-        # Imported late, as JAX is.
-        from launch.comparison.prediction import with_prediction
-
-        results = with_prediction(results)
-
-    table = report.table(results, score)
-    (folder / "table.md").write_text(table)
+    header, rows = report.table(results, score, config.predict)
+    shown = ([label, *("" if cell is None else cell for cell in cells)] for label, cells in rows)
+    in_markdown = markdown_table(["", *header], shown)
+    (folder / "table.md").write_text("\n".join(in_markdown) + "\n")
     write_csv(folder / "curves.csv", report.rows(results, seeds, score))
-    report.draw(results, score, folder / "curves.png")
+    report.draw(results, score, folder / "curves.png", config.predict)
     how = {
         "command": command_line("launch.compare", config, ("output_dir",), of_training),
         "data": source.description,
@@ -104,7 +100,7 @@ def _run(argv: Sequence[str]) -> int:
         "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries)),
     }
     write_json(folder / "run.json", how)
-    print(f"\n{table}\nresults in {folder}/")
+    print("", *text_table(header, rows), "", f"results in {folder}/", sep="\n")
     return 0
 
 

@@ -38,7 +38,7 @@ from launch.cli.fields import (
 )
 from launch.distributed.rendezvous import split_address
 from launch.tasks import TASKS
-from rps_jax.rules import RULES, Rule
+from rps_jax.rules import RULES, AverageModels, Rule
 from rps_jax.servers import RECEIVED
 
 PROG = "launch.train"
@@ -188,6 +188,16 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
 def simulates_drops(config: TrainConfig) -> bool:
     """Returns whether a channel drops messages of a run."""
     return config.algorithm in LOSSY and config.network == "collectives"
+
+
+def predicts_distance(config: TrainConfig) -> bool:
+    """Returns whether theory says how far drops set the workers of a run apart.
+
+    It does of models, and of servers that leave equal models equal.
+    """
+    rule = make_rule(config)
+    settles = isinstance(rule, AverageModels) and rule.server in ("received", "stale")
+    return simulates_drops(config) and settles
 
 
 PRESETS: dict[str, TrainConfig] = {

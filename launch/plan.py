@@ -3,9 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from launch.cli.command_line import Within, expect, optional, read_command
+
+if TYPE_CHECKING:
+    from rps_jax.servers import ServerName
+    from rps_jax.theory import Moments
 
 _PACKET_BYTES = 1400
 """Payload of a packet, of four bytes a parameter."""
@@ -17,8 +21,11 @@ _OVERHEAD = 1.06
 class PlanConfig:
     """Predict what a network's drops would cost a training, and how long an exchange would take.
 
-    Contraction is what an exchange leaves of the squared consensus distance; drift is how far it
-    moves the mean model, squared, in units of the squared consensus distance.
+    Of what workers differ by, contraction is the share that an exchange leaves, squared, and drift
+    how far it moves their mean, squared, in the same unit. Of what they have in common, "equal"
+    says how far apart an exchange takes them, squared, and "bias" which share it loses on average.
+    "settles" is the consensus distance at which drops and local steps balance, in units of the
+    distance by which one step, without momentum, sets the workers apart.
     """
 
     num_workers: Annotated[int, Within(2, 10_000)] = 16
@@ -59,11 +66,22 @@ def run(argv: Sequence[str]) -> int:
         f"a message of {packets:,} packet{'s' * (packets > 1)} arrives whole with probability "
         f"{whole:.4g}\n"
     )
-    print(f"{'averaging models (RPS)':<36}{'contraction':>12}{'drift':>12}{'kept':>12}")
-    for policy, rate in (("packet by packet", p), ("a message counts only whole", 1 - whole)):
-        found = theory.contraction(n, rate), theory.drift(n, rate), theory.kept(n, rate)
-        print(f"  {policy:<34}" + "".join(f"{value:>12.4g}" for value in found))
-    print("averaging gradients: nothing contracts, and what is missed adds up\n")
+    print(f"{'servers, workers that miss':<30}contraction    drift    equal     bias  settles")
+    print("models: every exchange brings the workers together")
+    _print_policy("received, own (RPS)", theory.moments(n, p), settles=True)
+    _print_policy("  messages only whole", theory.moments(n, 1 - whole), settles=True)
+    print("gradients: whatever they miss adds up")
+    policies: list[tuple[ServerName, str]] = [
+        ("received", "own"),
+        ("received", "zero"),
+        ("zero-filled", "zero"),
+        ("unbiased", "zero"),
+    ]
+    for server, on_miss in policies:
+        rate = p if server == "unbiased" else None
+        found = theory.moments(n, p, server=server, server_drop_rate=rate, on_miss=on_miss)
+        _print_policy(f"{server}, {on_miss}", found, settles=False)
+    print()
 
     wire = 2 * (n - 1) * block_bytes * _OVERHEAD * 8 / (1e6 * config.link_rate)
     rounds = theory.rounds_until_all(p, n * (n - 1) * packets)
@@ -78,3 +96,12 @@ def run(argv: Sequence[str]) -> int:
     allowed = ", ".join(f"{t:g} at {theory.largest_drop_rate(n, t):.3g}" for t in (0.01, 0.1, 0.5))
     print(f"\nby drop rate, packet by packet, contraction is\n{allowed}")
     return 0
+
+
+def _print_policy(name: str, found: "Moments", *, settles: bool) -> None:
+    """Prints a row: what an exchange does by a policy."""
+    numbers = (found.contraction, found.drift, found.equal_spread, 1 - found.equal_kept)
+    cells = "".join(f"{abs(x) if abs(x) < 1e-12 else x:>9.3g}" for x in numbers)
+    left = 1 - found.contraction
+    distance = f"{(found.contraction / left) ** 0.5:.3g}" if settles and left > 0 else "never"
+    print(f"  {name:<30}{cells}{distance:>9}")

@@ -28,6 +28,7 @@ from launch.reports.links import (
     draw_heat_maps,
     lists_of_links,
 )
+from launch.trainer.json_files import is_number
 from launch.trainer.run_directory import RunDirectory, check_can_write
 
 _POLL_SECONDS = 2.0
@@ -101,8 +102,10 @@ def _write(writer: Any, line: dict[str, Any], num_workers: int) -> None:
             figure = Figure(figsize=(4.0 * columns, 3.3), layout="constrained")
             draws[name](figure.subplots(1, columns), values)
             writer.add_figure(name, figure, step, close=False)
-    if "distances" in line:
-        writer.add_histogram("distances", np.array(line["distances"], float), step)
+    distances = line.get("distances")
+    # A line of JSON may say anything.
+    if isinstance(distances, list) and distances and all(map(is_number, distances)):
+        writer.add_histogram("distances", np.array(distances, float), step)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def _run(argv: Sequence[str]) -> int:
         return plan.run(argv[1:])
     config = read_command(TheoryConfig, "launch.theory", argv, TheoryConfig())
     most = max(config.num_workers)
-    # Models of 16 coordinates a block, before and after, as blocks, sums and counts.
+    # Models of 16 coordinates a block, before and after, as pieces, sums and counts.
     check_memory("num_workers", most, 8 * 4 * 16 * most**2)
     check_platforms()
 
@@ -66,15 +66,15 @@ def _run(argv: Sequence[str]) -> int:
             channel = rps.Bernoulli(drop_rate)
             found = rps.theory.measure(channel, num_workers, config.num_exchanges, config.seed)
             contraction_half, drift_half = (
-                half_width(error, config.num_exchanges)
-                for error in (found.contraction_error, found.drift_error)
+                half_width(error, found.samples)
+                for error in (found.errors.contraction, found.errors.drift)
             )
             print(
                 f"{num_workers:7d} {drop_rate:5.3g}  "
                 f"{rps.theory.contraction(num_workers, drop_rate):9.6f}  "
-                f"{found.contraction:8.6f} ±{contraction_half:8.6f}  "
+                f"{found.means.contraction:8.6f} ±{contraction_half:8.6f}  "
                 f"{rps.theory.drift(num_workers, drop_rate):9.6f}  "
-                f"{found.drift:8.6f} ±{drift_half:8.6f}",
+                f"{found.means.drift:8.6f} ±{drift_half:8.6f}",
                 flush=True,
             )
     return 0

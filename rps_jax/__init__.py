@@ -54,5 +54,9 @@ from rps_jax.train_step import TrainState as TrainState
 from rps_jax.train_step import init_train_state as init_train_state
 from rps_jax.train_step import make_step as make_step
 from rps_jax.train_step import make_train_step as make_train_step
+from rps_jax.updates import UpdateProducts as UpdateProducts
+from rps_jax.updates import UpdateSketches as UpdateSketches
+from rps_jax.updates import remember_updates as remember_updates
+from rps_jax.updates import update_products as update_products
 
 __version__ = "0.1.0"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-import rps_jax as rps
 from launch import compare
 from launch.cli.command_line import UsageError
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
-from launch.comparison.prediction import noise_distances, with_prediction
 from launch.config import TrainConfig
+from launch.reports.intervals import Interval
+from launch.reports.tables import text_table
 from launch.trainer import many_runs
 
 
@@ -28,23 +28,30 @@ def test_a_comparison_leaves_a_table_a_picture_and_its_runs_and_repeats_nothing(
     monkeypatch.setattr(many_runs, "start_devices", lambda *workers: None)
     flags = "--preset linear --num-workers 4 --batch-size 90 --epochs 2"
     flags += " -- --drop-rate 0 0.3 -- --algorithm local"
-    arguments = ["--output-dir", "out", "--", *flags.split()]
+    arguments = ["--output-dir", "out", "--predict", "--", *flags.split()]
     assert compare.main(arguments) == 0
     printed = capsys.readouterr().out
     names = {f"{name}-seed-0" for name in ("drop-rate-0", "drop-rate-0.3", "algorithm-local")}
     files = {"table.md", "curves.csv", "curves.png", "run.json", "writer.lock"}
     assert set(os.listdir("out")) == names | files
     table = Path("out/table.md").read_text()
-    assert table in printed
-    labels = [row.split(" | ")[0] for row in table.splitlines()[2:]]
-    assert labels == ["| drop rate 0", "| drop rate 0.3", "| local"]
+    header, _, *cells = [row.split(" | ") for row in table.splitlines()]
+    assert [row[0] for row in cells] == ["| drop rate 0", "| drop rate 0.3", "| local"]
+    for name in ("consensus distance", "predicted"):
+        _, some, _ = (row[header.index(name)] for row in cells)
+        assert some in printed
+    nothing, some, unknown = (row[header.index("predicted")] for row in cells)
+    assert (nothing, unknown) == ("0", "")
+    assert float(some) > 0
+    *_, end = printed.split("training")
+    assert max(map(len, end.splitlines())) <= 80
     with open("out/curves.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1.0", "2.0"] * len(names)
     apart = {(row["algorithm"], row["drop_rate"]): row["consensus_distance"] for row in rows}
     assert 0 < float(apart["", "0.3"]) < float(apart["local", ""])
     command = json.loads(Path("out/run.json").read_text())["command"]
-    assert command == f"python -m launch.compare --seeds 0 -- {flags}"
+    assert command == f"python -m launch.compare --seeds 0 --predict -- {flags}"
 
     assert compare.main(arguments) == 0
     assert "epoch 2/2" not in capsys.readouterr().out
@@ -122,31 +129,26 @@ def test_a_comparison_has_room_for_any_number_of_settings(number, tmp_path):
     ]
     report.draw(results, "test_accuracy", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 0
-    header, _, *rows = report.table(results, "test_accuracy").splitlines()
-    assert header.endswith("| delivered | seconds an exchange |")
-    assert [row.split(" | ")[0] for row in rows] == [f"| number {i}" for i in range(number)]
+    header, rows = report.table(results, "test_accuracy", predict=True)
+    assert header[-3:] == ["predicted", "delivered", "seconds an exchange"]
+    assert [label for label, _ in rows] == [f"number {i}" for i in range(number)]
 
 
-def test_the_distance_of_noise_is_that_of_theory():
-    rate = 0.5
-    flags = (
-        f"--num-workers 8 --momentum 0 --schedule constant --learning-rate {rate} --drop-rate 0.2"
-    )
-    (setting,) = settings(flags)
-    distances = noise_distances(setting.config, 100)[:, 10:]
-    expected = rps.theory.steady_consensus_distance(8, 0.2, 0.5, gradient_variance=1.0)
-    of_trainings = (distances**2).mean(1)
-    error = of_trainings.std(ddof=1) / len(of_trainings) ** 0.5
-    assert abs(of_trainings.mean() - expected**2) < 5 * error
-    assert error < 0.05 * expected**2
-
-
-def test_predictions_have_the_scale_of_the_first_setting_that_drops():
-    results = []
-    for setting in settings("--num-workers 4 --drop-rate 0 0.2 0.4"):
-        lines = [{"step": 5, "consensus_distance": 3.0}, {"step": 9, "consensus_distance": 5.0}]
-        results.append(report.Result(setting, [lines, lines]))
-    nothing, first, second = (result.predicted for result in with_prediction(results))
-    assert max(nothing) < 1e-3
-    assert first == ()
-    assert 4 < second[0] < 12
+@pytest.mark.parametrize("label", ["rps", "gilbert-elliott, mean burst 8, " + "packets 64, " * 9])
+def test_seven_columns_of_a_table_fit_a_terminal(label):
+    found = Interval(0.00067, 0.00013)
+    cells = [
+        found,
+        Interval(3.1e-9, 1.2e-9),
+        Interval(0.98, float("nan")),
+        None,
+        found,
+        found,
+        found,
+    ]
+    header = ["training loss", "consensus distance", "seconds an exchange", *"abcd"]
+    lines = text_table(header, [(label, cells), ("short", cells)])
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("0.00067") for line in lines) == 8
+    assert sum(line.count("± 0.00013") for line in lines) == 8
+    assert set(label.split()) <= set(" ".join(lines).split())

@@ -17,6 +17,8 @@ import pytest
 import launch.bench
 import launch.benchmarks.colocation
 import launch.benchmarks.exchange
+import launch.benchmarks.scale
+import launch.benchmarks.startup
 import launch.benchmarks.wire
 import launch.cluster.ray
 import launch.colocate
@@ -33,7 +35,9 @@ import launch.figures.figure
 import launch.figures.search
 import launch.hosts
 import launch.local
+import launch.plan
 import launch.reproduce
+import launch.tensorboard
 import launch.theory
 import launch.train
 import launch.trainer.many_runs
@@ -58,8 +62,12 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
     "cluster.ray": (launch.cluster.ray.main, launch.cluster.ray.RayConfig, TrainConfig),
     "compare": (launch.compare.main, launch.compare.CompareConfig, TrainConfig),
     "theory": (launch.theory.main, launch.theory.TheoryConfig, None),
+    "theory plan": (launch.theory.main, launch.plan.PlanConfig, None),
+    "tensorboard": (launch.tensorboard.main, launch.tensorboard.TensorBoardConfig, None),
     "bench": (launch.bench.main, launch.benchmarks.exchange.ExchangeConfig, None),
     "bench wire": (launch.bench.main, launch.benchmarks.wire.WireConfig, None),
+    "bench scale": (launch.bench.main, launch.benchmarks.scale.ScaleConfig, None),
+    "bench startup": (launch.bench.main, launch.benchmarks.startup.StartupConfig, None),
     "bench colocation": (
         launch.bench.main,
         launch.benchmarks.colocation.ColocationConfig,
@@ -90,6 +98,8 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
 LONG_WORK = (
     (launch.train, "start_devices"),
     (launch.benchmarks.exchange, "start_devices"),
+    (launch.benchmarks.scale, "start_devices"),
+    (launch.benchmarks.startup, "_start_twice"),
     (launch.benchmarks.wire, "Bed"),
     (launch.benchmarks.colocation, "Bed"),
     (launch.trainer.many_runs, "only_writer"),

@@ -96,10 +96,10 @@ def test_real_exchanges_contract_and_drift_as_predicted(n, channel, expected):
     """Within five standard errors: fails by chance once in 1.7 million keys."""
     measured = theory.measure(channel, n, num_exchanges=4000, seed=3)
     contraction = expected.alpha_1 - expected.alpha_2
-    assert abs(measured.contraction - contraction) < 5 * measured.contraction_error
-    assert abs(measured.drift - expected.alpha_2) < 5 * measured.drift_error
+    assert abs(measured.means.contraction - contraction) < 5 * measured.errors.contraction
+    assert abs(measured.means.drift - expected.alpha_2) < 5 * measured.errors.drift
     # And the law is held to something: the error is small beside what it measures.
-    assert measured.contraction_error < 0.05 * contraction
+    assert measured.errors.contraction < 0.05 * contraction
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_command_prints_95_percent_confidence_intervals(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     found = rps.theory.measure(rps.Bernoulli(0.3), 4, 5, launch.theory.TheoryConfig().seed)
-    errors = np.array([found.contraction_error, found.drift_error])
+    errors = np.array([found.errors.contraction, found.errors.drift])
     printed = [float(part.split()[0]) for part in lines[-1].split("±")[1:]]
     np.testing.assert_allclose(printed, 2.776445 * errors, atol=1e-6)  # Student's t, 4 degrees
 

@@ -57,9 +57,9 @@ def test_real_exchanges_over_links_that_differ_are_as_predicted(channel):
     expected = theory.link_alphas(channel.drop_rates)
     measured = theory.measure(channel, n, num_exchanges=4000, seed=3)
     contraction = expected.alpha_1 - expected.alpha_2
-    assert abs(measured.contraction - contraction) < 5 * measured.contraction_error
-    assert abs(measured.drift - expected.alpha_2) < 5 * measured.drift_error
-    assert measured.contraction_error < 0.05 * contraction
+    assert abs(measured.means.contraction - contraction) < 5 * measured.errors.contraction
+    assert abs(measured.means.drift - expected.alpha_2) < 5 * measured.errors.drift
+    assert measured.errors.contraction < 0.05 * contraction
 
 
 @pytest.mark.parametrize(("rate", "packets", "burst"), [(0.1, 6, 3.0), (0.6, 4, 1.5), (0.2, 1, 8)])

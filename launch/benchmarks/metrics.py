@@ -1,7 +1,8 @@
-"""Measures what it costs a training to count what arrives on each link.
+"""Measures what it costs a training to measure itself.
 
-The same training twice in one process, counting and not: they take turns, step by step, so that a
-machine whose speed drifts slows them alike.
+The same training three times in one process: as it is without metrics, counting what arrives on
+each link, and remembering its updates too, which the predicted consensus distance is made of. They
+take turns, step by step, so that a machine whose speed drifts slows them alike.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ _WARM_UP = 10
 
 @dataclasses.dataclass(frozen=True)
 class MetricsConfig:
-    """Measure what counting the drops of each link costs a step."""
+    """Measure what counting the drops of each link, and remembering updates, cost a step."""
 
     preset: PresetName = "digits"
     """Data and model."""
@@ -63,7 +64,10 @@ def run(argv: Sequence[str]) -> int:
         find_source(training)
     start_devices(max(config.num_workers), config.workers_per_device)
 
-    print(f"{'workers':>7}  {'packets':>7}  {'step ms':>8}  {'counting':>16}  {'a line, ms':>10}")
+    print(
+        f"{'workers':>7}  {'packets':>7}  {'step ms':>8}  {'counting':>16}"
+        f"  {'and remembering':>16}  {'a line, ms':>10}"
+    )
     rows = [_measure(training, config.rounds) for training in runs]
     write_results(config.json, "metrics", config, rows)
     return 0
@@ -74,6 +78,7 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     import numpy as np
 
     from launch.trainer.metrics import measure_links
+    from launch.trainer.prediction import predict_together
     from launch.trainer.setup import set_up
     from launch.trainer.step import TrainStep
 
@@ -82,8 +87,11 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     mesh = setup.network.mesh
     order = setup.train_step.order(setup.data_key, setup.train.arrays, 0)
     signals = mesh.put(np.zeros(len(mesh.local_workers), np.int32))
-    counting = jax.tree.map(jax.numpy.copy, setup.initial)
-    states = {"plain": setup.initial._replace(links=()), "counting": counting}
+    *optimizer, _ = setup.initial.opt_state
+    counting = setup.initial._replace(opt_state=tuple(optimizer))
+    states = {"plain": counting._replace(links=()), "counting": counting, "all": setup.initial}
+    # A step gives up the buffers of its state.
+    states = {name: jax.tree.map(jax.numpy.copy, state) for name, state in states.items()}
     steps = {}
     for name, state in states.items():
         step = TrainStep(config, setup.network, setup.task, setup.schedule.steps_per_epoch)
@@ -104,13 +112,19 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     lines = []
     for _ in range(10):
         began = time.perf_counter()
-        measure_links(setup, setup.schedule.after(1), states["counting"])
+        at = setup.schedule.after(1)
+        measure_links(setup, at, states["all"])
+        predict_together(setup, at, states["all"])
         lines.append(time.perf_counter() - began)
-    ratios = [a / b for a, b in zip(seconds["counting"], seconds["plain"], strict=True)]
+    counting_ratio, ratio = (
+        statistics.median(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True))
+        for name in ("counting", "all")
+    )
     row: dict[str, Any] = {
         "num_workers": config.num_workers,
         "packets": config.packets,
-        "ratio": statistics.median(ratios),
+        "counting_ratio": counting_ratio,
+        "ratio": ratio,
         "line_milliseconds": round(1e3 * statistics.median(lines), 3),
         "milliseconds": {
             name: [round(1e3 * x, 3) for x in values] for name, values in seconds.items()
@@ -119,7 +133,7 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     print(
         f"{config.num_workers:>7}  {config.packets:>7}"
         f"  {1e3 * statistics.median(seconds['plain']):>8.2f}"
-        f"  {row['ratio'] - 1:>+16.2%}  {row['line_milliseconds']:>10.2f}",
+        f"  {counting_ratio - 1:>+16.2%}  {ratio - 1:>+16.2%}  {row['line_milliseconds']:>10.2f}",
         flush=True,
     )
     return row

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.comparison.grid import Setting
-from launch.reports.intervals import interval
-from launch.reports.tables import markdown_table
+from launch.reports.intervals import Interval, interval
+
+PREDICTED = "consensus_distance_predicted"
 
 
 class Result(NamedTuple):
@@ -15,12 +16,10 @@ class Result(NamedTuple):
     Attributes:
         setting: What was trained.
         curves: The lines of metrics at the ends of the epochs, of each seed.
-        predicted: The consensus distance that was predicted, if it was.
     """
 
     setting: Setting
     curves: Sequence[Sequence[dict[str, Any]]]
-    predicted: Sequence[float] = ()
 
     def last(self, key: str) -> list[float]:
         """Returns a metric after the last epoch, of each seed."""
@@ -29,6 +28,19 @@ class Result(NamedTuple):
     def mean(self, key: str) -> list[float]:
         """Returns a metric's mean over the epochs, of each seed."""
         return [sum(line[key] for line in lines) / len(lines) for lines in self.curves]
+
+    @property
+    def predicted(self) -> list[float]:
+        """The mean over the epochs of the consensus distance that theory expects, of each seed.
+
+        Nothing of runs of which it expects none.
+        """
+        known = all(PREDICTED in line for lines in self.curves for line in lines)
+        return self.mean(PREDICTED) if known else []
+
+
+Row = tuple[str, list[Interval | None]]
+"""A setting's label, and its means over the seeds; None where there is nothing."""
 
 
 class Column(NamedTuple):
@@ -48,22 +60,27 @@ def ends_of_epochs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if "mean_model_train_loss" in line]
 
 
-def table(results: Sequence[Result], score: str) -> str:
-    """Returns a row for each setting, in Markdown: means over the seeds, and how sure they are."""
+def table(results: Sequence[Result], score: str, predict: bool) -> tuple[list[str], list[Row]]:
+    """Returns names of columns, and a row for each setting: its label, and its values by column.
+
+    Args:
+        results: The trainings.
+        score: The test metric.
+        predict: Whether to set what theory expects beside the measured consensus distance.
+    """
     columns = _measures(score)
-    if any(result.predicted for result in results):
-        columns.append(Column("predicted", lambda r: r.predicted))
+    if predict:
+        columns.append(Column("predicted", lambda result: result.predicted))
     columns.append(Column("delivered", _delivered))
     if _have(results, "bytes_sent_per_worker"):
         columns.append(Column("MB sent", _megabytes))
     if _have(results, "exchange_seconds"):
         columns.append(Column("seconds an exchange", lambda r: r.mean("exchange_seconds")))
-    header = ["", *(column.name for column in columns)]
     rows = [
-        [result.setting.label, *(_cell(column.values(result)) for column in columns)]
+        (result.setting.label, [_cell(column.values(result)) for column in columns])
         for result in results
     ]
-    return "\n".join(markdown_table(header, rows)) + "\n"
+    return [column.name for column in columns], rows
 
 
 def rows(results: Sequence[Result], seeds: Sequence[int], score: str) -> list[dict[str, Any]]:
@@ -79,13 +96,14 @@ def rows(results: Sequence[Result], seeds: Sequence[int], score: str) -> list[di
     ]
 
 
-def draw(results: Sequence[Result], score: str, path: Path) -> None:
+def draw(results: Sequence[Result], score: str, path: Path, predict: bool = False) -> None:
     """Draws the curves of all settings, and below them a row for each, as in the table.
 
     Args:
         results: The trainings.
         score: The test metric.
         path: Path of the PNG file.
+        predict: Whether to draw a circle around what theory expects.
     """
     import matplotlib
     import numpy as np
@@ -116,8 +134,7 @@ def draw(results: Sequence[Result], score: str, path: Path) -> None:
             for place, (result, colour) in enumerate(zip(results, colours, strict=True)):
                 _draw_interval(axes, place, column.values(result), colour)
             axes.set(xlabel=column.name, xscale=_scale(results, column))
-        for place, result in enumerate(results):
-            # A circle around what was predicted.
+        for place, result in enumerate(results if predict else ()):
             circle = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": "0.4"}
             axes.plot(result.predicted, [place] * len(result.predicted), "o", **circle)
         panels[0].set_yticks(range(len(results)), [result.setting.label for result in results])
@@ -140,8 +157,8 @@ def _megabytes(result: Result) -> list[float]:
     return [bytes_sent / 1e6 for bytes_sent in result.last("bytes_sent_per_worker")]
 
 
-def _cell(values: Sequence[float]) -> str:
-    return str(interval(values)) if values else ""
+def _cell(values: Sequence[float]) -> Interval | None:
+    return interval(values) if values else None
 
 
 def _have(results: Sequence[Result], key: str) -> bool:

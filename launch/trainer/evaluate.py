@@ -16,17 +16,22 @@ from launch.trainer.shards import Shards
 class Evaluator:
     """The programs that measure models; compiled at first use."""
 
-    def __init__(self, mesh: rps.WorkerMesh, task: Task) -> None:
+    def __init__(self, mesh: rps.WorkerMesh, task: Task, every: int = 1) -> None:
         """Describes the programs.
 
         Args:
             mesh: Where the workers are.
             task: Data and model.
+            every: Local steps to an exchange.
         """
         axis = mesh.axis_name
 
         def distance(state: rps.TrainState) -> jax.Array:
             return rps.distance_from_mean(state.params, axis)
+
+        def update_products(state: rps.TrainState) -> rps.UpdateProducts:
+            *_, sketches = state.opt_state
+            return rps.update_products(sketches, axis, every)
 
         def model_of(state: rps.TrainState, worker: jax.Array) -> Any:
             mine = jax.lax.axis_index(axis) == worker
@@ -43,6 +48,7 @@ class Evaluator:
             return jax.lax.psum(sums, axis), result.predictions
 
         self._distance = mesh.spmd(distance, (P("workers"),), P("workers"))
+        self._update_products = mesh.spmd(update_products, (P("workers"),), P())
         self._model_of = mesh.spmd(model_of, (P("workers"), P()), P())
         self._mean_model = mesh.spmd(mean_model, (P("workers"),), P())
         self._evaluate = mesh.spmd(evaluate, (P(), P("workers")), (P(), P("workers")))
@@ -51,6 +57,11 @@ class Evaluator:
     def distances(self, state: rps.TrainState) -> np.ndarray:
         """Returns how far each worker's model is from their mean, `[num_workers]`."""
         return of_all_workers(self._distance(state))
+
+    def update_products(self, state: rps.TrainState) -> rps.UpdateProducts:
+        """Returns what the workers' optimizers remember of their updates, of all workers."""
+        products: rps.UpdateProducts = jax.device_get(self._update_products(state))
+        return products
 
     def mean_model(self, state: rps.TrainState) -> Any:
         """Returns the mean of the workers' params and model states."""

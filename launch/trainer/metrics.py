@@ -12,6 +12,7 @@ from launch.cli.command_line import DIVERGED, CommandError
 from launch.config import make_rule
 from launch.reports.links import LinkStatistics, as_list
 from launch.trainer.evaluate import of_all_workers
+from launch.trainer.prediction import predict_together
 from launch.trainer.resume import Start
 from launch.trainer.run_directory import EPOCH_DIGITS
 from launch.trainer.schedule import Position
@@ -87,6 +88,7 @@ def measure_together(setup: Setup, at: Position, state: rps.TrainState) -> dict[
     """Returns what all workers' models are worth, together: every process measures its part."""
     evaluator, n = setup.evaluator, setup.config.num_workers
     measured = of_distances(evaluator.distances(state), at)
+    measured |= predict_together(setup, at, state)
     measured["bytes_sent_per_worker"] = setup.bytes_sent(at.step)
     if state.links:
         measured |= measure_links(setup, at, state)

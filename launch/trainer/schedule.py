@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import optax
 
-from launch.config import TrainConfig
+from launch.config import TrainConfig, make_rule
+from rps_jax import remember_updates
 
 
 class Position(NamedTuple):
@@ -80,7 +81,11 @@ _OVER_THE_RUN: dict[str, optax.Schedule] = {
 
 
 def make_optimizer(
-    config: TrainConfig, learning_rate: jax.Array | float, total_steps: jax.Array | int
+    config: TrainConfig,
+    learning_rate: jax.Array | float,
+    total_steps: jax.Array | int,
+    *,
+    remembers: bool = False,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of the local step.
 
@@ -89,6 +94,7 @@ def make_optimizer(
         learning_rate: Rate before the schedule lowers it. May be traced: then runs of other rates
             and lengths are the same program.
         total_steps: Steps of the whole run. May be traced.
+        remembers: Whether the last of its states are `rps.UpdateSketches`.
     """
     factor = _OVER_THE_RUN[config.schedule]
 
@@ -102,4 +108,6 @@ def make_optimizer(
         chain.append(optax.adam(rate))
     else:
         chain.append(optax.sgd(rate, momentum=config.momentum or None))
+    if remembers:
+        chain.append(remember_updates(make_rule(config).every))
     return optax.chain(*chain)

@@ -14,7 +14,7 @@ from data import DataError, Source, partition
 from launch.channels import ChannelFlags, make_channel
 from launch.cli.command_line import UsageError
 from launch.cli.fields import fields_of
-from launch.config import TrainConfig, deciding, make_rule, records_steps
+from launch.config import TrainConfig, deciding, make_rule, predicts_distance, records_steps
 from launch.distributed.consistency import check_consistency, digest_of
 from launch.tasks import Task, make_task
 from launch.tasks.source import check_packets, of_flag
@@ -135,7 +135,12 @@ def set_up(
     initial = rps.init_train_state(
         params,
         model_state,
-        make_optimizer(config, config.learning_rate, schedule.total_steps),
+        make_optimizer(
+            config,
+            config.learning_rate,
+            schedule.total_steps,
+            remembers=predicts_distance(config),
+        ),
         network.carrier(channel),
         config.num_workers,
         config.seed,
@@ -189,7 +194,7 @@ def _programs(
             del _kept[next(iter(_kept))]
         task = make()
         step = TrainStep(config, network, task, schedule.steps_per_epoch)
-        _kept[key] = task, step, Evaluator(network.mesh, task)
+        _kept[key] = task, step, Evaluator(network.mesh, task, make_rule(config).every)
     return _kept[key]
 
 

@@ -61,10 +61,17 @@ class TrainStep:
                 key = jax.random.fold_in(key, part)
             return epoch_order(key, arrays["weight"])
 
-        def step_of_worker(run: Run) -> Any:
+        def step_of_worker(run: Run, state: rps.TrainState) -> Any:
+            *_, last = state.opt_state
+            optimizer = make_optimizer(
+                config,
+                run.learning_rate,
+                run.total_steps,
+                remembers=isinstance(last, rps.UpdateSketches),
+            )
             return rps.make_step(
                 task.loss_fn,
-                make_optimizer(config, run.learning_rate, run.total_steps),
+                optimizer,
                 rule,
                 network.carrier(run.channel),
                 model_state_policy=config.model_state,
@@ -84,17 +91,17 @@ class TrainStep:
         def train_step(
             run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
         ) -> Any:
-            step, batch = step_of_worker(run), batch_of(state, arrays, order)
+            step, batch = step_of_worker(run, state), batch_of(state, arrays, order)
             return *step(begin(state), batch), jax.lax.pmax(signal, mesh.axis_name)
 
         def exchange(run: Run, state: rps.TrainState) -> Any:
-            return step_of_worker(run).exchange(begin(state))
+            return step_of_worker(run, state).exchange(begin(state))
 
         def local(run: Run, state: rps.TrainState, arrays: Any, order: Any) -> Any:
-            return step_of_worker(run).local(state, batch_of(state, arrays, order))
+            return step_of_worker(run, state).local(state, batch_of(state, arrays, order))
 
         def join(exchanged: Any, changed: Any, run: Run, state: rps.TrainState, signal: Any) -> Any:
-            joined = step_of_worker(run).join(state, exchanged, changed)
+            joined = step_of_worker(run, state).join(state, exchanged, changed)
             return *joined, jax.lax.pmax(signal, mesh.axis_name)
 
         each, results = P("workers"), (P("workers"), P(), P())

@@ -1,74 +1,190 @@
-"""Monte Carlo: what real exchanges over any channel do to the workers' models."""
+"""Monte Carlo: what real exchanges over any channel, by any rule, do to the workers' models."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rps_jax.averaging import average_models
-from rps_jax.channels import Channel
-from rps_jax.draw import draw_exchange
+from rps_jax import averaging, rules
+from rps_jax.channels import Channel, Reliable
+from rps_jax.delivery import Delivery
+from rps_jax.draw import Assignment, draw_exchange
+from rps_jax.servers import RECEIVED, Server
+from rps_jax.theory.policies import Moments
+
+_AXIS = "workers"
+_BATCHES = 100
 
 
 class Measured(NamedTuple):
-    """Monte Carlo estimates, with the standard error of each.
+    """Monte Carlo estimates.
 
     Attributes:
-        contraction: mean of the factor on the squared consensus distance.
-        contraction_error: its standard error.
-        drift: mean squared move of the mean, in units of the squared consensus distance.
-        drift_error: its standard error.
+        means: what exchanges did on average.
+        errors: the standard error of each mean.
+        samples: of how many values, as good as independent, each is the mean: a 95% confidence
+            interval has Student's t of so many, less one, degrees of freedom.
     """
 
-    contraction: float
-    contraction_error: float
-    drift: float
-    drift_error: float
+    means: Moments
+    errors: Moments
+    samples: int
 
 
 def measure(
-    channel: Channel, num_workers: int, num_exchanges: int = 1000, seed: int = 0
+    channel: Channel,
+    num_workers: int,
+    num_exchanges: int = 1000,
+    seed: int = 0,
+    *,
+    rule: str | rules.Rule = "rps",
+    assignment: Assignment = "random",
+    in_a_row: int = 1,
+    **options: Any,
 ) -> Measured:
-    """Measures contraction and drift of real exchanges, for any channel.
+    """Measures what real exchanges do, for any channel and any rule with any policies.
 
-    Each exchange starts from new, normally distributed models of 16 coordinates a block; a channel
-    with state goes on from exchange to exchange.
+    Workers that agree at zero, and have agreed there before, change their models (or, of rules of
+    gradients, their gradients) by normally distributed numbers, eight coordinates a block, which
+    differ between the workers or, for what is called equal, do not. What exchanges make of that is
+    measured. A channel with state goes on from one to the next.
 
     Args:
         channel: where drops come from.
         num_workers: at least 2: a single worker has no consensus distance.
-        num_exchanges: how many exchanges to average over.
+        num_exchanges: how many to average over.
         seed: of the drops and the models.
+        rule: a rule, or its name in `rps_jax.rules.RULES`.
+        assignment: whether servers of blocks are drawn anew for each exchange.
+        in_a_row: how many exchanges the models go through before they are looked at.
+        options: of the rule, where it is given by its name: `server`, `on_miss`.
 
     Raises:
-        ValueError: fewer than two workers.
+        ValueError: fewer than two workers, no exchange, or an unknown rule or option.
+
+    >>> from rps_jax import Bernoulli
+    >>> found = measure(Bernoulli(0.1), 8, 200, server="stale", in_a_row=2)
+    >>> found.means.contraction < 0.1
+    True
     """
     if num_workers < 2:
         raise ValueError(f"num_workers={num_workers}: expected at least 2")
+    for name, value in (("num_exchanges", num_exchanges), ("in_a_row", in_a_row)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    simulation = Simulation.of(channel, num_workers, rule, assignment, options)
     drop_key, model_key = jax.random.split(jax.random.key(seed))
-    size = 16 * num_workers
+    size = 8 * num_workers
 
-    def spread(models: jax.Array) -> jax.Array:
-        return jnp.sum((models - models.mean(0, keepdims=True)) ** 2)
+    def sample(state: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        key = jax.random.fold_in(model_key, number)
+        normal = jax.random.normal(key, (num_workers, size))
+        mean = normal.mean(0, keepdims=True)
+        equal = jnp.broadcast_to(mean, normal.shape) * num_workers**0.5
+        before = jnp.stack([normal - mean, equal], axis=1)
+        start = before, simulation.remember(jnp.zeros_like(before)), state
+        after, _, state = jax.lax.fori_loop(
+            number * in_a_row,
+            (number + 1) * in_a_row,
+            lambda step, now: simulation.exchange(now[0], now[1], now[2], drop_key, step),
+            start,
+        )
+        return state, jnp.stack(_moments(before, after))
 
-    def exchange(state: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def one_worker(params: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-            delivery, state = draw_exchange(channel, state, drop_key, step, "workers")
-            return average_models(params, delivery, "workers"), state
+    _, values = jax.lax.scan(sample, simulation.init(), jnp.arange(num_exchanges))
+    # Exchanges in a row depend on each other where the channel has a memory; many in a row do not.
+    batches = min(_BATCHES, num_exchanges)
+    each = num_exchanges // batches
+    means = values[: batches * each].reshape(batches, each, -1).mean(1)
+    errors = means.std(0, ddof=1) / batches**0.5
+    return Measured(Moments(*map(float, values.mean(0))), Moments(*map(float, errors)), batches)
 
-        before = jax.random.normal(jax.random.fold_in(model_key, step), (num_workers, size))
-        after, state = jax.vmap(one_worker, axis_name="workers")(before, state)
-        moved = num_workers * jnp.sum((after.mean(0) - before.mean(0)) ** 2)
-        return state, jnp.stack([spread(after), moved]) / spread(before)
 
-    one = channel.init(num_workers)
-    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_workers, *jnp.shape(x))), one)
-    _, ratios = jax.lax.scan(exchange, state, jnp.arange(num_exchanges))
-    means = ratios.mean(0)
-    errors = ratios.std(0, ddof=1) / num_exchanges**0.5
-    return Measured(
-        contraction=float(means[0]),
-        contraction_error=float(errors[0]),
-        drift=float(means[1]),
-        drift_error=float(errors[1]),
+def _moments(before: jax.Array, after: jax.Array) -> Moments:
+    """Returns what became of models `[workers, 2, size]`, of which the second are equal."""
+    n = len(before)
+    mean_before, mean = (x.mean(0, keepdims=True) for x in (before, after))
+    spread = jnp.sum((after - mean) ** 2, (0, 2))
+    moved = n * jnp.sum((mean - mean_before) ** 2, (0, 2))
+    kept = jnp.sum(after * before, (0, 2))
+    apart, equal = jnp.sum(before**2, (0, 2))
+    return Moments(
+        contraction=spread[0] / apart,
+        drift=moved[0] / apart,
+        kept=kept[0] / apart,
+        equal_spread=spread[1] / equal,
+        equal_drift=moved[1] / equal,
+        equal_kept=kept[1] / equal,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """Exchanges of all workers, on one device; each worker has several models at once.
+
+    Attributes:
+        channel: where drops come from.
+        num_workers: how many workers take part.
+        rule: what is made of what arrives.
+        assignment: whether servers of blocks are drawn anew.
+    """
+
+    channel: Channel
+    num_workers: int
+    rule: rules.Rule
+    assignment: Assignment
+
+    @classmethod
+    def of(
+        cls,
+        channel: Channel,
+        num_workers: int,
+        rule: str | rules.Rule,
+        assignment: Assignment,
+        options: dict[str, Any],
+    ) -> "Simulation":
+        """Returns the exchanges of a rule, or of the rule of a name with its options."""
+        made = rules.make_rule(rule, **options)
+        return cls(channel if made.lossy else Reliable(), num_workers, made, assignment)
+
+    def init(self) -> Any:
+        """Returns the channel's state of all workers before the first exchange."""
+        one = self.channel.init(self.num_workers)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_workers, *jnp.shape(x))), one)
+
+    def remember(self, models: jax.Array) -> Any:
+        """Returns the rule's memory of models `[num_workers, models, size]`."""
+        return jax.vmap(jax.vmap(self.rule.init))(models)
+
+    def exchange(
+        self, models: jax.Array, memory: Any, state: Any, key: jax.Array, step: jax.Array | int
+    ) -> tuple[jax.Array, Any, Any]:
+        """Returns models, memory and state after an exchange, the same drops for all models."""
+
+        def one_worker(models: jax.Array, memory: Any, state: Any) -> Any:
+            delivery, state = draw_exchange(self.channel, state, key, step, _AXIS, self.assignment)
+            average = _Average(delivery, jax.lax.axis_index(_AXIS))
+
+            def one_model(model: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
+                model, memory = self.rule.on_gradients(model, memory, average)
+                return self.rule.on_params(model, memory, average)
+
+            return *jax.vmap(one_model)(models, memory), state
+
+        models, memory, state = jax.vmap(one_worker, axis_name=_AXIS)(models, memory, state)
+        return models, memory, state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Average:
+    """An exchange as a rule sees it; see `rps_jax.rules.Average`."""
+
+    delivery: Delivery
+    worker: jax.Array
+
+    def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
+        return averaging.average_or_else(tree, otherwise, self.delivery, _AXIS, server=server)
+
+    def sent_or_last(self, tree: Any, last: Any) -> Any:
+        return averaging.sent_or_last(tree, last, self.delivery, self.worker)

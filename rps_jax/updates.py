@@ -1,0 +1,139 @@
+"""What workers' local steps do differently, remembered in a few numbers a step.
+
+Drops set workers apart by what their local steps did differently since they last agreed. To say how
+far, one has to know how much that is, and how much of it the next steps repeat: momentum repeats
+steps, and so do data that differ between the workers. Both are inner products of updates, so a
+sketch of each update does: some coordinates of each leaf, spread evenly over it and weighted by how
+many each stands for, get a sign and a bucket each, and what falls into a bucket is summed. Sketches
+are linear, so that those of different workers and steps may be subtracted and added, and the inner
+product of two sketches is that of the updates in expectation over the signs.
+
+Charikar, Chen and Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002; the
+estimator is that of Alon, Matias and Szegedy, STOC 1996.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rps_jax.axis import AxisName, axis_names
+
+BUCKETS = 64
+"""Numbers that stand for an update."""
+INTERVALS = 16
+"""Intervals between exchanges of which a worker remembers what it has changed."""
+_ROWS = 128
+"""About as many coordinates there are to a bucket: of each leaf at least one, equally many."""
+
+
+class UpdateSketches(NamedTuple):
+    """What one worker remembers of its updates.
+
+    Attributes:
+        count: int32 scalar, local steps taken.
+        sketches: float32 `[INTERVALS, BUCKETS]`: row k mod INTERVALS is the sum over the steps from
+            the k-th exchange to the next.
+    """
+
+    count: Any
+    sketches: jax.Array
+
+
+class UpdateProducts(NamedTuple):
+    """Inner products of what the workers have changed, interval by interval, the newest first.
+
+    Attributes:
+        apart: float32 `[INTERVALS, INTERVALS]`, mean over the workers of <u_i - mean u, v_i - mean
+            v>, for the changes u and v of two intervals; 0 where one is not remembered.
+        together: the same of <mean u, mean v>.
+    """
+
+    apart: jax.Array
+    together: jax.Array
+
+
+def remember_updates(every: int = 1) -> optax.GradientTransformation:
+    """Returns a transformation that changes nothing and remembers sketches of the updates.
+
+    To be the last of an `optax.chain`, behind what makes the local step:
+
+    >>> optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), remember_updates())
+
+    Args:
+        every: local steps to an exchange.
+    """
+
+    def init(params: Any) -> UpdateSketches:
+        del params
+        return UpdateSketches(jnp.int32(0), jnp.zeros((INTERVALS, BUCKETS), jnp.float32))
+
+    def update(
+        updates: Any, state: UpdateSketches, params: Any = None
+    ) -> tuple[Any, UpdateSketches]:
+        del params
+        row = (state.count // every) % INTERVALS
+        before = jnp.where(state.count % every == 0, 0.0, state.sketches[row])
+        sketches = state.sketches.at[row].set(before + sketch(updates))
+        return updates, UpdateSketches(state.count + 1, sketches)
+
+    return optax.GradientTransformation(init, update)
+
+
+def update_products(state: UpdateSketches, axis_name: AxisName, every: int = 1) -> UpdateProducts:
+    """Returns the inner products of what the workers remember, the same on every worker.
+
+    Args:
+        state: this worker's.
+        axis_name: the worker axis, or a tuple of axes.
+        every: as of `remember_updates`. After a number of steps that it does not divide, the first
+            interval is one that has not ended.
+    """
+    begun = (state.count + every - 1) // every
+    age = jnp.arange(INTERVALS, dtype=jnp.int32)
+    newest_first = state.sketches[(begun - 1 - age) % INTERVALS]
+    sketches = jnp.where((age < begun)[:, None], newest_first, 0.0)
+    mean = jax.lax.pmean(sketches, axis_names(axis_name))
+    apart = jax.lax.pmean(_products(sketches - mean), axis_names(axis_name))
+    return UpdateProducts(apart, _products(mean))
+
+
+def sketch(tree: Any) -> jax.Array:
+    """Returns the sketch of a pytree of numbers, float32 `[BUCKETS]`."""
+    leaves = [(path, leaf) for path, leaf in jax.tree.leaves_with_path(tree) if leaf.size]
+    rows = [
+        row
+        for path, leaf in leaves
+        for row in _sampled(leaf, max(1, _ROWS // len(leaves)), jax.tree_util.keystr(path))
+    ]
+    # Of slices and sums alone, XLA makes one kernel; of too many, a slow one.
+    sums = [sum(rows[first : first + _ROWS]) for first in range(0, len(rows), _ROWS)]
+    return sum(jax.lax.optimization_barrier(sums), start=jnp.zeros(BUCKETS, jnp.float32))
+
+
+def _sampled(leaf: jax.Array, most: int, name: str) -> Iterator[jax.Array]:
+    """Returns coordinates of a leaf with their signs and weights, in rows `[BUCKETS]`.
+
+    Args:
+        leaf: of any shape, not empty.
+        most: how many rows at most.
+        name: decides the signs.
+    """
+    values = leaf.astype(jnp.float32).ravel()
+    taken = min(values.size, most * BUCKETS)
+    # An odd stride comes by every column of a matrix: most have an even number of them.
+    stride = 1 if taken == values.size else values.size // taken - 1 | 1
+    signs = np.random.default_rng(zlib.crc32(name.encode())).choice((-1, 1), taken)
+    weights = (signs * (values.size / taken) ** 0.5).astype(np.float32)
+    for first in range(0, taken, BUCKETS):
+        last = min(first + BUCKETS, taken) - 1
+        row = values[first * stride : last * stride + 1 : stride] * weights[first : last + 1]
+        yield jnp.pad(row, (0, BUCKETS - row.size))
+
+
+def _products(sketches: jax.Array) -> jax.Array:
+    return jnp.matmul(sketches, sketches.T, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,166 @@
+"""Closed forms for policies and for bursts over exchanges, against enumeration and exchanges."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import rps_jax as rps
+from rps_jax import theory
+
+POLICIES = [
+    (server, on_miss)
+    for server in ("received", "zero-filled", "unbiased")
+    for on_miss in ("own", "zero")
+]
+
+
+def options(server, on_miss, rate=0.3):
+    return {
+        "server": server,
+        "on_miss": on_miss,
+        "server_drop_rate": rate if server == "unbiased" else None,
+    }
+
+
+def enumerated(n, drop_rate, gather_rate, server, on_miss, server_drop_rate):
+    """What exchanges do on average, by the definitions, over every outcome and every server."""
+    mean, kept = np.full((n, n), 1 / n), np.zeros((n, n))
+    spread, moved = np.zeros((n, n)), np.zeros((n, n))
+    for me in range(n):
+        free = [bits for bits in itertools.product((True, False), repeat=n) if bits[me]]
+        for arrived, gathered in itertools.product(free, free):
+            probability = 1 / n
+            for bits, rate in ((arrived, drop_rate), (gathered, gather_rate)):
+                dropped = n - sum(bits)
+                probability *= rate**dropped * (1 - rate) ** (n - 1 - dropped)
+            weights = np.array(arrived, float)
+            if server == "unbiased":
+                weights[np.arange(n) != me] /= 1 - server_drop_rate
+            weights /= sum(arrived) if server == "received" else n
+            missed = np.eye(n) if on_miss == "own" else np.zeros((n, n))
+            w = np.where(gathered, weights[:, None], missed)
+            apart, move = w - w @ mean, (w - np.eye(n)) @ mean
+            spread += probability * apart @ apart.T
+            moved += probability * move @ move.T
+            kept += probability * w
+    one = np.ones(n)
+    deviations = np.eye(n) - mean
+    of_both = [
+        (np.trace(x @ deviations) / max(n - 1, 1), one @ x @ one / n) for x in (spread, moved, kept)
+    ]
+    (contraction, equal_spread), (drift, equal_drift), (own, equal) = of_both
+    return theory.Moments(contraction, drift, own, equal_spread, equal_drift, equal)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize(("server", "on_miss"), POLICIES)
+def test_moments_equal_the_enumeration_of_every_outcome(n, server, on_miss):
+    for rates in ((0.3, 0.3), (0.2, 0.7), (0.0, 1.0), (1.0, 0.4)):
+        policy = options(server, on_miss)
+        found = theory.moments(n, *rates, **policy)
+        np.testing.assert_allclose(found, enumerated(n, *rates, **policy), atol=1e-12)
+
+
+@pytest.mark.parametrize("rates", [(0.1, None), (0.4, 0.05)])
+def test_moments_of_rps_are_those_of_alphas(rates):
+    found, (alpha_1, alpha_2) = theory.moments(16, *rates), theory.alphas(16, *rates)
+    expected = (alpha_1 - alpha_2, alpha_2, theory.kept(16, *rates), 0, 0, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(theory.moments(1, *rates), (0, 0, 0, 0, 0, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("server", "on_miss"),
+    [
+        pytest.param(*policy, marks=() if policy == ("unbiased", "own") else pytest.mark.long)
+        for policy in POLICIES
+    ],
+)
+def test_real_exchanges_of_many_workers_do_what_moments_say(server, on_miss):
+    """Within five standard errors: fails by chance once in 1.7 million keys."""
+    n, rates, policy = 24, (0.3, 0.1), options(server, on_miss)
+    found = theory.measure(rps.Bernoulli(*rates), n, 300, rule="gradient-averaging", **policy)
+    expected = np.array(theory.moments(n, *rates, **policy))
+    error = np.abs(np.array(found.means) - expected)
+    assert (error <= 5 * np.array(found.errors) + 1e-6).all()
+    assert found.errors.contraction < 0.1 * expected[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "burst", "assignment"),
+    [
+        (4, 0.3, 4.0, "fixed"),
+        pytest.param(2, 0.3, 3.0, "random", marks=pytest.mark.long),
+        pytest.param(3, 0.3, 2.0, "random", marks=pytest.mark.long),
+    ],
+)
+def test_bursts_over_exchanges_contract_as_their_chain_says(n, rate, burst, assignment):
+    """Within five standard errors: fails by chance once in 1.7 million keys."""
+    *_, exact = theory.burst_contractions(n, rate, burst, 2, assignment)
+    found = theory.measure(
+        rps.GilbertElliott(rate, burst), n, 600, assignment=assignment, in_a_row=2
+    )
+    assert abs(found.means.contraction - exact) < 5 * found.errors.contraction
+    assert found.errors.contraction < 0.15 * exact
+
+
+@pytest.mark.parametrize(("n", "rate", "burst"), [(2, 0.3, 2.0), (3, 0.2, 5.0)])
+def test_bursts_equal_the_enumeration_of_all_histories(n, rate, burst):
+    chain = np.array(
+        [[1 - rate / (1 - rate) / burst, rate / (1 - rate) / burst], [1 / burst, 1 - 1 / burst]]
+    )
+    states = list(itertools.product((0, 1), repeat=2 * (n - 1)))
+    left = 0.0
+    for one, two in itertools.product(states, states):
+        probability = np.prod(
+            [(1 - rate, rate)[a] * chain[a, b] for a, b in zip(one, two, strict=True)]
+        )
+        mixed = np.eye(n) - 1 / n
+        for bad in (one, two):
+            arrived, gathered = np.insert(~np.array(bad, bool).reshape(2, -1), 0, True, axis=1)
+            mixed = mixed @ np.where(gathered, (arrived / arrived.sum())[:, None], np.eye(n))
+        left += probability * ((mixed - mixed.mean(1, keepdims=True)) ** 2).sum() / (n - 1)
+    assert theory.burst_contractions(n, rate, burst, 2)[1] == pytest.approx(left)
+
+
+def test_the_shortest_bursts_are_independent_drops():
+    found = theory.burst_contractions(3, 0.2, 1 / 0.8, 3, "random")
+    np.testing.assert_allclose(found, theory.contraction(3, 0.2) ** np.arange(1, 4))
+    assert theory.burst_contractions(8, 0.2, 5, 1)[0] == pytest.approx(theory.contraction(8, 0.2))
+
+
+def test_bursts_of_many_workers_tend_to_their_limits():
+    limits = theory.burst_limits(0.1, 8, 3)
+    exact = [theory.burst_contractions(n, 0.1, 8, 3)[2] for n in (3, 5, 7)]
+    assert (np.diff([*exact, limits[2]]) > 0).all()
+    assert theory.burst_limits(0.1, 8, 2, "random") == pytest.approx([0.1, 0.01])
+
+
+@pytest.mark.long
+def test_bursts_of_very_many_workers_are_near_their_limits():
+    limits = theory.burst_limits(0.1, 8, 3)
+    found = theory.measure(rps.GilbertElliott(0.1, 8), 64, 100, assignment="fixed", in_a_row=3)
+    assert found.means.contraction == pytest.approx(limits[2], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.moments(4, 0.1, server="stale"), "expected policies without memory"),
+        (lambda: theory.moments(4, 0.1, on_miss="stale"), "expected policies without memory"),
+        (lambda: theory.moments(4, 0.1, server="unbiased"), "server_drop_rate=None"),
+        (lambda: theory.moments(4, 1.5), "drop_rate=1.5: expected a probability"),
+        (lambda: theory.moments(0, 0.5), "num_workers=0: expected at least 1"),
+        (lambda: theory.burst_contractions(9, 0.1, 8, 1), "num_workers=9: expected 2 to 8"),
+        (lambda: theory.burst_contractions(4, 0.1, 8, 1, "random"), "num_workers=4: expected 2"),
+        (lambda: theory.burst_contractions(4, 0.9, 2, 1), "mean_burst=2: expected at least 1 and"),
+        (lambda: theory.burst_contractions(4, 0.1, 8, 0), "exchanges=0: expected at least 1"),
+        (lambda: theory.measure(rps.Reliable(), 4, 0), "num_exchanges=0: expected at least 1"),
+        (lambda: theory.measure(rps.Reliable(), 4, in_a_row=0), "in_a_row=0: expected at least 1"),
+        (lambda: theory.gains(rps.Reliable(), 4, 0), "ages=0: expected at least 1"),
+    ],
+)
+def test_bad_arguments_raise(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
