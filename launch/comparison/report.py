@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from launch.comparison.grid import Setting
 from launch.reports.intervals import Interval, interval
-
-PREDICTED = "consensus_distance_predicted"
+from launch.trainer.run_directory import PREDICTED
 
 
 class Result(NamedTuple):

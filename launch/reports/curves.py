@@ -15,6 +15,7 @@ from launch.reports.links import (
     draw_heat_maps,
     lists_of_links,
 )
+from launch.trainer.run_directory import PREDICTED
 
 Lines = list[dict[str, Any]]
 
@@ -65,6 +66,9 @@ def _draw_training(panels: Any, lines: Lines, score: str) -> None:
     accuracy.set(ylabel=LABELS.get(score, score.replace("_", " ")))
     accuracy.legend(loc="lower right")
     _plot(distance, lines, "consensus_distance", label="root mean square", color="C2")
+    expected = [line for line in lines if PREDICTED in line]
+    if expected:
+        _plot(distance, expected, PREDICTED, label="predicted", color="0.3", linestyle=":")
     _plot_range(distance, lines, "smallest_distance", "largest_distance")
     distance.set(ylabel="distance from the mean model")
     distance.set_ylim(bottom=0)

@@ -10,6 +10,7 @@ import rps_jax as rps
 from launch.channels import ChannelFlags, make_channel
 from launch.cli.fields import fields_of
 from launch.config import PRESETS, RuleFlags, TrainConfig, make_rule, predicts_distance
+from launch.trainer.run_directory import PREDICTED
 from launch.trainer.schedule import Position
 from launch.trainer.setup import Setup
 from rps_jax import theory
@@ -47,7 +48,7 @@ def predicted(config: TrainConfig, products: rps.UpdateProducts, step: int) -> d
     again = float(apart[newest, elder] / np.sqrt(squared * apart[elder, elder] or 1.0))
     distance = theory.predicted_distance(gains_of(config), products, ongoing)
     return {
-        "consensus_distance_predicted": distance,
+        PREDICTED: distance,
         "update_spread": squared**0.5,
         "update_correlation": again,
     }

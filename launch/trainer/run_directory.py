@@ -29,6 +29,8 @@ LOCK_FILE = "writer.lock"
 EPOCH_DIGITS = 6
 """Decimal places of the epoch in a line of metrics."""
 
+PREDICTED = "consensus_distance_predicted"
+"""What a line of metrics has where theory says how far apart drops set the workers."""
 _MEASURED = ("train_loss", "delivered_fraction", "examples_per_second", "consensus_distance")
 """What every line of metrics has, beside its step and epoch."""
 
