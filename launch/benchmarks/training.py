@@ -179,7 +179,7 @@ class Hosts:
         with subprocess.Popen(argv, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as launcher:
             try:
                 if each.way == "udp-killed":
-                    _kill_a_worker(launcher, folder)
+                    self._kill_a_worker(launcher, folder)
                 status = launcher.wait(most_seconds)
             except subprocess.TimeoutExpired:
                 launcher.terminate()
@@ -192,6 +192,17 @@ class Hosts:
         if status:
             raise CommandError(f"{each.name}: expected a training, ended with status {status}")
 
+    def _kill_a_worker(self, launcher: subprocess.Popen[bytes], folder: RunDirectory) -> None:
+        """Waits for a share of the run, and kills worker 1."""
+        # None but the one on its host: others may train on this machine.
+        kill = 'exec pkill -KILL --ns $$ --nslist net -f "launch.udp worker --worker 1 "'
+        while launcher.poll() is None:
+            lines = folder.read_metrics()
+            if lines and lines[-1]["epoch"] >= _KILL_AT * stored_config(folder.path).epochs:
+                subprocess.run(self._bed.command(1, "sh", "-c", kill), check=True)
+                return
+            time.sleep(0.2)
+
 
 def _is_over(folder: RunDirectory) -> bool:
     return folder.is_done or (folder.path / _STOPPED).exists()
@@ -202,16 +213,6 @@ def _hosts(config: TrainingConfig) -> Iterator[Hosts]:
     link = Link(rate=1e6 * max(config.rates))
     with tempfile.TemporaryDirectory() as scratch, Bed(config.num_workers, link) as bed:
         yield Hosts(bed, Path(scratch))
-
-
-def _kill_a_worker(launcher: subprocess.Popen[bytes], folder: RunDirectory) -> None:
-    """Waits for a share of the run, and kills worker 1."""
-    while launcher.poll() is None:
-        lines = folder.read_metrics()
-        if lines and lines[-1]["epoch"] >= _KILL_AT * stored_config(folder.path).epochs:
-            subprocess.run(["pkill", "-KILL", "-f", "launch.udp worker --worker 1 "], check=True)
-            return
-        time.sleep(0.2)
 
 
 def _report(config: TrainingConfig, runs: Sequence[_Run], of_training: Sequence[str]) -> None:

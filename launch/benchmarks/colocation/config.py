@@ -41,10 +41,12 @@ class Way:
         return self.name.lower().replace(",", "").replace(" ", "-")
 
 
+ONE_QUEUE = Way("UDP, one queue", UDP, False, "fifo")
+WEB_FIRST = Way("UDP, web first", UDP, True, "strict-priority")
 WAYS = (
     Way("no training", None, False, "fifo"),
-    Way("UDP, one queue", UDP, False, "fifo"),
-    Way("UDP, web first", UDP, True, "strict-priority"),
+    ONE_QUEUE,
+    WEB_FIRST,
     Way("TCP, one queue", TCP, False, None),
 )
 

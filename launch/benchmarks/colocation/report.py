@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from launch.benchmarks.colocation.config import WAYS, ColocationConfig
+from launch.benchmarks.colocation.config import ONE_QUEUE, WAYS, WEB_FIRST, ColocationConfig
 from launch.benchmarks.results import Row
 from launch.reports.curves import STYLE
 from launch.reports.intervals import interval
@@ -55,7 +55,11 @@ def table(config: ColocationConfig, rows: list[Row]) -> str:
 
 
 def draw(config: ColocationConfig, rows: list[Row], path: Path) -> None:
-    """Draws completion times and drops over the web's load, measured and simulated."""
+    """Draws completion times and drops over the web's load, and what drops bring the web.
+
+    The last panel is figure 6 of the paper: the speed-up of the web, when it goes first instead of
+    waiting in one queue, over what training drops for it, a point a load.
+    """
     loads = [100 * web_load for web_load in config.web_loads]
     panels = (
         ("mean completion time (ms)", "mean_ms", 1.0),
@@ -63,8 +67,9 @@ def draw(config: ColocationConfig, rows: list[Row], path: Path) -> None:
         ("training dropped (%)", "dropped", 100.0),
     )
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-        for axes, (title, name, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+        figure = Figure(figsize=(11.6, 3.4), layout="constrained")
+        *of_loads, of_drops = figure.subplots(1, 4)
+        for axes, (title, name, scale) in zip(of_loads, panels, strict=True):
             for number, way in enumerate(WAYS):
                 of_way = [row for row in rows if row["way"] == way.name]
                 for prefix, style in (("", "o-"), ("simulated_", "x:")):
@@ -75,6 +80,28 @@ def draw(config: ColocationConfig, rows: list[Row], path: Path) -> None:
                         axes.plot(loads, scaled, style, color=f"C{number}", label=label)
             axes.set(xlabel="web load (% of each link)", title=title)
             axes.set_ylim(bottom=0)
+        for prefix, style in (("", "o-"), ("simulated_", "x:")):
+            for number, of_what in enumerate(("mean", "p99")):
+                of_drops.plot(
+                    *_speed_up(rows, prefix, f"{of_what}_ms"),
+                    style,
+                    color=f"C{4 + number}",
+                    label=None if prefix else f"{of_what}, panel 4",
+                )
+        of_drops.set(xlabel="training dropped (%)", title="web first: speed-up")
+        of_drops.set_ylim(bottom=0)
         figure.axes[0].plot([], [], "x:", color="0.3", label="simulated")
-        figure.legend(loc="outside lower center", ncols=5)
+        figure.legend(loc="outside lower center", ncols=7)
         figure.savefig(path, dpi=160)
+
+
+def _speed_up(rows: list[Row], prefix: str, name: str) -> tuple[list[float], list[float]]:
+    """Returns what training drops, in percent, and how much sooner messages complete, by load."""
+    of_way = {(row["way"], row["web_load"]): row for row in rows}
+    drops, speed_ups = [], []
+    for (way, web_load), row in of_way.items():
+        if way == WEB_FIRST.name:
+            waits = of_way[ONE_QUEUE.name, web_load]
+            drops.append(100 * row[f"{prefix}dropped"])
+            speed_ups.append(waits[f"{prefix}{name}"] / row[f"{prefix}{name}"])
+    return drops, speed_ups
