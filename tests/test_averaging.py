@@ -227,8 +227,8 @@ def test_lowers_to_one_reduce_scatter_and_one_all_gather(shift):
     # The counts of what arrives are one small all-reduce.
     assert re.findall(r"(\S+) all-reduce\(", text) == ["s32[8,1]{1,0}"]
     assert "all-to-all(" not in text
-    # Nowhere near n copies of the model on a worker.
-    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * size
+    # Beside the model before and after, its messages and the averages: two more copies at the most.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.1 * 4 * size
 
 
 def test_virtual_workers_on_devices_lower_to_one_of_each_too():

@@ -18,6 +18,7 @@ from bed import bed_or_skip
 import rps_jax as rps
 from launch import bench
 from launch.bed import Bed, Link
+from launch.benchmarks.overlap_worker import WAYS
 from launch.benchmarks.web import Web
 from launch.benchmarks.wire import durations_of
 
@@ -156,6 +157,7 @@ import time
 import rps_jax as rps
 from launch import bench
 from launch.bed import Bed, Link
+from launch.benchmarks.overlap_worker import WAYS
 from launch.benchmarks.web import Web
 from launch.benchmarks.wire import durations_of
 with Bed(2, Link(1e9)) as bed:
@@ -216,6 +218,19 @@ def test_the_benchmark_measures_every_setting_in_80_columns(
         assert row["tcp"]["exchanges"] == row["udp"]["exchanges"] == 4
         assert 0.5 < row["udp"]["arrived"] <= 1
     assert results["frozen"]["mbps"] == 200
+
+
+@pytest.mark.long
+def test_the_benchmark_measures_steps_of_every_kind(
+    bed: Bed, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    own = ["overlap", "--rates", "200", "--rounds", "1", "--json", str(path)]
+    assert bench.main([*own, "--", "--preset", "linear"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["alternative"] for row in rows] == list(WAYS)
+    assert all(len(row["milliseconds"]) == 1 for row in rows)
 
 
 def test_an_exchange_lasts_from_the_last_beginning_to_the_last_end() -> None:

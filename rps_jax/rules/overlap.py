@@ -18,8 +18,8 @@ class OverlapModels(AverageModels):
 
     A worker is one local change further from the others than with RPS: where an exchange leaves the
     share b of the squared distance from the mean and the changes of a step add s to it, it settles
-    at s / (1 - b) instead of b s / (1 - b). Where no message is dropped and all workers' losses
-    have curvature h, distances shrink for step sizes below 1 / h, and with RPS below 2 / h.
+    at s / (1 - b) instead of b s / (1 - b). On losses of curvature h, without drops, plain SGD is
+    stable for step sizes below 1 / h; with RPS, below 2 / h.
     """
 
     overlaps: ClassVar[bool] = True
