@@ -48,10 +48,10 @@ from rps_jax.optimizer import optax_diloco as optax_diloco
 from rps_jax.overlapped_step import OverlappedStep as OverlappedStep
 from rps_jax.rules import RULES as RULES
 from rps_jax.rules import Rule as Rule
-from rps_jax.train_step import Arrivals as Arrivals
-from rps_jax.train_step import StepMetrics as StepMetrics
-from rps_jax.train_step import TrainState as TrainState
-from rps_jax.train_step import init_train_state as init_train_state
+from rps_jax.train_state import Arrivals as Arrivals
+from rps_jax.train_state import StepMetrics as StepMetrics
+from rps_jax.train_state import TrainState as TrainState
+from rps_jax.train_state import init_train_state as init_train_state
 from rps_jax.train_step import make_step as make_step
 from rps_jax.train_step import make_train_step as make_train_step
 from rps_jax.updates import UpdateProducts as UpdateProducts

@@ -30,7 +30,7 @@ from rps_jax.channels import Channel
 from rps_jax.draw import Assignment
 from rps_jax.keys import key_data, wrap_key
 from rps_jax.rules import make_rule
-from rps_jax.train_step import StepExchange, on_params
+from rps_jax.step_exchange import StepExchange, on_params
 
 
 class ExchangeState(NamedTuple):

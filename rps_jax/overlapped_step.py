@@ -9,18 +9,10 @@ import optax
 
 from rps_jax import keys
 from rps_jax.carrier import Carrier
+from rps_jax.local_gradients import LossFn, local_gradients
 from rps_jax.rules import Rule
-from rps_jax.train_step import (
-    LossFn,
-    ModelStatePolicy,
-    Seen,
-    StepExchange,
-    StepMetrics,
-    TrainState,
-    local_gradients,
-    metrics_of,
-    on_params,
-)
+from rps_jax.step_exchange import Seen, StepExchange, metrics_of, on_params
+from rps_jax.train_state import ModelStatePolicy, StepMetrics, TrainState
 
 
 class Exchanged(NamedTuple):

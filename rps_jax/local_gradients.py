@@ -1,0 +1,26 @@
+"""The gradients of one worker's mini-batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rps_jax import keys
+from rps_jax.carrier import Carrier
+from rps_jax.train_state import TrainState
+
+LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]
+"""`loss_fn(params, model_state, batch, key) -> (loss, model_state)`, of one worker."""
+
+
+def local_gradients(
+    loss_fn: LossFn, carrier: Carrier, state: TrainState, batch: Any
+) -> tuple[jax.Array, Any, Any]:
+    """Returns the loss of one worker, its model state after the batch, and its gradients."""
+    _, key = keys.split(keys.wrap_key(state.key))
+    for part in (state.step, carrier.worker()):
+        key = jax.random.fold_in(key, part)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    with jax.named_scope("local_step"):
+        (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)
+    return loss, model_state, grads

@@ -1,0 +1,152 @@
+"""The exchange of one step, as its rule calls it, and what a worker sees of it."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rps_jax.averaging import sent_or_last
+from rps_jax.carrier import Carrier
+from rps_jax.delivery import Delivery
+from rps_jax.metrics import count_incoming, fraction_of
+from rps_jax.rules import Rule
+from rps_jax.servers import RECEIVED, Server
+from rps_jax.train_state import Arrivals, StepMetrics
+
+
+class Seen(NamedTuple):
+    """What one worker saw of an exchange.
+
+    Attributes:
+        exchanges: int32 scalar, 1.
+        arrived: int32 `[2]`, how many messages (or packets) of others reached it in each phase.
+        sent: int32 scalar, how many were sent to it in each.
+        wait: float32 `[num_workers]`, how long it waited, in a row of zeros; None if nobody says.
+        arrivals: its part of what is recorded; None if nothing is.
+    """
+
+    exchanges: jax.Array
+    arrived: jax.Array
+    sent: jax.Array
+    wait: jax.Array | None
+    arrivals: Arrivals | None
+
+
+class StepExchange:
+    """The exchange of one step, as its rule calls it.
+
+    Attributes:
+        worker: index of the worker.
+        state: of the carrier.
+        alongside: what is averaged together with the tree that the rule gives.
+        links: what is counted; `()` if nothing.
+        seen: what arrived; None before the exchange.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        key: jax.Array,
+        step: jax.Array,
+        record: bool,
+        state: Any,
+        alongside: Any,
+        links: Any,
+    ) -> None:
+        self._carrier, self._key, self._step, self._record = carrier, key, step, record
+        self.state, self.alongside, self.links = state, alongside, links
+        self.worker = carrier.worker()
+        self.seen: Seen | None = None
+        self._delivery: Delivery | None = None
+
+    @property
+    def remembered(self) -> tuple[Any, Any, Any]:
+        """What an exchange changes beside the tree."""
+        return self.state, self.alongside, self.links
+
+    def anew(self, *remembered: Any) -> "StepExchange":
+        """Returns the same exchange before it has taken place, of other values."""
+        return StepExchange(self._carrier, self._key, self._step, self._record, *remembered)
+
+    def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
+        """Averages a tree; see `rps_jax.rules.Average`."""
+        if self._delivery is not None:
+            raise ValueError("average() was called twice: expected one exchange a step")
+        if server.last is not None:
+            server = dataclasses.replace(server, last=(server.last, self.alongside))
+        pair, fallback = (tree, self.alongside), (otherwise, self.alongside)
+        with jax.named_scope("exchange"):
+            (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
+                self.state, self._key, self._step, pair, fallback, server
+            )
+        self.seen = _seen_by(self.worker, self._delivery, self._record)
+        if self.links:
+            self.links = self.links.add(self._delivery)
+        return tree
+
+    def sent_or_last(self, tree: Any, last: Any) -> Any:
+        """Returns what servers have of this worker; see `rps_jax.rules.Average`."""
+        assert self._delivery is not None  # as it is to be called afterwards
+        pair, before = (tree, self.alongside), (last, self.alongside)
+        return sent_or_last(pair, before, self._delivery, self.worker)[0]
+
+
+def on_params(
+    rule: Rule, params: Any, memory: Any, average: StepExchange, step: jax.Array
+) -> tuple[Any, Any]:
+    """Returns what a rule makes of the model after the local step, if it exchanges in this step."""
+    if rule.every == 1:
+        return rule.on_params(params, memory, average)
+
+    def of_worker(values: Any) -> Any:
+        # In a shard_map, what is the same on all workers is of another type than what is not.
+        return jax.tree.map(lambda x: jnp.where(average.worker < 0, jnp.zeros_like(x), x), values)
+
+    def exchange(params: Any, memory: Any, *remembered: Any) -> Any:
+        anew = average.anew(*remembered)
+        params, memory = rule.on_params(params, memory, anew)
+        return of_worker((params, memory, *anew.remembered, anew.seen))
+
+    def skip(*before: Any) -> Any:
+        return *before, of_worker(nothing)
+
+    before = of_worker((params, memory, *average.remembered))
+    *_, seen = jax.eval_shape(exchange, *before)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen)
+    # All workers are at the same step: where a device has one, nothing is sent in the others.
+    now = (step + 1) % rule.every == 0
+    params, memory, *after, average.seen = jax.lax.cond(now, exchange, skip, *before)
+    average.state, average.alongside, average.links = after
+    return params, memory
+
+
+def metrics_of(carrier: Carrier, loss: jax.Array, seen: Seen | None) -> StepMetrics:
+    """Returns the metrics of a step from one worker's loss and what it saw of the exchange."""
+    if seen is None:
+        seen = Seen(jnp.int32(0), jnp.zeros(2, jnp.int32), jnp.int32(0), None, None)
+    # The greatest wait of all workers, by a sum: each adds a row of zeros with its own.
+    total, workers, seen = carrier.sum((loss.astype(jnp.float32), 1, seen))
+    assert seen is not None
+    arrivals = seen.arrivals
+    return StepMetrics(
+        loss=total / workers,
+        delivered=fraction_of(seen.arrived, seen.sent, seen.exchanges > 0),
+        exchange_seconds=None if seen.wait is None else seen.wait.max(),
+        arrivals=arrivals and arrivals._replace(shift=arrivals.shift // workers),
+    )
+
+
+def _seen_by(worker: jax.Array, delivery: Delivery, record: bool) -> Seen:
+    n = len(delivery.received)
+    arrived, sent = count_incoming(delivery, n)
+    wait = arrivals = None
+    if delivery.seconds is not None:
+        wait = jnp.zeros(n, jnp.float32).at[worker].set(delivery.seconds)
+    if record:
+        masks = jnp.stack([delivery.received, delivery.gathered]).reshape(2, n, -1)
+        packed = jnp.packbits(masks, axis=-1)
+        of_all = jnp.zeros((2, n, n, packed.shape[-1]), jnp.uint8).at[:, :, worker].set(packed)
+        shift = jnp.int32(0) if delivery.shift is None else delivery.shift
+        arrivals = Arrivals(of_all, shift)
+    return Seen(jnp.int32(1), arrived, jnp.int32(sent), wait, arrivals)
