@@ -86,12 +86,14 @@ def draw(config: ColocationConfig, rows: list[Row], path: Path) -> None:
                     *_speed_up(rows, prefix, f"{of_what}_ms"),
                     style,
                     color=f"C{4 + number}",
-                    label=None if prefix else f"{of_what}, panel 4",
+                    label=None if prefix else of_what,
                 )
+        of_drops.legend()
         of_drops.set(xlabel="training dropped (%)", title="web first: speed-up")
         of_drops.set_ylim(bottom=0)
         figure.axes[0].plot([], [], "x:", color="0.3", label="simulated")
-        figure.legend(loc="outside lower center", ncols=7)
+        of_all = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*of_all, loc="outside lower center", ncols=5)
         figure.savefig(path, dpi=160)
 
 
@@ -101,7 +103,9 @@ def _speed_up(rows: list[Row], prefix: str, name: str) -> tuple[list[float], lis
     drops, speed_ups = [], []
     for (way, web_load), row in of_way.items():
         if way == WEB_FIRST.name:
-            waits = of_way[ONE_QUEUE.name, web_load]
-            drops.append(100 * row[f"{prefix}dropped"])
-            speed_ups.append(waits[f"{prefix}{name}"] / row[f"{prefix}{name}"])
+            waits = of_way[ONE_QUEUE.name, web_load][f"{prefix}{name}"]
+            goes_first, dropped = row[f"{prefix}{name}"], row[f"{prefix}dropped"]
+            if None not in (waits, goes_first, dropped):
+                drops.append(100 * dropped)
+                speed_ups.append(waits / goes_first)
     return drops, speed_ups
