@@ -122,7 +122,7 @@ def _terms(values: jax.Array, last: jax.Array | None, masks: Masks, server: Serv
     server = _policy(server, values.dtype)
     terms, instead = summands(values), jnp.zeros(())
     if server.name == "unbiased" and masks.weight is not None:
-        terms = terms * masks.weight[..., None].astype(terms.dtype)
+        terms = terms * masks.weight[None, ..., None].astype(terms.dtype)
     if server.name == "stale" and last is not None:
         instead = summands(last)
     # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
