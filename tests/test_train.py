@@ -69,6 +69,7 @@ def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
     always = {"step", "epoch", "train_loss", "consensus_distance", "delivered_fraction"}
     always |= {"examples_per_second", "wall_seconds", "bytes_sent_per_worker"}
     always |= {"smallest_distance", "largest_distance"}
+    always |= {"consensus_distance_predicted", "update_spread", "update_correlation"}
     always |= {"delivered_worst_link", "fewest_arrivals", "mean_burst_length"}
     at_the_end = {"mean_model_train_loss", "test_loss", "test_accuracy", "distances"}
     at_the_end |= {"delivered_by_link", "arrivals", "bursts"}

@@ -45,8 +45,9 @@ def predicted(config: TrainConfig, products: rps.UpdateProducts, step: int) -> d
     newest, elder = int(ongoing), int(ongoing) + 1
     apart = np.asarray(products.apart)
     squared = float(apart[newest, newest])
-    again = float(apart[newest, elder] / np.sqrt(squared * apart[elder, elder] or 1.0))
-    distance = theory.predicted_distance(gains_of(config), products, ongoing)
+    with np.errstate(all="ignore"):  # That a run has diverged is found by what is measured.
+        again = float(apart[newest, elder] / np.sqrt(squared * apart[elder, elder] or 1.0))
+        distance = theory.predicted_distance(gains_of(config), products, ongoing)
     return {
         PREDICTED: distance,
         "update_spread": squared**0.5,
