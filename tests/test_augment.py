@@ -19,7 +19,7 @@ def all_outcomes(image, padding, fill):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("padding", "fill"), [(0, 0), (1, 7)])
+@pytest.mark.parametrize(("padding", "fill"), [pytest.param(0, 0, marks=pytest.mark.long), (1, 7)])
 def test_draws_every_crop_of_the_padded_image_and_nothing_else(dtype, padding, fill):
     image = np.arange(1, 25).reshape(4, 3, 2).astype(dtype)
     batch = jnp.asarray(np.broadcast_to(image, (400, *image.shape)))
@@ -41,6 +41,7 @@ def test_images_keep_their_place_in_the_batch():
     np.testing.assert_array_equal(out.max(axis=(1, 2, 3)), np.arange(1, 9))
 
 
+@pytest.mark.long
 def test_vmap_equals_shard_map():
     num_workers = jax.device_count()
     keys = jax.random.split(jax.random.key(0), num_workers)

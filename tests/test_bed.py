@@ -154,12 +154,7 @@ def test_hosts_have_their_own_congestion_control(bed: Bed) -> None:
 
 MAKES_A_BED = """
 import time
-import rps_jax as rps
-from launch import bench
 from launch.bed import Bed, Link
-from launch.benchmarks.overlap_worker import WAYS
-from launch.benchmarks.web import Web
-from launch.benchmarks.wire import durations_of
 with Bed(2, Link(1e9)) as bed:
     made = [*bed._holders, bed.start(1, "sleep", "1000")]
     print(*(process.pid for process in made), flush=True)

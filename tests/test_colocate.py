@@ -157,6 +157,7 @@ def test_ctrl_c_ends_a_sweep_in_one_line_with_all_that_it_has_started(seconds_la
         assert (process.stderr.read(), process.returncode) == ("error: interrupted\n", 130)
 
 
+@pytest.mark.long
 def test_processes_change_nothing(tmp_path):
     jobs = [Job(Settings(duration=0.02, warmup=0.0, seed=seed)) for seed in range(3)]
     one, two = (
@@ -177,6 +178,7 @@ def test_fig7_finds_the_rate_of_a_mean_or_says_that_there_is_none(target_ms, rea
         assert found["mean_completion_ms"] == pytest.approx(target_ms, rel=0.02)
 
 
+@pytest.mark.long
 def test_fig7_writes_everything(capsys, tmp_path):
     arguments = ["fig7", "--targets-ms", "3", "0.5", "--thresholds-kb", "20", "--seeds", "1"]
     arguments += ["--iterations", "2", "--processes", "1", "--output-dir", str(tmp_path)]

@@ -172,6 +172,7 @@ def test_a_full_disk_and_a_stop_lose_nothing(
     assert_undisturbed(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_a_run_of_two_processes_goes_on_in_one(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

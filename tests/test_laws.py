@@ -38,6 +38,8 @@ COMBINATIONS = {
     "all-or-nothing": lambda n: rps.AllOrNothing(rps.GilbertElliott(0.3, 2, packets=3)),
 }
 EVERY_CHANNEL = CHANNELS | COMBINATIONS
+# One without a memory, one with that of its links, and one with a recording.
+MEMORIES = ("bernoulli", "gilbert-elliott", "trace")
 
 
 def test_every_channel_of_the_registry_is_here():
@@ -64,13 +66,14 @@ def views(name, way, n, steps=3):
 
 @pytest.mark.parametrize(
     ("way", "n", "channel"),
-    [(*place, channel) for place in (PLACES[0], PLACES[-1]) for channel in CHANNELS]
+    [(*PLACES[0], channel) for channel in EVERY_CHANNEL]
+    + [(*PLACES[-1], channel) for channel in MEMORIES]
     + [
         pytest.param(*place, channel, marks=pytest.mark.long)
-        for place in PLACES[1:-1]
-        for channel in CHANNELS
-    ]
-    + [(*PLACES[-1], channel) for channel in COMBINATIONS],
+        for place in PLACES[1:]
+        for channel in EVERY_CHANNEL
+        if (place, channel) not in [(PLACES[-1], each) for each in MEMORIES]
+    ],
 )
 def test_both_ends_of_a_message_agree_wherever_they_are(channel, way, n):
     sent, received, gathered = views(channel, way, n)
@@ -162,7 +165,18 @@ def test_a_dropped_poison_reaches_no_one(algorithm):
     assert np.isfinite(models[1:]).all()
 
 
-@pytest.mark.parametrize("algorithm", rps.RULES)
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "rps",
+        "gradient-averaging",
+        *(
+            pytest.param(rule, marks=pytest.mark.long)
+            for rule in rps.RULES
+            if rule not in ("rps", "gradient-averaging")
+        ),
+    ],
+)
 def test_half_precision_trains_under_strict_promotion(algorithm):
     n, optimizer = 3, optax.sgd(0.5)
     with jax.numpy_dtype_promotion("strict"):

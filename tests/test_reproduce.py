@@ -104,6 +104,7 @@ def test_a_figure_and_the_one_that_shares_its_runs(
     assert "| gradients at 100% are as good as models at 100% | training loss |" in text
 
 
+@pytest.mark.long
 def test_a_run_of_other_settings_is_not_taken_for_one_of_these(
     atis: str, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_run_of_other_settings_is_not_taken_for_one_of_these(
     )
 
 
+@pytest.mark.long
 def test_the_search_takes_the_best_and_outlives_what_diverges(
     atis: str, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,7 +76,9 @@ def first_leaf(folder: Path, step: int) -> np.ndarray:
     return leaf
 
 
-@pytest.mark.parametrize(("workers", "resumed", "last"), [(6, 14, 21), (2, 44, 66)])
+@pytest.mark.parametrize(
+    ("workers", "resumed", "last"), [pytest.param(6, 14, 21, marks=pytest.mark.long), (2, 44, 66)]
+)
 def test_a_run_goes_on_with_more_or_fewer_workers(
     run_of_four: Path,
     tmp_path: Path,
@@ -121,6 +123,7 @@ def test_a_resize_is_only_for_a_run_that_goes_on(capsys: pytest.CaptureFixture[s
     assert "--allow-resize requires --resume" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_another_number_of_workers_has_a_fresh_channel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

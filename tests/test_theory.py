@@ -85,10 +85,12 @@ def test_limits():
 @pytest.mark.parametrize(
     ("n", "channel", "expected"),
     [
-        (2, rps.Bernoulli(0.1), theory.alphas(2, 0.1)),
+        pytest.param(2, rps.Bernoulli(0.1), theory.alphas(2, 0.1), marks=pytest.mark.long),
         (5, rps.Bernoulli(0.5), theory.alphas(5, 0.5)),
         (16, rps.Bernoulli(0.1), theory.alphas(16, 0.1)),
-        (16, rps.Bernoulli(0.1, packets=2), theory.alphas(16, 0.1)),
+        pytest.param(
+            16, rps.Bernoulli(0.1, packets=2), theory.alphas(16, 0.1), marks=pytest.mark.long
+        ),
         (7, rps.Bernoulli(0.05, 0.4), theory.alphas(7, 0.05, 0.4)),
     ],
 )

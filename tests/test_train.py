@@ -369,6 +369,7 @@ def write_atis(folder: Path, cities: str) -> None:
             (folder / split / name).write_text("".join(f"{x}\n" for x in lines * repeats))
 
 
+@pytest.mark.long
 def test_atis_and_its_resume_on_other_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -164,7 +164,13 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "options"), POLICIES)
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        *POLICIES[::2],
+        *(pytest.param(*policy, marks=pytest.mark.long) for policy in POLICIES[1::2]),
+    ],
+)
 def test_each_policy_is_its_definition(algorithm, options):
     assert_is_its_definition(4, algorithm, **options)
 
