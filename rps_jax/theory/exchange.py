@@ -52,12 +52,7 @@ def alphas(num_workers: int, drop_rate: float, all_gather_drop_rate: float | Non
     >>> print(f"{alpha_1:.9f} {alpha_2:.9f}")
     0.100462963 0.011356481
     """
-    gather_rate = drop_rate if all_gather_drop_rate is None else all_gather_drop_rate
-    if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers}: expected at least 1")
-    for name, rate in (("drop_rate", drop_rate), ("all_gather_drop_rate", gather_rate)):
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{name}={rate}: expected a probability in [0, 1]")
+    gather_rate = gather_rate_of(num_workers, drop_rate, all_gather_drop_rate)
     if num_workers == 1:
         return Alphas(0.0, 0.0)
     n, m = num_workers, num_workers - 1
@@ -116,3 +111,18 @@ def largest_drop_rate(num_workers: int, tolerance: float) -> float:
         else:
             high = middle
     return low
+
+
+def gather_rate_of(num_workers: int, drop_rate: float, all_gather_drop_rate: float | None) -> float:
+    """Returns the drop rate of the all-gather.
+
+    Raises:
+        ValueError: fewer than one worker, or a rate outside [0, 1].
+    """
+    gather_rate = drop_rate if all_gather_drop_rate is None else all_gather_drop_rate
+    if num_workers < 1:
+        raise ValueError(f"num_workers={num_workers}: expected at least 1")
+    for name, rate in (("drop_rate", drop_rate), ("all_gather_drop_rate", gather_rate)):
+        if not 0 <= rate <= 1:
+            raise ValueError(f"{name}={rate}: expected a probability in [0, 1]")
+    return gather_rate

@@ -23,6 +23,7 @@ counts; of what all workers have in common, x + y.
 from typing import NamedTuple
 
 from rps_jax.servers import Server, ServerName
+from rps_jax.theory.exchange import gather_rate_of
 
 
 class Moments(NamedTuple):
@@ -76,12 +77,7 @@ def moments(
     >>> print(f"{rps.equal_kept:.3f} {zero_filled.equal_kept:.3f}")
     1.000 0.915
     """
-    gather_rate = drop_rate if all_gather_drop_rate is None else all_gather_drop_rate
-    if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers}: expected at least 1")
-    for name, rate in (("drop_rate", drop_rate), ("all_gather_drop_rate", gather_rate)):
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{name}={rate}: expected a probability in [0, 1]")
+    gather_rate = gather_rate_of(num_workers, drop_rate, all_gather_drop_rate)
     Server(server, server_drop_rate)
     if server == "stale" or on_miss not in ("own", "zero"):
         raise ValueError(
