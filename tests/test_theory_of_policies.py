@@ -99,7 +99,7 @@ def test_bursts_over_exchanges_contract_as_their_chain_says(n, rate, burst, assi
     """Within five standard errors: fails by chance once in 1.7 million keys."""
     *_, exact = theory.burst_contractions(n, rate, burst, 2, assignment)
     found = theory.measure(
-        rps.GilbertElliott(rate, burst), n, 600, assignment=assignment, in_a_row=2
+        rps.GilbertElliott(rate, burst), n, 1000, assignment=assignment, in_a_row=2
     )
     assert abs(found.means.contraction - exact) < 5 * found.errors.contraction
     assert found.errors.contraction < 0.15 * exact

@@ -103,7 +103,7 @@ def test_gains_by_monte_carlo_are_those_of_closed_forms():
 )
 def test_the_predicted_distance_is_that_of_a_training_on_noise(channel, assignment, every):
     """Of noise with momentum, in the midst of an interval too; within five standard errors."""
-    n, steps, trainings = 6, 41, 40
+    n, steps, trainings = 6, 41, 60
     optimizer = optax.chain(optax.sgd(0.1, momentum=0.8), rps.remember_updates(every))
     rule = rps.rules.AverageModels(local_steps=every)
 
