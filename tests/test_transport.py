@@ -125,7 +125,7 @@ def test_without_drops_it_is_the_mean(offload, key):
     def work(network, worker):
         return network.average_models(params_of(worker)), network.records
 
-    done = run_workers(work, offload=offload, key=key)
+    done = run_workers(work, offload=offload, key=key, deadline=20.0)  # Of a busy machine, too.
     models = stacked([params_of(worker) for worker in range(N)])
     assert_close(stacked([params for params, _ in done]), reference.all_reduce(models))
     for _, (seen,) in done:

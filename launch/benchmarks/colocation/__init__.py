@@ -47,25 +47,38 @@ def run(argv: Sequence[str]) -> int:
         for key, row in measure(config, bed, workers, web):
             found.setdefault(key, []).append(row)
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    losses = _losses(config, [*flags, "--num-workers", str(config.num_workers)], source, found)
-    rows = [
-        {
+    measured = {
+        (web_load, way): {
             "web_load": web_load,
             "way": way.name,
             **summary(several),
             **simulated(config, web_load, way),
-            "train_loss": losses[web_load, way],
         }
         for (web_load, way), several in found.items()
-    ]
+    }
+    # What has been measured is there whatever becomes of the trainings.
+    _write(config, measured, {}, flags, used)
+    losses = _losses(config, [*flags, "--num-workers", str(config.num_workers)], source, found)
+    print(_write(config, measured, losses, flags, used))
+    print(f"results in {config.output_dir}/")
+    return 0
+
+
+def _write(
+    config: ColocationConfig,
+    measured: Mapping[tuple[float, Way], Row],
+    losses: Mapping[tuple[float, Way], list[float] | None],
+    flags: list[str],
+    used: str,
+) -> str:
+    """Writes table, picture and numbers; returns the table."""
+    rows = [{**row, "train_loss": losses.get(key)} for key, row in measured.items()]
     text = table(config, rows)
-    print(text)
     (config.output_dir / "table.md").write_text(text)
     draw(config, rows, config.output_dir / "colocation.png")
     numbers = config.output_dir / "run.json"
     write_results(numbers, "colocation", config, rows, flags, congestion_control=used)
-    print(f"results in {config.output_dir}/")
-    return 0
+    return text
 
 
 def _check(config: ColocationConfig, flags: list[str]) -> Source:
