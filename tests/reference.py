@@ -5,6 +5,8 @@ the workers would hold it. One coordinate is looked at after the other, so that 
 checked against the text of the algorithm.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -143,3 +145,18 @@ def _mean(values: np.ndarray) -> Any:
 
 def _flat(leaves: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def outcomes(
+    num_workers: int, drop_rate: float, gather_rate: float
+) -> Iterator[tuple[float, int, tuple[bool, ...], tuple[bool, ...]]]:
+    """Yields what may happen to one block: probability, server, who reaches it, whom it reaches."""
+    n = num_workers
+    for server in range(n):
+        free = [bits for bits in itertools.product((True, False), repeat=n) if bits[server]]
+        for arrived, gathered in itertools.product(free, free):
+            probability = 1 / n
+            for bits, rate in ((arrived, drop_rate), (gathered, gather_rate)):
+                dropped = n - sum(bits)
+                probability *= rate**dropped * (1 - rate) ** (n - 1 - dropped)
+            yield probability, server, arrived, gathered

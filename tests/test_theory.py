@@ -1,9 +1,8 @@
 """The closed forms, against enumeration of every outcome and against real exchanges."""
 
-import itertools
-
 import numpy as np
 import pytest
+import reference
 
 import launch.theory
 import rps_jax as rps
@@ -37,17 +36,11 @@ def enumerated(num_workers, drop_rate, gather_rate):
     n = num_workers
     mean = np.full((n, n), 1 / n)
     spread, mixed, moved = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
-    for server in range(n):
-        free = [bits for bits in itertools.product((True, False), repeat=n) if bits[server]]
-        for arrived, gathered in itertools.product(free, free):
-            probability = 1 / n
-            for bits, rate in ((arrived, drop_rate), (gathered, gather_rate)):
-                dropped = n - sum(bits)
-                probability *= rate**dropped * (1 - rate) ** (n - 1 - dropped)
-            w = mixing_matrix(n, server, arrived, gathered)
-            spread += probability * w @ w.T
-            mixed += probability * w @ mean @ w.T
-            moved += probability * (w - np.eye(n)) @ mean @ (w - np.eye(n)).T
+    for probability, server, arrived, gathered in reference.outcomes(n, drop_rate, gather_rate):
+        w = mixing_matrix(n, server, arrived, gathered)
+        spread += probability * w @ w.T
+        mixed += probability * w @ mean @ w.T
+        moved += probability * (w - np.eye(n)) @ mean @ (w - np.eye(n)).T
     return spread, mixed, moved
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import reference
 
 import rps_jax as rps
 from rps_jax import theory
@@ -27,23 +28,17 @@ def enumerated(n, drop_rate, gather_rate, server, on_miss, server_drop_rate):
     """What exchanges do on average, by the definitions, over every outcome and every server."""
     mean, kept = np.full((n, n), 1 / n), np.zeros((n, n))
     spread, moved = np.zeros((n, n)), np.zeros((n, n))
-    for me in range(n):
-        free = [bits for bits in itertools.product((True, False), repeat=n) if bits[me]]
-        for arrived, gathered in itertools.product(free, free):
-            probability = 1 / n
-            for bits, rate in ((arrived, drop_rate), (gathered, gather_rate)):
-                dropped = n - sum(bits)
-                probability *= rate**dropped * (1 - rate) ** (n - 1 - dropped)
-            weights = np.array(arrived, float)
-            if server == "unbiased":
-                weights[np.arange(n) != me] /= 1 - server_drop_rate
-            weights /= sum(arrived) if server == "received" else n
-            missed = np.eye(n) if on_miss == "own" else np.zeros((n, n))
-            w = np.where(gathered, weights[:, None], missed)
-            apart, move = w - w @ mean, (w - np.eye(n)) @ mean
-            spread += probability * apart @ apart.T
-            moved += probability * move @ move.T
-            kept += probability * w
+    for probability, me, arrived, gathered in reference.outcomes(n, drop_rate, gather_rate):
+        weights = np.array(arrived, float)
+        if server == "unbiased":
+            weights[np.arange(n) != me] /= 1 - server_drop_rate
+        weights /= sum(arrived) if server == "received" else n
+        missed = np.eye(n) if on_miss == "own" else np.zeros((n, n))
+        w = np.where(gathered, weights[:, None], missed)
+        apart, move = w - w @ mean, (w - np.eye(n)) @ mean
+        spread += probability * apart @ apart.T
+        moved += probability * move @ move.T
+        kept += probability * w
     one = np.ones(n)
     deviations = np.eye(n) - mean
     of_both = [
