@@ -28,7 +28,7 @@ from launch.cli.command_line import (
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
 from launch.config import Algorithm, parse
-from launch.reports.provenance import command_line, machine, versions
+from launch.reports.provenance import command_line, trained_on
 from launch.reports.tables import markdown_table, text_table, write_csv
 from launch.tasks.source import find_source
 from launch.trainer.json_files import write_json
@@ -95,9 +95,7 @@ def _run(argv: Sequence[str]) -> int:
     how = {
         "command": command_line("launch.compare", config, ("output_dir",), of_training),
         "data": source.description,
-        "machine": machine(),
-        "versions": versions("jax", "flax", "optax", "numpy"),
-        "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries)),
+        "trained_on": trained_on(summaries),
     }
     write_json(folder / "run.json", how)
     print("", *text_table(header, rows), "", f"results in {folder}/", sep="\n")

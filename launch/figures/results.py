@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.config import TrainConfig
 from launch.figures.paper import Scale
-from launch.reports.provenance import command_line, machine, versions
+from launch.reports.provenance import command_line, trained_on
 from launch.trainer.json_files import write_json
 
 _SETTINGS = (
@@ -50,10 +50,6 @@ def write_run(
             "settings": {name: getattr(config, name) for name in _SETTINGS},
             "reduced": scale.reduced or None,
             "data": summaries[0]["data"],
-            "devices": sorted({summary["devices"] for summary in summaries}),
-            "machine": machine(),
-            "versions": versions("jax", "flax", "optax", "numpy"),
-            "trainings": len(summaries),
-            "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries)),
+            "trained_on": trained_on(summaries),
         },
     )

@@ -23,6 +23,28 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
+def trained_on(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns on what some runs were trained, which need not be the machine that shows them.
+
+    Args:
+        summaries: One of each run.
+
+    Returns:
+        An entry a kind of devices, machine and versions, with how many runs they have trained, and
+        in how many seconds.
+    """
+    kinds: list[dict[str, Any]] = []
+    for summary in summaries:
+        kind = {name: summary.get(name) for name in ("devices", "machine", "versions")}
+        same = [known for known in kinds if known.items() >= kind.items()]
+        if not same:
+            kinds.append(kind | {"trainings": 0, "wall_seconds": 0.0})
+        known = (same or kinds)[-1]
+        known["trainings"] += 1
+        known["wall_seconds"] = round(known["wall_seconds"] + summary["wall_seconds"], 2)
+    return kinds
+
+
 def command_line(
     module: str, config: Any, leave_out: Sequence[str], flags: Sequence[str] = ()
 ) -> str:

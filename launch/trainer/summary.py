@@ -1,15 +1,13 @@
 """What is left of a run that is done: its summary and its picture."""
 
-import platform
 from typing import Any
-
-import jax
 
 import rps_jax as rps
 from launch.channels import CHANNELS
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig, simulates_drops
 from launch.reports.curves import draw_curves
+from launch.reports.provenance import machine, versions
 from launch.trainer.json_files import is_number, write_json
 from launch.trainer.setup import Setup
 
@@ -41,11 +39,8 @@ def summarise(setup: Setup, wall_seconds: float) -> Summary:
         "data": setup.data,
         "wall_seconds": round(wall_seconds, 2),
         "devices": setup.devices,
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "rps_jax": rps.__version__,
-        },
+        "machine": machine(),
+        "versions": versions("jax", "flax", "optax", "numpy") | {"rps_jax": rps.__version__},
     }
     write_json(directory.summary, summary)
     title = f"{setup.task.model_name} on {setup.data}: {setting(config)}"
