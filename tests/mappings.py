@@ -60,8 +60,14 @@ MAPPINGS = {
     "vmap_in_shard_map": vmap_in_shard_map,
 }
 
-# An awkward number of workers under every mapping, and one alone; all others in the long run.
+# An awkward number of workers under every mapping, and one alone; others in the long run.
 _USUAL = [("vmap", 1), ("vmap", 5), ("shard_map", 5), ("pmap", 3), ("vmap_in_shard_map", 6)]
+_MORE = {
+    "vmap": (2, 33),
+    "shard_map": (1, 2, 8),
+    "pmap": (1, 8),
+    "vmap_in_shard_map": (2, 12, 33),
+}
 _ALL = {
     "vmap": range(1, 34),
     "shard_map": range(1, 9),
@@ -70,10 +76,19 @@ _ALL = {
 }
 
 
-def places(at_least: int = 1) -> list[Any]:
-    """Returns the mappings and numbers of workers that a law is held to, `(way, n)`."""
+def every_place(at_least: int = 1) -> list[Any]:
+    """Returns the mappings and numbers of workers that an average is held to, `(way, n)`."""
+    return _places(_ALL, at_least)
+
+
+def places() -> list[Any]:
+    """Returns those that everything else is held to."""
+    return _places(_MORE)
+
+
+def _places(more: dict[str, Any], at_least: int = 1) -> list[Any]:
     usual = [place for place in _USUAL if place[1] >= at_least]
-    rest = [(way, n) for way in _ALL for n in _ALL[way] if n >= at_least and (way, n) not in usual]
+    rest = [(way, n) for way in more for n in more[way] if n >= at_least and (way, n) not in usual]
     return [*usual, *(pytest.param(*place, marks=pytest.mark.long) for place in rest)]
 
 

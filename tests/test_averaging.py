@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 from jax.sharding import PartitionSpec as P
-from mappings import MAPPINGS, awkward_params, mesh, places
+from mappings import MAPPINGS, awkward_params, every_place, mesh
 
 import rps_jax as rps
 
@@ -70,7 +70,7 @@ def assert_identical(result, expected):
     jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
-@pytest.mark.parametrize(("way", "n"), places())
+@pytest.mark.parametrize(("way", "n"), every_place())
 def test_equals_the_reference_for_the_same_delivery(way, n):
     params = awkward_params(n)
     for step in range(3):
@@ -79,7 +79,7 @@ def test_equals_the_reference_for_the_same_delivery(way, n):
             assert_close(results[rule], twin(params, delivery))
 
 
-@pytest.mark.parametrize(("way", "n"), places())
+@pytest.mark.parametrize(("way", "n"), every_place())
 def test_without_drops_it_is_the_mean(way, n):
     params = awkward_params(n)
     results, _ = run(way, n, params, 0.0)
@@ -88,7 +88,7 @@ def test_without_drops_it_is_the_mean(way, n):
         assert_close(result, expected)
 
 
-@pytest.mark.parametrize(("way", "n"), places())
+@pytest.mark.parametrize(("way", "n"), every_place())
 def test_when_all_is_dropped_every_worker_keeps_its_own(way, n):
     params = awkward_params(n)
     results, delivery = run(way, n, params, 1.0)
@@ -99,14 +99,14 @@ def test_when_all_is_dropped_every_worker_keeps_its_own(way, n):
     assert_identical(results["zero"], RULES["zero"](params, delivery))
 
 
-@pytest.mark.parametrize(("way", "n"), places())
+@pytest.mark.parametrize(("way", "n"), every_place())
 @pytest.mark.parametrize("drop_rate", [0.0, 0.3, 0.9])
 def test_equal_models_stay_equal(way, n, drop_rate):
     params = jax.tree.map(lambda x: np.repeat(x, n, axis=0), awkward_params(1))
     assert_close(run(way, n, params, drop_rate)[0]["models"], params)
 
 
-@pytest.mark.parametrize(("way", "n"), places(at_least=2))
+@pytest.mark.parametrize(("way", "n"), every_place(at_least=2))
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_dropped_poison_reaches_no_one(way, n, poison):
     params = awkward_params(n)
@@ -120,7 +120,14 @@ def test_a_dropped_poison_reaches_no_one(way, n, poison):
 
 @pytest.mark.parametrize(
     ("way", "n", "packets"),
-    [("vmap", 5, 1), ("vmap", 5, 3), ("shard_map", 3, 3), ("vmap_in_shard_map", 6, 3)],
+    [
+        ("vmap", 5, 3),
+        ("shard_map", 3, 3),
+        *(
+            pytest.param(*place, marks=pytest.mark.long)
+            for place in [("vmap", 5, 1), ("vmap_in_shard_map", 6, 3)]
+        ),
+    ],
 )
 def test_packets_are_dropped_one_by_one(way, n, packets):
     params = awkward_params(n)

@@ -178,7 +178,7 @@ def test_a_rule_has_a_memory_of_its_own():
     initial = {"x": jnp.arange(float(SIZE))}, {"mean": jnp.float32(0)}
     state = rps.init_train_state(*initial, optimizer, channel, N, algorithm=rule)
     state = jax.tree.map(lambda x: jnp.stack([x] * N), state)
-    state, _ = jax.vmap(step, axis_name="workers")(state, jnp.asarray(batches(0)))
+    state, _ = jax.jit(jax.vmap(step, axis_name="workers"))(state, jnp.asarray(batches(0)))
     kept = np.asarray(state.params["x"]) == np.arange(SIZE)
     # Everything was dropped: only the block that a worker serves has moved.
     assert (~kept).sum(0).max() == 1

@@ -84,7 +84,7 @@ def test_draws_are_those_of_jax_random_in_its_default_configuration():
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_both_ends_agree_whatever_the_key(impl):
     key = jax.random.fold_in(jax.random.key(3, impl=impl), 1)
-    sample = lambda worker: rps.Bernoulli(0.5).sample((), key, worker, 8)[0]  # noqa: E731
+    sample = jax.jit(lambda worker: rps.Bernoulli(0.5).sample((), key, worker, 8)[0])
     sent, received, gathered = jax.vmap(sample)(jnp.arange(8)).masks
     np.testing.assert_array_equal(sent, received.T)
     alone = [sample(worker).gathered for worker in range(8)]

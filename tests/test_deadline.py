@@ -123,13 +123,13 @@ def test_the_train_step_reports_the_slowest_worker():
     step = rps.make_train_step(loss_fn, optimizer, channel, "workers")
     one = rps.init_train_state(jnp.zeros(3), (), optimizer, channel, n)
     state = jax.tree.map(lambda x: jnp.stack([x] * n), one)
-    _, metrics = jax.vmap(step, axis_name="workers")(state, jnp.zeros((n, 3)))
+    _, metrics = jax.jit(jax.vmap(step, axis_name="workers"))(state, jnp.zeros((n, 3)))
 
     def one_worker(_):
         key = rps.keys.wrap_key(one.key)
         return rps.draw_exchange(channel, (), key, 0, "workers")[0].seconds
 
-    waits = jax.vmap(one_worker, axis_name="workers", axis_size=n)(jnp.zeros(n))
+    waits = jax.jit(jax.vmap(one_worker, axis_name="workers", axis_size=n))(jnp.zeros(n))
     np.testing.assert_allclose(metrics.exchange_seconds, np.full(n, waits.max()), rtol=1e-6)
 
 

@@ -104,7 +104,7 @@ def test_the_work_and_the_state_of_a_worker_are_linear_in_workers(channel):
     def of(n):
         kind = EVERY_CHANNEL[channel](n)
         sample = jax.jit(lambda kind, state: kind.sample(state, KEY, 0, n))
-        cost = sample.lower(kind, kind.init(n)).compile().cost_analysis()
+        cost = sample.lower(kind, kind.init(n)).cost_analysis()
         state = sum(np.size(leaf) for leaf in jax.tree.leaves(kind.init(n)))
         return cost.get("flops", 0.0), state
 
@@ -122,18 +122,21 @@ def trained(algorithm, way, n, drop_rate, equal=True, poison=0.0, steps=2):
     """Models of all workers after some steps; they start equal, or at their own number."""
     optimizer, channel = optax.sgd(0.1), rps.Bernoulli(drop_rate)
 
-    def one_worker(axis, params, batch):
+    def one_worker(axis, state, batch):
         step = rps.make_train_step(loss_fn, optimizer, channel, axis, algorithm=algorithm)
-        state = rps.init_train_state({"x": params}, (), optimizer, channel, n, algorithm=algorithm)
-        for _ in range(steps):
-            state, metrics = step(state, batch)
-        return state.params["x"], metrics
+        return step(state, batch)
+
+    def start(params):
+        return rps.init_train_state(params, (), optimizer, channel, n, algorithm=algorithm)
 
     params = np.zeros((n, 7), np.float32) if equal else np.arange(n * 7.0).reshape(n, 7)
     batch = np.tile(np.arange(7.0), (n, 1)) if equal else np.zeros((n, 7))
     batch[0] += poison
-    args = [jnp.asarray(x, jnp.float32) for x in (params, batch)]
-    return jax.device_get(MAPPINGS[way](one_worker, n)(*args))
+    params, batch = (jnp.asarray(x, jnp.float32) for x in (params, batch))
+    state, train = jax.vmap(start)({"x": params}), MAPPINGS[way](one_worker, n)
+    for _ in range(steps):
+        state, metrics = train(state, batch)
+    return jax.device_get((state.params["x"], metrics))
 
 
 @pytest.mark.parametrize("algorithm", rps.RULES)
@@ -194,7 +197,7 @@ def test_half_precision_trains_under_strict_promotion(algorithm):
             return state, metrics, rps.consensus_distance(state.params, "workers")
 
         batch = jnp.arange(21, dtype=jnp.bfloat16).reshape(n, 7)
-        state, _, distance = jax.vmap(measured, axis_name="workers")(state, batch)
+        state, _, distance = jax.jit(jax.vmap(measured, axis_name="workers"))(state, batch)
     assert state.params["x"].dtype == jnp.bfloat16
     assert distance.dtype == jnp.float32
     spread = np.asarray(state.params["x"], np.float32)

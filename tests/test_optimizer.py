@@ -13,7 +13,11 @@ from rps_jax.keys import key_data, wrap_key
 
 N, SIZE, SEED = 6, 17, 4
 CHANNEL = rps.Bernoulli(0.4)
-PLACES = [("vmap", N), ("shard_map", N), ("pmap", N), ("vmap_in_shard_map", N)]
+PLACES = [
+    ("vmap", N),
+    ("shard_map", N),
+    *(pytest.param(way, N, marks=pytest.mark.long) for way in ("pmap", "vmap_in_shard_map")),
+]
 
 
 def target(worker):
@@ -49,10 +53,11 @@ def gradients(axis):
     )
 
 
+@jax.jit
 def deliveries(step):
     key = wrap_key(key_data(SEED))
     draw = lambda _: rps.draw_exchange(CHANNEL, (), key, step, "w")[0]  # noqa: E731
-    return jax.device_get(jax.vmap(draw, axis_name="w", axis_size=N)(jnp.zeros(N)))
+    return jax.vmap(draw, axis_name="w", axis_size=N)(jnp.zeros(N))
 
 
 @pytest.mark.parametrize(("way", "n"), PLACES)
@@ -66,7 +71,7 @@ def test_models_are_averaged_after_the_whole_chain(way, n):
         grads = {"x": expected["x"] - np.stack([target(jnp.int32(i)) for i in range(n)])}
         updates, state = jax.vmap(local.update)(grads, state)
         moved = optax.apply_updates(expected, updates)
-        expected = reference.average_models(moved, deliveries(step))
+        expected = reference.average_models(moved, jax.device_get(deliveries(step)))
     np.testing.assert_allclose(params["x"], expected["x"], rtol=1e-5, atol=1e-5)
 
 
@@ -76,7 +81,8 @@ def test_gradients_are_averaged_before_the_chain(way, n):
     expected = np.zeros((n, SIZE), np.float32)
     for step in range(3):
         grads = expected - np.stack([target(jnp.int32(i)) for i in range(n)])
-        expected -= np.float32(0.1) * reference.average_gradients(grads, deliveries(step), "zero")
+        delivery = jax.device_get(deliveries(step))
+        expected -= np.float32(0.1) * reference.average_gradients(grads, delivery, "zero")
     np.testing.assert_allclose(params["x"], expected, rtol=1e-5, atol=1e-5)
 
 
