@@ -43,6 +43,7 @@ def test_a_plan_of_a_network_fits_on_a_screen(burst, capsys):
     assert over_udp < waiting
 
 
+@pytest.mark.long
 def test_bench_measures_steps_that_count_beside_steps_that_do_not(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(metrics, "start_devices", lambda *workers: None)
     path = tmp_path / "results.json"

@@ -26,9 +26,9 @@ from launch.local import free_port
 ROOT = Path(__file__).parents[1]
 
 # Twenty-two steps an epoch; enough epochs for a fault to be in time.
-SMALL = ("--preset", "linear", "--num-workers", "2", "--batch-size", "32", "--epochs", "8")
+SMALL = ("--preset", "linear", "--num-workers", "2", "--batch-size", "32", "--epochs", "5")
 SMALL += ("--checkpoint-every", "1")
-LAST_STEP = 176
+LAST_STEP = 110
 LOCAL = ("--processes", "2", "--heartbeat-timeout", "15")
 
 

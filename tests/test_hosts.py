@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 PORT = 8476
 
 # Eleven steps an epoch: enough of them for a cable to be cut in between.
-SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "40")
-SMALL += ("--checkpoint-every", "8", "--start-timeout", "300")
-LAST_STEP = 440
+SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "20")
+SMALL += ("--checkpoint-every", "4", "--start-timeout", "300")
+LAST_STEP = 220
 
 
 @pytest.fixture(scope="module")

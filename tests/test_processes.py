@@ -127,6 +127,7 @@ def test_the_laws_hold_over_processes(placement, results):
             )  # fmt: skip
 
 
+@pytest.mark.long
 def test_averages_of_large_blocks_are_right():
     """Gloo's reduce-scatter is not, now and then, between two processes (jax issue 40830)."""
     run_processes("large_block_worker.py", 2)

@@ -30,10 +30,11 @@ def traced_steps(folder: Path) -> list[int]:
     ("batch_size", "epochs", "steps"),
     [
         ("32", "2", range(5, 15)),
-        pytest.param("180", "1", range(1, 2), marks=pytest.mark.long),
-        pytest.param("360", "1", range(1), marks=pytest.mark.long),
+        ("180", "1", range(1, 2)),
+        ("360", "1", range(1)),
     ],
 )
+@pytest.mark.long
 def test_a_profile_is_of_ten_steps_or_the_later_half(
     batch_size: str, epochs: str, steps: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

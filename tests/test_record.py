@@ -25,11 +25,11 @@ def run(folder: Path, *flags: str) -> int:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--channel", "gilbert-elliott", "--mean-burst", "3", "--packets", "11"),
+        ("--drop-rate", "0.3", "--assignment", "fixed"),
         *(
             pytest.param(flags, marks=pytest.mark.long)
             for flags in (
-                ("--drop-rate", "0.3", "--assignment", "fixed"),
+                ("--channel", "gilbert-elliott", "--mean-burst", "3", "--packets", "11"),
                 ("--channel", "deadline", "--algorithm", "gradient-averaging"),
                 ("--channel", "gilbert-elliott", "--local-steps", "3"),
                 ("--channel", "outage", "--mean-outage", "2", "--workers-per-device", "4"),

@@ -130,6 +130,7 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
     raise AssertionError(f"ended before step {step}: {process.communicate()}")
 
 
+@pytest.mark.long
 def test_killed_stopped_damaged_and_resumed_it_ends_bit_for_bit_the_same(
     whole: tuple[Path, Any], tmp_path: Path
 ) -> None:

@@ -77,13 +77,8 @@ def params(folder: Path, step: int) -> list[np.ndarray]:
     return jax.tree.leaves(saved_state(folder, step)["params"])
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        "rps",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("gradient-averaging", "overlap")),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", ["rps", "gradient-averaging", "overlap"])
 def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
     over_udp, simulated, trace = (tmp_path / name for name in ("udp", "simulated", "trace"))
     flags = ["--algorithm", algorithm, "--epochs", "2"]
@@ -203,7 +198,6 @@ def test_a_run_goes_on_when_all_of_it_was_killed(tmp_path):
     assert launch.train.main(["--resume", "--output-dir", str(tmp_path)]) == 2
 
 
-@pytest.mark.long
 def test_workers_may_be_started_by_hand(tmp_path):
     key = tmp_path / "key"
     key.write_text("0f" * 32)
