@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 from launch import compare
@@ -50,12 +51,21 @@ def test_a_comparison_leaves_a_table_a_picture_and_its_runs_and_repeats_nothing(
     assert [row["epoch"] for row in rows] == ["1.0", "2.0"] * len(names)
     apart = {(row["algorithm"], row["drop_rate"]): row["consensus_distance"] for row in rows}
     assert 0 < float(apart["", "0.3"]) < float(apart["local", ""])
-    command = json.loads(Path("out/run.json").read_text())["command"]
-    assert command == f"python -m launch.compare --seeds 0 --predict -- {flags}"
+    how = json.loads(Path("out/run.json").read_text())
+    assert how["command"] == f"python -m launch.compare --seeds 0 --predict -- {flags}"
+    (machine,) = how["trained_on"]
+    assert machine["trainings"] == len(names)
+    assert machine["versions"]["jax"] == jax.__version__
+
+    # One of the runs comes from elsewhere.
+    summary = Path("out/algorithm-local-seed-0/summary.json")
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"machine": "another"}))
 
     assert compare.main(arguments) == 0
     assert "epoch 2/2" not in capsys.readouterr().out
     assert Path("out/table.md").read_text() == table
+    made = json.loads(Path("out/run.json").read_text())["trained_on"]
+    assert [kind["trainings"] for kind in made] == [2, 1]
 
 
 def test_every_combination_of_the_axes_values_is_a_setting():

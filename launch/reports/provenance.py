@@ -1,6 +1,7 @@
 """How a result was made: the command, the machine, and the versions."""
 
 import dataclasses
+import json
 import os
 import platform
 import shlex
@@ -33,16 +34,16 @@ def trained_on(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         An entry a kind of devices, machine and versions, with how many runs they have trained, and
         in how many seconds.
     """
-    kinds: list[dict[str, Any]] = []
+    kinds: dict[str, dict[str, Any]] = {}
     for summary in summaries:
-        kind = {name: summary.get(name) for name in ("devices", "machine", "versions")}
-        same = [known for known in kinds if known.items() >= kind.items()]
-        if not same:
-            kinds.append(kind | {"trainings": 0, "wall_seconds": 0.0})
-        known = (same or kinds)[-1]
+        kind = {
+            name: summary[name] for name in ("devices", "machine", "versions") if name in summary
+        }
+        nothing = {"trainings": 0, "wall_seconds": 0.0}
+        known = kinds.setdefault(json.dumps(kind, sort_keys=True), kind | nothing)
         known["trainings"] += 1
         known["wall_seconds"] = round(known["wall_seconds"] + summary["wall_seconds"], 2)
-    return kinds
+    return list(kinds.values())
 
 
 def command_line(
