@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from launch.cli.command_line import expect, optional, read_command, refuse
+from launch.cli.fields import AT_LEAST_1
 from launch.config import check
 from launch.distributed.devices import keep_programs
 from launch.figures.options import check_slot, given_or
@@ -49,6 +50,10 @@ class FigureConfig:
     """Train for longer or shorter; in folders of its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the model's computation; parameters and averages are always float32."""
+    workers_per_device: Annotated[int | None, optional("INT", "as few as possible"), AT_LEAST_1] = (
+        None
+    )
+    """How many workers share a device; a CPU is split into as many devices as needed."""
     time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
     """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
     runs_dir: Path = Path("runs/reproduce")
@@ -128,6 +133,7 @@ def _runs(figure: str, model: Model, scale: Scale, config: FigureConfig) -> list
         scale.config,
         data_path=config.data_path,
         dtype=config.dtype,
+        workers_per_device=config.workers_per_device,
         output_dir=config.runs_dir / f"{model}-{config.scale}{_suffix(config)}",
     )
     runs = plan(base, pairs, config.seeds)
