@@ -16,4 +16,4 @@ def keep_memory() -> bool:
         Whether it does; only glibc can.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(*setting) for setting in _SETTINGS.values()])
+    return mallopt is not None and all(mallopt(*each) for each in _SETTINGS.values())
