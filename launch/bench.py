@@ -18,6 +18,7 @@ COMMANDS = {
     "workers": "many workers on one device beside one model on the same examples",
     "startup": "from the command of a training to its first finished step",
     "scale": "exchanges of 16 to 1024 workers that share one device",
+    "memory": "what memory a training step takes, in copies of the model",
     "training": "whole trainings of both kinds on such links: loss over wall-clock time",
     "overlap": "training steps whose exchange runs beside the local step, on such links",
     "metrics": "a training that measures itself beside one that does not",

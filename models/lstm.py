@@ -175,7 +175,11 @@ def _forward(
     kernel_HxG: jax.Array,
     lengths_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns gates, cell states and hidden states; row t + 1 of states is that after step t."""
+    """Returns gates, cell states and hidden states.
+
+    Gates, and the candidate among them, are as they are used: in (0, 1), and (-1, 1). Row t + 1 of
+    states is that after step t.
+    """
     num_steps = _num_steps(lengths_B, inputs_LxBxE)
     projected_LxBxG = _product(inputs_LxBxE, input_kernel_ExG, num_steps)
     # `zeros_like`, not `zeros`: under shard_map the states have to vary over the mesh axes that the
@@ -183,20 +187,29 @@ def _forward(
     states_LxBxH = jnp.zeros_like(projected_LxBxG[..., : kernel_HxG.shape[0]])
     hidden = jnp.concatenate([states_LxBxH, states_LxBxH[:1]])
     cell = hidden.astype(jnp.float32)
-    gates = jnp.zeros_like(projected_LxBxG, jnp.float32)
 
+    # What is carried beside the rows: to read a row where others are written copies all of them.
     def step(t: jax.Array, carry: Any) -> Any:
-        gates, cell, hidden = carry
-        projected_BxG = projected_LxBxG[t] + bias_G[None]
-        gates_BxG = (projected_BxG + hidden[t] @ kernel_HxG).astype(jnp.float32)
-        cell_BxH, hidden_BxH = _cell(gates_BxG, cell[t])
+        gates, cell, hidden, cell_BxH, hidden_BxH = carry
+        gates_BxG = bias_G[None] + hidden_BxH @ kernel_HxG
+        gates_BxG = _row(gates, t) + gates_BxG.astype(jnp.float32)
+        input_gate, forget_gate, candidate, output_gate = jnp.split(gates_BxG, 4, axis=-1)
+        input_gate, forget_gate = nn.sigmoid(input_gate), nn.sigmoid(forget_gate)
+        candidate, output_gate = jnp.tanh(candidate), nn.sigmoid(output_gate)
+        cell_BxH = forget_gate * cell_BxH + input_gate * candidate
+        hidden_BxH = (output_gate * jnp.tanh(cell_BxH)).astype(hidden.dtype)
+        gates_BxG = jnp.concatenate([input_gate, forget_gate, candidate, output_gate], axis=-1)
         return (
-            gates.at[t].set(gates_BxG),
-            cell.at[t + 1].set(cell_BxH),
-            hidden.at[t + 1].set(hidden_BxH.astype(hidden.dtype)),
+            _set_row(gates, t, gates_BxG),
+            _set_row(cell, t + 1, cell_BxH),
+            _set_row(hidden, t + 1, hidden_BxH),
+            cell_BxH,
+            hidden_BxH,
         )
 
-    return jax.lax.fori_loop(0, num_steps, step, (gates, cell, hidden))
+    carry = projected_LxBxG.astype(jnp.float32), cell, hidden, cell[0], hidden[0]
+    gates, cell, hidden, _, _ = jax.lax.fori_loop(0, num_steps, step, carry)
+    return gates, cell, hidden
 
 
 def _backward(
@@ -215,11 +228,21 @@ def _backward(
     def step(steps_done: jax.Array, carry: Any) -> Any:
         d_gates, d_cell_BxH, d_hidden_BxH = carry
         t = num_steps - 1 - steps_done
-        _, transpose = jax.vjp(_cell, gates[t], cell[t])
-        d_hidden_BxH = (d_hidden_BxH + d_hidden_LxBxH[t]).astype(jnp.float32)
-        d_gates_BxG, d_cell_BxH = transpose((d_cell_BxH, d_hidden_BxH))
-        d_gates_BxG = d_gates_BxG.astype(d_gates.dtype)
-        return d_gates.at[t].set(d_gates_BxG), d_cell_BxH, d_gates_BxG @ kernel_HxG.T
+        input_gate, forget_gate, candidate, output_gate = jnp.split(_row(gates, t), 4, axis=-1)
+        d_hidden_BxH = (d_hidden_BxH + _row(d_hidden_LxBxH, t)).astype(jnp.float32)
+        tanh_BxH = jnp.tanh(_row(cell, t + 1))
+        d_cell_BxH += d_hidden_BxH * output_gate * (1 - tanh_BxH**2)
+        d_gates_BxG = jnp.concatenate(
+            [
+                d_cell_BxH * candidate * input_gate * (1 - input_gate),
+                d_cell_BxH * _row(cell, t) * forget_gate * (1 - forget_gate),
+                d_cell_BxH * input_gate * (1 - candidate**2),
+                d_hidden_BxH * tanh_BxH * output_gate * (1 - output_gate),
+            ],
+            axis=-1,
+        ).astype(d_gates.dtype)
+        d_gates = _set_row(d_gates, t, d_gates_BxG)
+        return d_gates, d_cell_BxH * forget_gate, d_gates_BxG @ kernel_HxG.T
 
     zeros = jnp.zeros_like(gates, hidden.dtype), jnp.zeros_like(cell[0]), jnp.zeros_like(hidden[0])
     d_gates, _, _ = jax.lax.fori_loop(0, num_steps, step, zeros)
@@ -257,19 +280,21 @@ def _sum_of_products(x_LxBxH: jax.Array, d_LxBxG: jax.Array, num_steps: jax.Arra
     return total.astype(d_LxBxG.dtype)
 
 
+def _row(x_Lx: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x_Lx, t, 0, keepdims=False)
+
+
+def _set_row(x_Lx: jax.Array, t: jax.Array, row_x: jax.Array) -> jax.Array:
+    # Not `x.at[t].set`, which asks whether there is a row t.
+    return jax.lax.dynamic_update_index_in_dim(x_Lx, row_x, t, 0)
+
+
 def _chunk(x_Lx: jax.Array, number: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x_Lx, number * _CHUNK, _CHUNK, 0)
 
 
 def _num_steps(lengths_B: jax.Array, gates_LxBxG: jax.Array) -> jax.Array:
     return jnp.minimum(_longest(lengths_B), gates_LxBxG.shape[0])
-
-
-def _cell(gates_BxG: jax.Array, cell_BxH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the next cell state and the next hidden state, float32."""
-    input_gate, forget_gate, candidate, output_gate = jnp.split(gates_BxG, 4, axis=-1)
-    cell_BxH = nn.sigmoid(forget_gate) * cell_BxH + nn.sigmoid(input_gate) * jnp.tanh(candidate)
-    return cell_BxH, nn.sigmoid(output_gate) * jnp.tanh(cell_BxH)
 
 
 @jax.custom_batching.custom_vmap

@@ -10,7 +10,7 @@ import pytest
 
 import rps_jax as rps
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
-from launch.benchmarks import exchange, metrics, scale, workers
+from launch.benchmarks import exchange, memory, metrics, scale, workers
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
@@ -84,6 +84,25 @@ def test_bench_measures_exchanges_of_workers_on_one_device(capsys, monkeypatch, 
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
 
 
+def test_a_step_takes_at_most_three_copies_of_the_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "start_devices", lambda *_: None)
+    monkeypatch.setattr(memory, "_ALGORITHMS", ("rps",))
+    path = tmp_path / "memory.json"
+    size = ["--num-workers", "4", "--workers-per-device", "1", "2", "--layers", "4"]
+    assert bench.main(["memory", *size, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    # The activations, too, and what is drawn: little, even beside a small model.
+    assert max(row["copies"] for row in rows) < 3.05
+
+
+@pytest.mark.long
+def test_bench_measures_exchanges_between_processes(tmp_path):
+    path = tmp_path / "exchange.json"
+    arguments = ["--processes", "2", "--num-workers", "2", "--num-parameters", "600"]
+    assert bench.main(["exchange", *arguments, "--rounds", "1", "--json", str(path)]) == 0
+    assert {row["num_parameters"] for row in json.loads(path.read_text())["rows"]} == {600}
+
+
 def test_bench_prints_medians_beside_a_plain_all_reduce(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(exchange, "start_devices", lambda *workers: None)
     path = tmp_path / "new" / "results.json"
@@ -131,6 +150,7 @@ def test_a_start_is_measured_without_compiled_programs_and_with_them(
         (theory, f"--seed {10**20 - 1}", f"--seed {10**20 - 1}: expected an integer in [0, 2^32)"),
         (bench, "--rounds 0", "--rounds 0: expected at least 1"),
         (bench, "--workers-per-device 3", "--workers-per-device 3: expected a divisor of 8"),
+        (bench, "--processes 3", "--processes 3: expected a divisor of 8 workers"),
         (bench, "--num-workers 100000", "--num-workers 100000: expected what fits into"),
         (bench, f"--num-parameters {10**15}", f"--num-parameters {10**15}: expected at most"),
         (bench, f"--num-parameters {10**12}", f"--num-parameters {10**12}: expected what fits"),

@@ -17,6 +17,7 @@ import pytest
 import launch.bench
 import launch.benchmarks.colocation
 import launch.benchmarks.exchange
+import launch.benchmarks.memory
 import launch.benchmarks.scale
 import launch.benchmarks.startup
 import launch.benchmarks.wire
@@ -67,6 +68,7 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
     "bench": (launch.bench.main, launch.benchmarks.exchange.ExchangeConfig, None),
     "bench wire": (launch.bench.main, launch.benchmarks.wire.WireConfig, None),
     "bench scale": (launch.bench.main, launch.benchmarks.scale.ScaleConfig, None),
+    "bench memory": (launch.bench.main, launch.benchmarks.memory.MemoryConfig, None),
     "bench startup": (launch.bench.main, launch.benchmarks.startup.StartupConfig, None),
     "bench colocation": (
         launch.bench.main,
@@ -98,6 +100,8 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
 LONG_WORK = (
     (launch.train, "start_devices"),
     (launch.benchmarks.exchange, "start_devices"),
+    (launch.benchmarks.exchange, "_measure_over_processes"),
+    (launch.benchmarks.memory, "start_devices"),
     (launch.benchmarks.scale, "start_devices"),
     (launch.benchmarks.startup, "_start_twice"),
     (launch.benchmarks.wire, "Bed"),

@@ -7,6 +7,7 @@ import jax
 
 from launch.cli.command_line import expect
 from launch.distributed.gpus import check_platforms
+from launch.distributed.memory import keep_memory
 
 _MOST_HOST_DEVICES = 32
 """Beyond this many, workers share the host devices, unless it is said otherwise: each device costs
@@ -30,6 +31,7 @@ def start_devices(num_workers: int, workers_per_device: int | None) -> None:
         UsageError: JAX has no such platform, or a CPU cannot be so many devices.
     """
     check_platforms()
+    keep_memory()
     if workers_per_device is None:
         wanted = min(num_workers, _MOST_HOST_DEVICES)
     else:
