@@ -37,21 +37,14 @@ class UpdateSketches(NamedTuple):
     """What one worker remembers of its updates.
 
     Attributes:
-        packed: float32 `[1 + INTERVALS * BUCKETS]`: what follows end to end, in one array, as each
-            array that a step is given costs time.
+        count: int32 scalar, local steps taken; `()` where there is an exchange in every step, as
+            each array that a step is given costs time.
+        sketches: float32 `[INTERVALS, BUCKETS]`, the sums over the steps of each interval, from one
+            exchange to the next, the newest first.
     """
 
-    packed: jax.Array
-
-    @property
-    def steps(self) -> jax.Array:
-        """Float32 scalar, local steps in the newest interval; 0 before the first of all."""
-        return self.packed[0]
-
-    @property
-    def sketches(self) -> jax.Array:
-        """`[INTERVALS, BUCKETS]`, the sums over the steps of each interval, the newest first."""
-        return self.packed[1:].reshape(INTERVALS, BUCKETS)
+    count: Any
+    sketches: jax.Array
 
 
 class UpdateProducts(NamedTuple):
@@ -80,19 +73,20 @@ def remember_updates(every: int = 1) -> optax.GradientTransformation:
 
     def init(params: Any) -> UpdateSketches:
         del params
-        return UpdateSketches(jnp.zeros(1 + INTERVALS * BUCKETS, jnp.float32))
+        count = jnp.int32(0) if every > 1 else ()
+        return UpdateSketches(count, jnp.zeros((INTERVALS, BUCKETS), jnp.float32))
 
     def update(
         updates: Any, state: UpdateSketches, params: Any = None
     ) -> tuple[Any, UpdateSketches]:
         del params
-        newest, now = state.packed[1 : 1 + BUCKETS], sketch(updates)
-        packed = jnp.concatenate([jnp.ones(1, jnp.float32), now, state.packed[1:-BUCKETS]])
+        count, now, before = state.count, sketch(updates)[None], state.sketches
+        sketches = jnp.concatenate([now, before[:-1]])
         if every > 1:
-            goes_on = [state.packed[:1] + 1, newest + now, state.packed[1 + BUCKETS :]]
-            begins = state.steps % every == 0
-            packed = jnp.where(begins, packed, jnp.concatenate(goes_on))
-        return updates, UpdateSketches(packed)
+            goes_on = jnp.concatenate([before[:1] + now, before[1:]])
+            sketches = jnp.where(count % every == 0, sketches, goes_on)
+            count = count + 1
+        return updates, UpdateSketches(count, sketches)
 
     return optax.GradientTransformation(init, update)
 
