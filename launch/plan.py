@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from launch.cli.command_line import Within, expect, optional, read_command
+from launch.cli.command_line import Within, expect, optional, read_command, requires
 
 if TYPE_CHECKING:
     from rps_jax.servers import ServerName
@@ -35,7 +35,11 @@ class PlanConfig:
     mean_burst: Annotated[
         float | None, Within(1, 1e9), optional("FLOAT", "drops are independent")
     ] = None
-    """Packets that are dropped one after the other, in the mean."""
+    """Packets that a link stays bad for, in the mean."""
+    good_drop_rate: Annotated[float, Within(0, 1, "a probability in [0, 1]")] = 0
+    """Probability that a packet is dropped while its link is good."""
+    bad_drop_rate: Annotated[float, Within(0, 1, "a probability in [0, 1]")] = 1
+    """The same while it is bad."""
     num_parameters: Annotated[int, Within(1, 2**40)] = 1_700_000
     """Size of the model, of float32."""
     link_rate: Annotated[float, Within(1e-3, 1e7, "a rate in [0.001, 10^7] Mbps")] = 1000
@@ -48,17 +52,19 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     config = read_command(PlanConfig, "launch.theory plan", argv, PlanConfig())
     n, p = config.num_workers, config.drop_rate
-    if config.mean_burst is not None:
-        least = max(1.0, p / (1 - p))
-        expect("mean_burst", config.mean_burst, config.mean_burst >= least, f"at least {least:.3g}")
+    good, bad = config.good_drop_rate, config.bad_drop_rate
+    _check_bursts(config)
 
     # Imported late: it takes a second.
     from rps_jax import theory
 
     block_bytes = 4 * math.ceil(config.num_parameters / n)
     packets = math.ceil(block_bytes / _PACKET_BYTES)
-    whole = theory.whole_block(p, packets, config.mean_burst)
-    bursts = f" in bursts of {config.mean_burst:g}" if config.mean_burst is not None else ""
+    whole = theory.whole_block(p, packets, config.mean_burst, good, bad)
+    bursts = ""
+    if config.mean_burst is not None:
+        inside = f", {good:.3g} on good links, {bad:.3g}" if (good, bad) != (0, 1) else ""
+        bursts = f"{inside} in bursts of {config.mean_burst:g}"
     print(
         f"{n} workers, {config.num_parameters:,} parameters, {config.link_rate:g} Mbps, "
         f"{config.round_trip:g} ms\n"
@@ -96,6 +102,23 @@ def run(argv: Sequence[str]) -> int:
     allowed = ", ".join(f"{t:g} at {theory.largest_drop_rate(n, t):.3g}" for t in (0.01, 0.1, 0.5))
     print(f"\nby drop rate, packet by packet, contraction is\n{allowed}")
     return 0
+
+
+def _check_bursts(config: PlanConfig) -> None:
+    """Raises `UsageError` if no link has such bursts."""
+    p, good, bad = config.drop_rate, config.good_drop_rate, config.bad_drop_rate
+    if config.mean_burst is None:
+        for name, usual in (("good_drop_rate", 0), ("bad_drop_rate", 1)):
+            if (rate := getattr(config, name)) != usual:
+                requires(name, rate, "--mean-burst")
+        return
+    expect("bad_drop_rate", bad, good < bad, f"more than --good-drop-rate {good:g}")
+    between = f"a number in [{good:g}, {bad:g}], between the rates of good and of bad links"
+    expect("drop_rate", p, good <= p <= bad, between)
+    if p < bad:
+        # A link is bad for a share of the time, and good for at least one packet in between.
+        least = max(1.0, (p - good) / (bad - p))
+        expect("mean_burst", config.mean_burst, config.mean_burst >= least, f"at least {least:.3g}")
 
 
 def _print_policy(name: str, found: "Moments", *, settles: bool) -> None:

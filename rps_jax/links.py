@@ -75,57 +75,67 @@ class LinkCounts(NamedTuple):
     def add(self, delivery: Delivery) -> "LinkCounts":
         """Returns the counts with one more exchange, as the worker sees it."""
         _, received, gathered, *_ = check_delivery(delivery, self.num_workers)
-        arrived_2xWxP = jnp.stack([received, gathered])
-        lengths_2xWxP, dropping = _lengths_of_bursts(arrived_2xWxP, self.dropping.astype(jnp.int32))
-        # Of a length's binary digits, the first decides; of 0, which is no burst, there is none.
-        digits = jnp.minimum(32 - jax.lax.clz(lengths_2xWxP), BURST_BINS)
-        bins = jnp.arange(1, BURST_BINS + 1, dtype=jnp.int32)
-        reached_P = received.sum(0, dtype=jnp.int32)
-        workers = jnp.arange(self.num_workers + 1, dtype=jnp.int32)
+        arrived_2xWxK = _in_words(jnp.stack([received, gathered]))
+        bursts, dropping = _bursts(arrived_2xWxK, self.dropping, received.shape[1])
+        reached_P = received.sum(0, dtype=jnp.uint32)
+        workers = jnp.arange(self.num_workers + 1, dtype=jnp.uint32)[:, None]
         counts = (
-            self.delivered + arrived_2xWxP.sum(2, dtype=jnp.uint32),
-            self.arrivals + _histogram(reached_P, workers),
-            self.bursts + _histogram(digits, bins),
-            dropping.astype(jnp.uint32),
+            self.delivered + jax.lax.population_count(arrived_2xWxK).sum(2, dtype=jnp.uint32),
+            self.arrivals + (reached_P[None] == workers).sum(1, dtype=jnp.uint32),
+            self.bursts + bursts,
+            dropping,
         )
         return LinkCounts(jnp.concatenate([count.ravel() for count in counts]))
 
 
-def _lengths_of_bursts(
-    arrived_2xWxP: jax.Array, dropping_2xW: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns how many packets in a row were dropped before each that arrived.
+def _in_words(arrived_2xWxP: jax.Array) -> jax.Array:
+    """Packs what arrived into words of 32 packets, a bit each, the first the lowest.
 
-    Args:
-        arrived_2xWxP: bool; what arrived in an exchange.
-        dropping_2xW: int32; packets dropped in a row before it.
+    Of small numbers, kernels cost by their number: one counts all bits of a word.
 
     Returns:
-        int32 `[2, W, P]`, 0 of packets that did not arrive; and those dropped in a row after it.
+        uint32 `[2, W, K]`; bits of no packet are 0.
     """
     packets = arrived_2xWxP.shape[2]
-    place_1x1xP = jnp.arange(packets, dtype=jnp.int32)[None, None]
-    before_2xWx1 = -1 - dropping_2xW[:, :, None]
-    last_2xWxP = _running_max(jnp.where(arrived_2xWxP, place_1x1xP, before_2xWx1))
-    last_before_2xWxP = jnp.concatenate([before_2xWx1, last_2xWxP[:, :, :-1]], axis=2)
-    lengths = jnp.where(arrived_2xWxP, place_1x1xP - 1 - last_before_2xWxP, 0)
-    return lengths, packets - 1 - last_2xWxP[:, :, -1]
+    size = min(packets, 32)
+    arrived_2xWxP = jnp.pad(arrived_2xWxP, ((0, 0), (0, 0), (0, -packets % size)))
+    bits = jnp.uint32(1) << jnp.arange(size, dtype=jnp.uint32)[None, None, None]
+    words = arrived_2xWxP.reshape(*arrived_2xWxP.shape[:2], -1, size)
+    return jnp.where(words, bits, jnp.uint32(0)).sum(3, dtype=jnp.uint32)
 
 
-def _running_max(values: jax.Array) -> jax.Array:
-    """Returns the maxima along the last axis until each place.
+def _bursts(
+    arrived_2xWxK: jax.Array, dropping_2xW: jax.Array, packets: int
+) -> tuple[jax.Array, jax.Array]:
+    """Counts the bursts that end in an exchange.
 
-    In log2 steps: that of `jax.lax.cummax` takes quadratic time on CPUs (jax 0.10).
+    Args:
+        arrived_2xWxK: words of what arrived.
+        dropping_2xW: uint32; packets dropped in a row before it.
+        packets: of a message.
+
+    Returns:
+        uint32 `[BURST_BINS]`; and the packets dropped in a row after it.
     """
-    distance = 1
-    while distance < values.shape[-1]:
-        earlier = jnp.concatenate([values[..., :distance], values[..., :-distance]], axis=-1)
-        values = jnp.maximum(values, earlier)
-        distance *= 2
-    return values
-
-
-def _histogram(values: jax.Array, bins: jax.Array) -> jax.Array:
-    """Returns how many of the values are equal to each bin, uint32."""
-    equal = values.reshape(1, -1) == bins[:, None]
-    return equal.sum(1, dtype=jnp.uint32)
+    arrived, any_arrived = arrived_2xWxK, arrived_2xWxK > 0
+    # Places of packets: a word's own, the last that arrived in or before it, the first in it.
+    place_1x1xK = 32 * jnp.arange(arrived.shape[2], dtype=jnp.int32)[None, None]
+    start = -1 - dropping_2xW[:, :, None].astype(jnp.int32)
+    last = place_1x1xK + 31 - jax.lax.clz(arrived).astype(jnp.int32)
+    last = jax.lax.cummax(jnp.where(any_arrived, last, start), axis=2)
+    last_before = jnp.concatenate([start, last[:, :, :-1]], axis=2)
+    first = place_1x1xK + jax.lax.population_count(~arrived & arrived - 1).astype(jnp.int32)
+    # The burst that a word begins in: of a length's binary digits, the first decides.
+    length = jnp.where(any_arrived, first - 1 - last_before, 0)
+    digits = jnp.minimum(32 - jax.lax.clz(length), BURST_BINS)
+    bins = jnp.arange(1, BURST_BINS + 1, dtype=jnp.int32).reshape(-1, 1, 1, 1)
+    # Bits until which the others have dropped 1, 2, 4, ... in a row, and how many end there.
+    dropped, at_least = ~arrived, []
+    dropped &= dropped + 1
+    for more in (1, 2, 4, 8, 16):
+        at_least.append(jax.lax.population_count(dropped << 1 & arrived))
+        dropped &= dropped << more
+    longer = [jnp.zeros_like(dropped)] * (BURST_BINS + 1 - len(at_least))
+    at_least_BxLxWxK = jnp.stack(at_least + longer)
+    ended = at_least_BxLxWxK[:-1] - at_least_BxLxWxK[1:] + (digits[None] == bins)
+    return ended.sum((1, 2, 3), dtype=jnp.uint32), (packets - 1 - last[:, :, -1]).astype(jnp.uint32)

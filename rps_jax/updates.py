@@ -3,10 +3,10 @@
 Drops set workers apart by what their local steps did differently since they last agreed. To say how
 far, one has to know how much that is, and how much of it the next steps repeat: momentum repeats
 steps, and so do data that differ between the workers. Both are inner products of updates, so a
-sketch of each update does: some coordinates of each leaf, spread evenly over it and weighted by how
-many each stands for, get a sign and a bucket each, and what falls into a bucket is summed. Sketches
-are linear, so that those of different workers and steps may be subtracted and added, and the inner
-product of two sketches is that of the updates in expectation over the signs.
+sketch of each update does. Some coordinates of each leaf, lines of the cache that are spread evenly
+over it, get a sign, a bucket, and a weight, by how many each stands for; what falls into a bucket
+is summed. Sketches are linear, so that those of different workers and steps may be subtracted and
+added, and the inner product of two sketches is that of the updates in expectation over the signs.
 
 Charikar, Chen and Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002; the
 estimator is that of Alon, Matias and Szegedy, STOC 1996.
@@ -29,15 +29,18 @@ INTERVALS = 16
 """Intervals between exchanges of which a worker remembers what it has changed."""
 _ROWS = 128
 """About as many coordinates there are to a bucket: of each leaf at least one, equally many."""
+_LINE = 16
+"""Coordinates next to each other that are looked at together: float32 in a line of the cache."""
 
 
 class UpdateSketches(NamedTuple):
     """What one worker remembers of its updates.
 
     Attributes:
-        count: int32 scalar, local steps taken.
-        sketches: float32 `[INTERVALS, BUCKETS]`: row k mod INTERVALS is the sum over the steps from
-            the k-th exchange to the next.
+        count: int32 scalar, local steps taken; `()` where there is an exchange in every step, as
+            each array that a step is given costs time.
+        sketches: float32 `[INTERVALS, BUCKETS]`, the sums over the steps of each interval, from one
+            exchange to the next, the newest first.
     """
 
     count: Any
@@ -70,35 +73,33 @@ def remember_updates(every: int = 1) -> optax.GradientTransformation:
 
     def init(params: Any) -> UpdateSketches:
         del params
-        return UpdateSketches(jnp.int32(0), jnp.zeros((INTERVALS, BUCKETS), jnp.float32))
+        count = jnp.int32(0) if every > 1 else ()
+        return UpdateSketches(count, jnp.zeros((INTERVALS, BUCKETS), jnp.float32))
 
     def update(
         updates: Any, state: UpdateSketches, params: Any = None
     ) -> tuple[Any, UpdateSketches]:
         del params
-        row = (state.count // every) % INTERVALS
-        before = jnp.where(state.count % every == 0, 0.0, state.sketches[row])
-        sketches = state.sketches.at[row].set(before + sketch(updates))
-        return updates, UpdateSketches(state.count + 1, sketches)
+        count, now, before = state.count, sketch(updates)[None], state.sketches
+        sketches = jnp.concatenate([now, before[:-1]])
+        if every > 1:
+            goes_on = jnp.concatenate([before[:1] + now, before[1:]])
+            sketches = jnp.where(count % every == 0, sketches, goes_on)
+            count = count + 1
+        return updates, UpdateSketches(count, sketches)
 
     return optax.GradientTransformation(init, update)
 
 
-def update_products(state: UpdateSketches, axis_name: AxisName, every: int = 1) -> UpdateProducts:
+def update_products(state: UpdateSketches, axis_name: AxisName) -> UpdateProducts:
     """Returns the inner products of what the workers remember, the same on every worker.
 
     Args:
-        state: this worker's.
+        state: this worker's; its first interval may be one that has not ended.
         axis_name: the worker axis, or a tuple of axes.
-        every: as of `remember_updates`. After a number of steps that it does not divide, the first
-            interval is one that has not ended.
     """
-    begun = (state.count + every - 1) // every
-    age = jnp.arange(INTERVALS, dtype=jnp.int32)
-    newest_first = state.sketches[(begun - 1 - age) % INTERVALS]
-    sketches = jnp.where((age < begun)[:, None], newest_first, 0.0)
-    mean = jax.lax.pmean(sketches, axis_names(axis_name))
-    apart = jax.lax.pmean(_products(sketches - mean), axis_names(axis_name))
+    mean = jax.lax.pmean(state.sketches, axis_names(axis_name))
+    apart = jax.lax.pmean(_products(state.sketches - mean), axis_names(axis_name))
     return UpdateProducts(apart, _products(mean))
 
 
@@ -125,14 +126,17 @@ def _sampled(leaf: jax.Array, most: int, name: str) -> Iterator[jax.Array]:
     """
     values = leaf.astype(jnp.float32).ravel()
     taken = min(values.size, most * BUCKETS)
-    # An odd stride comes by every column of a matrix: most have an even number of them.
-    stride = 1 if taken == values.size else values.size // taken - 1 | 1
+    if taken < values.size:
+        # An odd stride comes by every column of a matrix: most have an even number of lines.
+        stride = values.size // taken - 1 | 1
+        lines = values[: values.size // (stride * _LINE) * stride * _LINE]
+        values = lines.reshape(-1, stride * _LINE)[: taken // _LINE, :_LINE]
     signs = np.random.default_rng(zlib.crc32(name.encode())).choice((-1, 1), taken)
-    weights = (signs * (values.size / taken) ** 0.5).astype(np.float32)
+    weights = (signs * (leaf.size / taken) ** 0.5).astype(np.float32)
     for first in range(0, taken, BUCKETS):
-        last = min(first + BUCKETS, taken) - 1
-        row = values[first * stride : last * stride + 1 : stride] * weights[first : last + 1]
-        yield jnp.pad(row, (0, BUCKETS - row.size))
+        last = min(first + BUCKETS, taken)
+        row = values[first:last] if values.ndim == 1 else values[first // _LINE : last // _LINE]
+        yield jnp.pad(row.ravel() * weights[first:last], (0, BUCKETS - (last - first)))
 
 
 def _products(sketches: jax.Array) -> jax.Array:

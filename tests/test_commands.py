@@ -31,7 +31,10 @@ def test_theory_prints_predicted_beside_measured(capsys):
     assert float(drift) == pytest.approx(0.1125)
 
 
-@pytest.mark.parametrize("burst", [[], ["--mean-burst", "8"]])
+@pytest.mark.parametrize(
+    "burst",
+    [[], ["--mean-burst", "8"], ["--mean-burst", "8", "--bad-drop-rate", "0.625"]],
+)
 def test_a_plan_of_a_network_fits_on_a_screen(burst, capsys):
     assert theory.main(["plan", "--num-workers", "16", "--drop-rate", "0.1", *burst]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -146,6 +149,12 @@ def test_a_start_is_measured_without_compiled_programs_and_with_them(
         (theory, "plan --drop-rate 1", "--drop-rate 1.0: expected a probability in [0, 0.999]"),
         (theory, "plan --mean-burst 0.5", "--mean-burst 0.5: expected at least 1"),
         (theory, "plan --drop-rate 0.9 --mean-burst 2", "--mean-burst 2.0: expected at least 9"),
+        (theory, "plan --bad-drop-rate 0.5", "--bad-drop-rate 0.5 requires --mean-burst"),
+        (
+            theory,
+            "plan --mean-burst 8 --good-drop-rate 0.2",
+            "--drop-rate 0.1: expected a number in [0.2, 1], between the rates of good and of bad",
+        ),
         (theory, "--seed -1", "--seed -1: expected an integer in [0, 2^32)"),
         (theory, f"--seed {10**20 - 1}", f"--seed {10**20 - 1}: expected an integer in [0, 2^32)"),
         (bench, "--rounds 0", "--rounds 0: expected at least 1"),

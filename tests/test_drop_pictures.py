@@ -61,7 +61,9 @@ def counted_by_workers(arrived: np.ndarray) -> dict[int, rps.LinkCounts]:
     return counted
 
 
-@pytest.mark.parametrize(("n", "packets", "share"), [(3, 5, 0.6), (4, 1, 0.9), (2, 3, 0.0)])
+@pytest.mark.parametrize(
+    ("n", "packets", "share"), [(3, 5, 0.6), (4, 1, 0.9), (2, 3, 0.0), (2, 32, 0.3), (2, 80, 0.1)]
+)
 def test_workers_count_what_a_trace_of_the_same_amounts_to(
     n: int, packets: int, share: float
 ) -> None:

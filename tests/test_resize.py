@@ -51,6 +51,18 @@ def test_steps_and_schedules_are_set_to_the_same_place_of_the_run() -> None:
     np.testing.assert_array_equal(trace.trace["count"], [0] * 2)
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_updates_are_remembered_from_the_same_place_of_the_run(every: int) -> None:
+    # Without a count where none is needed.
+    optimizer = optax.chain(optax.trace(0.9), rps.remember_updates(every))
+    one = rps.init_train_state({"w": jnp.arange(4.0)}, {}, optimizer, rps.Bernoulli(0.1), 2, seed=5)
+    before = jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * 2), one)
+    after = resized(before, range(3), 40)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    if every > 1:
+        np.testing.assert_array_equal(after.opt_state[1].count, [40] * 3)
+
+
 def test_a_process_asks_for_its_own_workers_alone() -> None:
     before = state_of_three()
     after = resized(before, range(2, 4), 0)

@@ -62,21 +62,29 @@ def test_real_exchanges_over_links_that_differ_are_as_predicted(channel):
     assert measured.errors.contraction < 0.05 * contraction
 
 
-@pytest.mark.parametrize(("rate", "packets", "burst"), [(0.1, 6, 3.0), (0.6, 4, 1.5), (0.2, 1, 8)])
-def test_whole_blocks_equal_the_enumeration_of_the_link_states(rate, packets, burst):
+@pytest.mark.parametrize(
+    ("rate", "packets", "burst", "good", "bad"),
+    [(0.1, 6, 3.0, 0, 1), (0.6, 4, 1.5, 0, 1), (0.2, 1, 8, 0, 1), (0.2, 5, 3.0, 0.1, 0.7)],
+)
+def test_whole_blocks_equal_the_enumeration_of_the_link_states(rate, packets, burst, good, bad):
+    share = (rate - good) / (bad - good)
     turns_good = 1 / burst
-    turns_bad = rate * turns_good / (1 - rate)
+    turns_bad = share * turns_good / (1 - share)
     chain = np.array([[1 - turns_bad, turns_bad], [turns_good, 1 - turns_good]])
-    stationary = np.array([1 - rate, rate])
+    stationary = np.array([1 - share, share])
     np.testing.assert_allclose(stationary @ chain, stationary)
     whole = sum(
-        stationary[path[0]] * np.prod([chain[a, b] for a, b in itertools.pairwise(path)])
+        stationary[path[0]]
+        * np.prod([chain[a, b] for a, b in itertools.pairwise(path)])
+        * np.prod([1 - (good, bad)[state] for state in path])
         for path in itertools.product((0, 1), repeat=packets)
-        if not any(path)
     )
-    assert theory.whole_block(rate, packets, burst) == pytest.approx(whole)
-    assert theory.whole_block(rate, packets, 1 / (1 - rate)) == pytest.approx((1 - rate) ** packets)
-    assert theory.whole_block(rate, packets) == pytest.approx((1 - rate) ** packets)
+    assert theory.whole_block(rate, packets, burst, good, bad) == pytest.approx(whole)
+    # Bursts without a memory, links that are always bad, and none at all are independent drops.
+    alone = (1 - rate) ** packets
+    assert theory.whole_block(rate, packets, 1 / (1 - share), good, bad) == pytest.approx(alone)
+    assert theory.whole_block(rate, packets, 5, 0, rate) == pytest.approx(alone)
+    assert theory.whole_block(rate, packets) == pytest.approx(alone)
 
 
 @pytest.mark.parametrize("n", [2, 3, 16, 200])
@@ -144,6 +152,8 @@ def test_nothing_settles_where_nothing_is_averaged():
         (lambda: theory.whole_block(0.1, 0), "packets=0: expected at least 1"),
         (lambda: theory.whole_block(-0.1, 1), "drop_rate=-0.1: expected a probability"),
         (lambda: theory.whole_block(0.9, 4, 2.0), "mean_burst=2.0: expected at least 1 and"),
+        (lambda: theory.whole_block(0.1, 4, 2, 0.2), r"drop_rate=0.1: expected a number in \[0.2"),
+        (lambda: theory.whole_block(0.1, 4, 2, 0.2, 0.1), "bad_drop_rate=0.1: expected more than"),
         (lambda: theory.largest_drop_rate(4, 1.5), "tolerance=1.5: expected a number"),
         (lambda: theory.steady_consensus_distance(4, 0.1, 0.1, -1), "gradient_variance=-1"),
     ],

@@ -82,47 +82,64 @@ def test_real_exchanges_of_many_workers_do_what_moments_say(server, on_miss):
     assert found.errors.contraction < 0.1 * expected[0]
 
 
+INSIDE = {"good_drop_rate": 0.1, "bad_drop_rate": 0.8}
+
+
 @pytest.mark.parametrize(
-    ("n", "rate", "burst", "assignment"),
+    ("n", "rate", "burst", "assignment", "inside"),
     [
-        (4, 0.3, 4.0, "fixed"),
-        pytest.param(2, 0.3, 3.0, "random", marks=pytest.mark.long),
-        pytest.param(3, 0.3, 2.0, "random", marks=pytest.mark.long),
+        (4, 0.3, 4.0, "fixed", {}),
+        (8, 0.3, 4.0, "fixed", INSIDE),
+        pytest.param(2, 0.3, 3.0, "random", {}, marks=pytest.mark.long),
+        pytest.param(3, 0.3, 2.0, "random", {}, marks=pytest.mark.long),
+        pytest.param(3, 0.3, 4.0, "random", INSIDE, marks=pytest.mark.long),
     ],
 )
-def test_bursts_over_exchanges_contract_as_their_chain_says(n, rate, burst, assignment):
+def test_bursts_over_exchanges_contract_as_their_chain_says(n, rate, burst, assignment, inside):
     """Within five standard errors: fails by chance once in 1.7 million keys."""
-    *_, exact = theory.burst_contractions(n, rate, burst, 2, assignment)
+    *_, exact = theory.burst_contractions(n, rate, burst, 2, assignment, **inside)
     found = theory.measure(
-        rps.GilbertElliott(rate, burst), n, 1000, assignment=assignment, in_a_row=2
+        rps.GilbertElliott(rate, burst, **inside), n, 1000, assignment=assignment, in_a_row=2
     )
     assert abs(found.means.contraction - exact) < 5 * found.errors.contraction
     assert found.errors.contraction < 0.15 * exact
 
 
-@pytest.mark.parametrize(("n", "rate", "burst"), [(2, 0.3, 2.0), (3, 0.2, 5.0)])
-def test_bursts_equal_the_enumeration_of_all_histories(n, rate, burst):
-    chain = np.array(
-        [[1 - rate / (1 - rate) / burst, rate / (1 - rate) / burst], [1 / burst, 1 - 1 / burst]]
-    )
-    states = list(itertools.product((0, 1), repeat=2 * (n - 1)))
+@pytest.mark.parametrize(
+    ("n", "rate", "burst", "good", "bad"),
+    [(2, 0.3, 2.0, 0, 1), (3, 0.2, 5.0, 0, 1), (2, 0.3, 5.0, 0, 0.6), (3, 0.3, 5.0, 0.1, 0.7)],
+)
+def test_bursts_equal_the_enumeration_of_all_histories(n, rate, burst, good, bad):
+    share = (rate - good) / (bad - good)
+    turns_bad = share / (1 - share) / burst
+    chain = np.array([[1 - turns_bad, turns_bad], [1 / burst, 1 - 1 / burst]])
+    # What one link does in two exchanges, whatever its states: 0 if it delivers, 1 if it drops.
+    does = np.array([[1 - good, good], [1 - bad, bad]])
+    twice = np.einsum("s,st,sa,tb->ab", [1 - share, share], chain, does, does)
+    outcomes = list(itertools.product((0, 1), repeat=2 * (n - 1)))
     left = 0.0
-    for one, two in itertools.product(states, states):
-        probability = np.prod(
-            [(1 - rate, rate)[a] * chain[a, b] for a, b in zip(one, two, strict=True)]
-        )
+    for one, two in itertools.product(outcomes, outcomes):
+        probability = np.prod([twice[a, b] for a, b in zip(one, two, strict=True)])
         mixed = np.eye(n) - 1 / n
-        for bad in (one, two):
-            arrived, gathered = np.insert(~np.array(bad, bool).reshape(2, -1), 0, True, axis=1)
+        for dropped in (one, two):
+            links = ~np.array(dropped, bool).reshape(2, -1)
+            arrived, gathered = np.insert(links, 0, True, axis=1)
             mixed = mixed @ np.where(gathered, (arrived / arrived.sum())[:, None], np.eye(n))
         left += probability * ((mixed - mixed.mean(1, keepdims=True)) ** 2).sum() / (n - 1)
-    assert theory.burst_contractions(n, rate, burst, 2)[1] == pytest.approx(left)
+    found = theory.burst_contractions(n, rate, burst, 2, "fixed", good, bad)
+    assert found[1] == pytest.approx(left)
 
 
 def test_the_shortest_bursts_are_independent_drops():
     found = theory.burst_contractions(3, 0.2, 1 / 0.8, 3, "random")
     np.testing.assert_allclose(found, theory.contraction(3, 0.2) ** np.arange(1, 4))
     assert theory.burst_contractions(8, 0.2, 5, 1)[0] == pytest.approx(theory.contraction(8, 0.2))
+    # Of rates inside the states, where links are bad for a quarter of the time.
+    found = theory.burst_contractions(3, 0.3, 1 / 0.75, 3, "random", 0.2, 0.6)
+    np.testing.assert_allclose(found, theory.contraction(3, 0.3) ** np.arange(1, 4))
+    assert theory.burst_limits(0.3, 1 / 0.75, 3, "fixed", 0.2, 0.6) == pytest.approx(
+        theory.burst_limits(0.3, 8, 3, "random", 0.1, 0.6)
+    )
 
 
 def test_bursts_of_many_workers_tend_to_their_limits():
@@ -133,9 +150,11 @@ def test_bursts_of_many_workers_tend_to_their_limits():
 
 
 @pytest.mark.long
-def test_bursts_of_very_many_workers_are_near_their_limits():
-    limits = theory.burst_limits(0.1, 8, 3)
-    found = theory.measure(rps.GilbertElliott(0.1, 8), 64, 100, assignment="fixed", in_a_row=3)
+@pytest.mark.parametrize("inside", [{}, {"good_drop_rate": 0.03, "bad_drop_rate": 0.6}])
+def test_bursts_of_very_many_workers_are_near_their_limits(inside):
+    limits = theory.burst_limits(0.1, 8, 3, **inside)
+    channel = rps.GilbertElliott(0.1, 8, **inside)
+    found = theory.measure(channel, 64, 100, assignment="fixed", in_a_row=3)
     assert found.means.contraction == pytest.approx(limits[2], rel=0.1)
 
 
@@ -147,7 +166,14 @@ def test_bursts_of_very_many_workers_are_near_their_limits():
         (lambda: theory.moments(4, 0.1, server="unbiased"), "server_drop_rate=None"),
         (lambda: theory.moments(4, 1.5), "drop_rate=1.5: expected a probability"),
         (lambda: theory.moments(0, 0.5), "num_workers=0: expected at least 1"),
-        (lambda: theory.burst_contractions(9, 0.1, 8, 1), "num_workers=9: expected 2 to 8"),
+        (
+            lambda: theory.burst_contractions(9, 0.1, 8, 1),
+            "num_workers=9: expected 2 to 8, with fixed servers; theory.measure estimates",
+        ),
+        (
+            lambda: theory.burst_contractions(4, 0.1, 8, 1, "fixed", 0.2),
+            r"drop_rate=0.1: expected a number in \[0.2, 1.0\]",
+        ),
         (lambda: theory.burst_contractions(4, 0.1, 8, 1, "random"), "num_workers=4: expected 2"),
         (lambda: theory.burst_contractions(4, 0.9, 2, 1), "mean_burst=2: expected at least 1 and"),
         (lambda: theory.burst_contractions(4, 0.1, 8, 0), "exchanges=0: expected at least 1"),

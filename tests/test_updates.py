@@ -44,7 +44,7 @@ def test_products_are_of_all_workers_wherever_they_are_the_newest_first(way, n, 
         for update in updates:
             unchanged, state = remember.update(update, state)
             assert unchanged is update
-        return rps.update_products(state, axis, every)
+        return rps.update_products(state, axis)
 
     found = MAPPINGS[way](one_worker, n)(*(jax.tree.map(jnp.asarray, tree) for tree in trees))
     sketches = np.stack([jax.vmap(sketch)(tree) for tree in trees])
@@ -118,7 +118,7 @@ def test_the_predicted_distance_is_that_of_a_training_on_noise(channel, assignme
     def one_worker(state):
         state = jax.lax.fori_loop(0, steps, lambda _, state: step(state, ())[0], state)
         *_, sketches = state.opt_state
-        return rps.update_products(sketches, "w", every), rps.consensus_distance(state.params, "w")
+        return rps.update_products(sketches, "w"), rps.consensus_distance(state.params, "w")
 
     def training(seed):
         one = rps.init_train_state(

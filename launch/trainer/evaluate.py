@@ -16,13 +16,12 @@ from launch.trainer.shards import Shards
 class Evaluator:
     """The programs that measure models; compiled at first use."""
 
-    def __init__(self, mesh: rps.WorkerMesh, task: Task, every: int = 1) -> None:
+    def __init__(self, mesh: rps.WorkerMesh, task: Task) -> None:
         """Describes the programs.
 
         Args:
             mesh: Where the workers are.
             task: Data and model.
-            every: Local steps to an exchange.
         """
         axis = mesh.axis_name
 
@@ -31,7 +30,7 @@ class Evaluator:
 
         def update_products(state: rps.TrainState) -> rps.UpdateProducts:
             *_, sketches = state.opt_state
-            return rps.update_products(sketches, axis, every)
+            return rps.update_products(sketches, axis)
 
         def model_of(state: rps.TrainState, worker: jax.Array) -> Any:
             mine = jax.lax.axis_index(axis) == worker

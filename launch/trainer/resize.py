@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import rps_jax as rps
 
@@ -34,14 +33,13 @@ def resized(state: rps.TrainState, workers: Sequence[int], step: int) -> rps.Tra
 
     of_workers: rps.TrainState = jax.tree.map(rows, state)
     steps: Any = np.full(len(workers), step, np.int32)
-    # Schedules, and what else optax counts; not a parameter that has this name.
-    opt_state = optax.tree_utils.tree_set(of_workers.opt_state, _is_of_optax, count=steps)
+
+    def at_step(path: Any, leaf: np.ndarray) -> np.ndarray:
+        # Schedules, and what else optax counts; not a parameter that has this name.
+        return steps if path[-1:] == (jax.tree_util.GetAttrKey("count"),) else leaf
+
+    opt_state = jax.tree.map_with_path(at_step, of_workers.opt_state)
     return of_workers._replace(step=steps, opt_state=opt_state)
-
-
-def _is_of_optax(path: Any, value: Any) -> bool:
-    del value
-    return isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
 
 def _mean(leaf: np.ndarray) -> np.ndarray:

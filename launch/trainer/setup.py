@@ -194,7 +194,7 @@ def _programs(
             del _kept[next(iter(_kept))]
         task = make()
         step = TrainStep(config, network, task, schedule.steps_per_epoch)
-        _kept[key] = task, step, Evaluator(network.mesh, task, make_rule(config).every)
+        _kept[key] = task, step, Evaluator(network.mesh, task)
     return _kept[key]
 
 

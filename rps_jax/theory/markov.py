@@ -1,11 +1,11 @@
 """Exact theory of bursts over exchanges: links that are Markov chains from exchange to exchange.
 
-A link is good or bad; a bad one drops its message. Let sigma be the states of all links that the
-exchanges of a block use, P(sigma, sigma') their transitions, stationary at first, and W(sigma) the
-mixing matrix. Backwards from the last of k exchanges,
+A link is good or bad, and drops its message at the rate of its state. Let sigma be the states of
+all links that the exchanges of a block use, P(sigma, sigma') their transitions, stationary at
+first, and W the mixing matrix, random given sigma. Backwards from the last of k exchanges,
 
-    Q_k(sigma) = W(sigma) (I - A) W(sigma)^T
-    Q_j(sigma) = W(sigma) sum_sigma' P(sigma, sigma') Q_{j+1}(sigma') W(sigma)^T
+    Q_k(sigma) = E[W (I - A) W^T | sigma]
+    Q_j(sigma) = E[W sum_sigma' P(sigma, sigma') Q_{j+1}(sigma') W^T | sigma]
 
 and deviations that are equally large in all directions are contracted to tr E[Q_1] / (n - 1). The
 links of one server are 2 (n - 1), so that the states are 4^(n - 1), of all servers' links
@@ -17,12 +17,13 @@ missed in every exchange: `burst_limits`.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rps_jax.draw import Assignment, check_assignment
+from rps_jax.theory.bursts import burst_chain
 
 _MOST_LINKS = 14
 
@@ -33,17 +34,21 @@ def burst_contractions(
     mean_burst: float,
     exchanges: int,
     assignment: Assignment = "fixed",
+    good_drop_rate: float = 0.0,
+    bad_drop_rate: float = 1.0,
 ) -> list[float]:
     """Returns what so many exchanges in a row leave of the squared deviations, exactly.
 
     Args:
         num_workers: n, at least 2, and few: at most 8 where servers are fixed, 3 where they are
-            drawn at random.
-        drop_rate: p in [0, 1), of every link, in the long run.
+            drawn at random. `measure` estimates what more do.
+        drop_rate: p in [0, 1], of every link, in the long run.
         mean_burst: exchanges in a row that a link is bad for, in the mean; at least 1 and
-            p / (1 - p).
+            s / (1 - s), for s the share of time that it is bad.
         exchanges: how many, at least 1.
         assignment: "fixed" or "random", as of `draw_exchange`.
+        good_drop_rate: of messages while a link is good, as of `GilbertElliott`; at most p.
+        bad_drop_rate: the same while it is bad; at least p.
 
     Returns:
         The contraction of 1, 2, ... exchanges. Independent drops have powers of the first, where
@@ -56,40 +61,46 @@ def burst_contractions(
     [0.0607, 0.0354, 0.0226]
     """
     check_assignment(assignment)
-    fails, recovers = _chain(drop_rate, mean_burst)
+    of_link, moves = burst_chain(drop_rate, mean_burst, good_drop_rate, bad_drop_rate)
     n = num_workers
     fixed = assignment == "fixed"
     links = 2 * (n - 1) * (1 if fixed else n)
     if n < 2 or links > _MOST_LINKS:
         raise ValueError(
-            f"num_workers={n}: expected 2 to {8 if fixed else 3}, with {assignment} servers"
+            f"num_workers={n}: expected 2 to {8 if fixed else 3}, with {assignment} servers; "
+            "theory.measure estimates what more do"
         )
     if exchanges < 1:
         raise ValueError(f"exchanges={exchanges}: expected at least 1")
-    chain = np.array([[1 - fails, fails], [recovers, 1 - recovers]])
     stationary: npt.NDArray[Any] = np.ones(1)
     for _ in range(links):
-        stationary = np.kron(stationary, [1 - drop_rate, drop_rate])
-    servers = range(1 if fixed else n)
-    mixing = [_mixing_matrices(n, server, links) for server in servers]
+        stationary = np.kron(stationary, of_link)
+    drops = np.array([good_drop_rate, bad_drop_rate])
+    mixing = [_Mixing.of(n, server, links, drops) for server in range(1 if fixed else n)]
     # Q of the state of the last exchange; then that of one before, and so on.
     after = np.broadcast_to(np.eye(n) - 1 / n, (2**links, n, n))
     left = []
     for _ in range(exchanges):
-        after = np.mean([w @ after @ w.swapaxes(1, 2) for w in mixing], axis=0)
+        after = np.mean([each(after) for each in mixing], axis=0)
         mean = np.tensordot(stationary, after, 1)
         left.append(float((np.trace(mean) - mean.sum() / n) / (n - 1)))
-        after = _before(after, chain, links)
+        after = _expect(after, moves, links)
     return left
 
 
 def burst_limits(
-    drop_rate: float, mean_burst: float, exchanges: int, assignment: Assignment = "fixed"
+    drop_rate: float,
+    mean_burst: float,
+    exchanges: int,
+    assignment: Assignment = "fixed",
+    good_drop_rate: float = 0.0,
+    bad_drop_rate: float = 1.0,
 ) -> list[float]:
     """Returns what `burst_contractions` tends to for many workers.
 
-    A worker keeps what it has missed in all exchanges. Of fixed servers that is one burst on one
-    link: p (1 - 1 / mean_burst)^(k - 1). Of servers drawn at random it is k links: p^k.
+    A worker keeps what it has missed in all exchanges. Of fixed servers that is k messages in a row
+    on one link; of bursts that drop all, p (1 - 1 / mean_burst)^(k - 1). Of servers drawn at random
+    it is k links: p^k.
 
     Arguments and errors are those of `burst_contractions`.
 
@@ -97,42 +108,82 @@ def burst_limits(
     [0.1, 0.0875, 0.0766]
     """
     check_assignment(assignment)
-    _, recovers = _chain(drop_rate, mean_burst)
-    again = 1 - recovers if assignment == "fixed" else drop_rate
-    return [drop_rate * again**more for more in range(exchanges)]
+    states, moves = burst_chain(drop_rate, mean_burst, good_drop_rate, bad_drop_rate)
+    if assignment == "random":
+        return [drop_rate**count for count in range(1, exchanges + 1)]
+    drops = np.diag([good_drop_rate, bad_drop_rate])
+    again = (np.linalg.matrix_power(moves @ drops, more) for more in range(exchanges))
+    return [float(np.sum(states @ drops @ each)) for each in again]
 
 
-def _chain(drop_rate: float, mean_burst: float) -> tuple[float, float]:
-    """Returns the probabilities that a good link turns bad, and a bad one good."""
-    if not 0 <= drop_rate < 1:
-        raise ValueError(f"drop_rate={drop_rate}: expected a probability in [0, 1)")
-    odds = drop_rate / (1 - drop_rate)
-    if mean_burst < max(1, odds):
-        raise ValueError(
-            f"mean_burst={mean_burst}: expected at least 1 and drop_rate / (1 - drop_rate)"
-        )
-    return odds / mean_burst, 1 / mean_burst
+class _Mixing(NamedTuple):
+    """What is known of W given the states of the links, the first of which is the high bit.
 
+    Column i of W is the server's average a where the average reaches worker i, and e_i elsewhere.
 
-def _mixing_matrices(n: int, server: int, links: int) -> npt.NDArray[np.float64]:
-    """Returns W of every state of the links, `[2^links, n, n]`; the first link's is the high bit.
-
-    Links go server by server: those of its reduce-scatter, then those of its all-gather.
+    Attributes:
+        average: E[a], `[2^links, n]`.
+        squared: E[a a^T], `[2^links, n, n]`.
+        reached: the probability that a worker is, `[2^links, n]`; of the server itself 1.
     """
-    states = np.array(list(itertools.product((False, True), repeat=links)))
-    first = 2 * (n - 1) * server if links > 2 * (n - 1) else 0
-    bad = states[:, first : first + 2 * (n - 1)].reshape(-1, 2, n - 1)
-    arrived, gathered = np.insert(~bad, server, True, axis=2).swapaxes(0, 1)
-    average = arrived / arrived.sum(1, keepdims=True)
-    return np.where(gathered[:, None, :], average[:, :, None], np.eye(n))
+
+    average: npt.NDArray[np.float64]
+    squared: npt.NDArray[np.float64]
+    reached: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, n: int, server: int, links: int, drops: npt.NDArray[np.float64]) -> "_Mixing":
+        """Returns that of a server.
+
+        Links go server by server: those of its reduce-scatter, then those of its all-gather.
+
+        Args:
+            n: how many workers there are.
+            server: which of them it is.
+            links: how many there are in all.
+            drops: the rates in the good and in the bad state, `[2]`.
+        """
+        m = n - 1
+        arrived = np.array(list(itertools.product((True, False), repeat=m)))
+        arrived = np.insert(arrived, server, True, axis=1)
+        average = arrived / arrived.sum(1, keepdims=True)
+        # From what happens to each link to what may happen in each of its states.
+        given = np.stack([1 - drops, drops], axis=1)
+        expected = _expect(average, given, m)
+        squared = _expect(average[:, :, None] * average[:, None, :], given, m)
+
+        states = np.arange(2**links)
+        first = 2 * m * server if links > 2 * m else 0
+        scatter = states >> (links - first - m) & 2**m - 1
+        gather = [states >> (links - first - m - 1 - link) & 1 for link in range(m)]
+        reached = np.insert(1 - drops[np.stack(gather, axis=1)], server, 1.0, axis=1)
+        return cls(expected[scatter], squared[scatter], reached)
+
+    def __call__(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Returns E[W V W^T] given the states, of symmetric V `[2^links, n, n]`."""
+        missed = 1 - self.reached
+        of_reached = np.einsum("sij,sj->si", values, self.reached)
+        # Sums over pairs of columns, each reached or not; of a column with itself it is the same.
+        twice = np.einsum("sii->si", values) * self.reached * missed
+        both = np.sum(self.reached * of_reached + twice, axis=1)
+        one = self.average[:, :, None] * (missed * of_reached - twice)[:, None, :]
+        neither = missed[:, :, None] * values * missed[:, None, :]
+        neither += twice[:, :, None] * np.eye(values.shape[1])
+        return both[:, None, None] * self.squared + one + one.swapaxes(1, 2) + neither
 
 
-def _before(
-    values: npt.NDArray[np.float64], chain: npt.NDArray[np.float64], links: int
+def _expect(
+    values: npt.NDArray[np.float64], given: npt.NDArray[np.float64], links: int
 ) -> npt.NDArray[np.float64]:
-    """Returns the expectations of values `[2^links, ...]` of states, one exchange before."""
+    """Returns the expectations of values of what happens to links, given their states.
+
+    Args:
+        values: `[2^links, ...]`, the first link the high bit.
+        given: of one link, `[2, 2]`: what happens to it (a column) in each state (a row).
+        links: how many.
+    """
     shape: Sequence[int] = values.shape
     values = values.reshape(*[2] * links, -1)
     for link in range(links):
-        values = np.moveaxis(np.tensordot(chain, values, (1, link)), 0, link)
+        values = np.moveaxis(np.tensordot(given, values, (1, link)), 0, link)
     return values.reshape(shape)
