@@ -30,7 +30,7 @@ INTERVALS = 16
 _ROWS = 128
 """About as many coordinates there are to a bucket: of each leaf at least one, equally many."""
 _LINE = 16
-"""Coordinates next to each other that are looked at together: float32 in a line of the cache."""
+"""Coordinates next to each other that are looked at together, as many as in a line of the cache."""
 
 
 class UpdateSketches(NamedTuple):
@@ -127,10 +127,10 @@ def _sampled(leaf: jax.Array, most: int, name: str) -> Iterator[jax.Array]:
     values = leaf.astype(jnp.float32).ravel()
     taken = min(values.size, most * BUCKETS)
     if taken < values.size:
-        # An odd stride comes by every column of a matrix: most have an even number of lines.
-        stride = values.size // taken - 1 | 1
-        lines = values[: values.size // (stride * _LINE) * stride * _LINE]
-        values = lines.reshape(-1, stride * _LINE)[: taken // _LINE, :_LINE]
+        # An odd stride comes by every column of a matrix: most have an even number of them.
+        lines = taken // _LINE
+        stride = max(_LINE, values.size // lines - 1 | 1)
+        values = values[: lines * stride].reshape(lines, stride)[:, :_LINE]
     signs = np.random.default_rng(zlib.crc32(name.encode())).choice((-1, 1), taken)
     weights = (signs * (leaf.size / taken) ** 0.5).astype(np.float32)
     for first in range(0, taken, BUCKETS):
