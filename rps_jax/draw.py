@@ -49,8 +49,8 @@ def draw_exchange(
     """
     check_assignment(assignment)
     num_workers = axis_size(axis_name)
-    of_step = keys.fold_in(keys.portable(key), keys.OF_EXCHANGES, step)
-    channel_key, shift_key = keys.split(of_step)
+    of_exchanges, _ = keys.split(keys.portable(key))  # The other half is for what is not exchanged.
+    channel_key, shift_key = keys.split(jax.random.fold_in(of_exchanges, step))
     worker = jax.lax.axis_index(axis_names(axis_name))
     delivery, state = channel.sample(state, channel_key, worker, num_workers)
     # A uniform cyclic shift makes the server of every single block uniform over the workers, which

@@ -17,7 +17,9 @@ def local_gradients(
     loss_fn: LossFn, carrier: Carrier, state: TrainState, batch: Any
 ) -> tuple[jax.Array, Any, Any]:
     """Returns the loss of one worker, its model state after the batch, and its gradients."""
-    key = keys.fold_in(keys.wrap_key(state.key), keys.OF_WORKERS, state.step, carrier.worker())
+    _, key = keys.split(keys.wrap_key(state.key))
+    for part in (state.step, carrier.worker()):
+        key = jax.random.fold_in(key, part)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     with jax.named_scope("local_step"):
         (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)

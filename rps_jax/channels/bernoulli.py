@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax import keys
-from rps_jax.channels.channel import ALL_GATHER, sample_links
+from rps_jax.channels.channel import REDUCE_SCATTER, sample_links
 from rps_jax.channels.fields import (
     check_number,
     check_packets,
@@ -60,19 +60,19 @@ class Bernoulli:
         self, state: tuple[()], key: jax.Array, worker: jax.Array | int, num_workers: int
     ) -> tuple[Delivery, tuple[()]]:
         """Draws one exchange as `worker` sees it; see `Channel.sample`."""
-        rates = [self.drop_rate, self.drop_rate]  # By phase.
-        if self.all_gather_drop_rate is not None:
-            rates[ALL_GATHER] = self.all_gather_drop_rate
-        for name, rate in zip(("drop_rate", "all_gather_drop_rate"), rates, strict=True):
+        gather_rate = (
+            self.drop_rate if self.all_gather_drop_rate is None else self.all_gather_drop_rate
+        )
+        for name, rate in (("drop_rate", self.drop_rate), ("all_gather_drop_rate", gather_rate)):
             check_scalar(name, rate)
-        rate_of = jnp.stack([jnp.asarray(rate, jnp.float32) for rate in rates])
         shape = packet_shape(self.packets)
 
         def arrives(
-            phase: jax.Array, link_key: jax.Array, source: jax.Array, destination: jax.Array
+            phase: int, link_key: jax.Array, source: jax.Array, destination: jax.Array
         ) -> jax.Array:
             del source, destination
+            rate = self.drop_rate if phase == REDUCE_SCATTER else gather_rate
             # Uniform draws lie in [0, 1), so that rate 0 drops nothing and rate 1 everything.
-            return keys.uniform(link_key, shape) >= rate_of[phase]
+            return keys.uniform(link_key, shape) >= jnp.asarray(rate, jnp.float32)
 
         return sample_links(arrives, key, worker, num_workers), state

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.delivery import Delivery
-from rps_jax.keys import fold_in, portable
+from rps_jax.keys import portable
 
 REDUCE_SCATTER, ALL_GATHER = 0, 1
 """The phases of an exchange, as `draw` of `sample_links` is given them."""
@@ -53,7 +53,7 @@ class Channel(Protocol):
 
 
 def sample_links(
-    draw: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
+    draw: Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array],
     key: jax.Array,
     worker: jax.Array | int,
     num_workers: int,
@@ -62,8 +62,7 @@ def sample_links(
 
     Args:
         draw: `(phase, link_key, source, destination) -> bool`, a scalar or `[packets]`. It is asked
-            at both ends of a link, with the same arguments, which are traced: the key of the link,
-            and int32 scalars.
+            at both ends of a link, with the same arguments.
         key: the key of this exchange, the same on every worker.
         worker: int32 scalar, this worker's index.
         num_workers: how many workers take part.
@@ -79,8 +78,15 @@ def sample_links(
     return walk_links(arrives, ((), (), ()), key, worker, num_workers)[0]
 
 
+def link_key(key: jax.Array, phase: int, source: jax.Array, destination: jax.Array) -> jax.Array:
+    """Returns the key of one link in one phase, of the key of an exchange."""
+    for part in (phase, source, destination):
+        key = jax.random.fold_in(key, part)
+    return key
+
+
 def walk_links(
-    move: Callable[[jax.Array, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
+    move: Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
     memory: tuple[Any, Any, Any],
     key: jax.Array,
     worker: jax.Array | int,
@@ -101,24 +107,18 @@ def walk_links(
     """
 
     def link(
-        phase: jax.Array, source: jax.Array, destination: jax.Array, memory: Any
+        phase: int, source: jax.Array, destination: jax.Array, memory: Any
     ) -> tuple[jax.Array, Any]:
-        of_link = fold_in(key, phase, source, destination)
+        of_link = link_key(key, phase, source, destination)
         arrives, memory = move(phase, of_link, source, destination, memory)
         return arrives | (source == destination), memory
 
     key = portable(key)
-    me = jnp.full(num_workers, worker, jnp.int32)
+    me = jnp.asarray(worker, jnp.int32)
     everyone = jnp.arange(num_workers, dtype=jnp.int32)
-    # All links at once, `[3 num_workers]`: a third of the operations to compile and to start.
-    moved = jax.vmap(link)(
-        jnp.repeat(jnp.asarray([REDUCE_SCATTER, REDUCE_SCATTER, ALL_GATHER]), num_workers),
-        jnp.concatenate([me, everyone, everyone]),
-        jnp.concatenate([everyone, me, me]),
-        jax.tree.map(lambda *of_three: jnp.concatenate(of_three), *memory),
-    )
-    (sent, of_sent), (received, of_received), (gathered, of_gathered) = (
-        jax.tree.map(lambda x, i=i: x[i * num_workers : (i + 1) * num_workers], moved)
-        for i in range(3)
-    )
+    outgoing = jax.vmap(link, in_axes=(None, None, 0, 0))
+    incoming = jax.vmap(link, in_axes=(None, 0, None, 0))
+    sent, of_sent = outgoing(REDUCE_SCATTER, me, everyone, memory[0])
+    received, of_received = incoming(REDUCE_SCATTER, everyone, me, memory[1])
+    gathered, of_gathered = incoming(ALL_GATHER, everyone, me, memory[2])
     return Delivery(sent, received, gathered), (of_sent, of_received, of_gathered)

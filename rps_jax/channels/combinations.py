@@ -165,7 +165,7 @@ def _sample_all(
     packets, key = _packets_of(*channels), keys.portable(key)
     deliveries, after = [], []
     for i, (channel, state) in enumerate(zip(channels, states, strict=True)):
-        own_key = keys.fold_in(key, i)
+        own_key = jax.random.fold_in(key, i)
         delivery, state = channel.sample(state, own_key, worker, num_workers)
         if packets is not None:
             shape = (num_workers, packets)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rps_jax import keys
-from rps_jax.channels.channel import REDUCE_SCATTER, walk_links
+from rps_jax.channels.channel import REDUCE_SCATTER, link_key, walk_links
 from rps_jax.channels.fields import (
     check_number,
     check_packets,
@@ -153,7 +153,7 @@ class Deadline:
             deadline, state = self._follow(state, key, num_workers)
 
         def move(
-            phase: jax.Array, key: jax.Array, source: jax.Array, destination: jax.Array, memory: Any
+            phase: int, key: jax.Array, source: jax.Array, destination: jax.Array, memory: Any
         ) -> tuple[jax.Array, jax.Array]:
             del phase, memory
             seconds = self._delay(key, source, destination)
@@ -194,17 +194,17 @@ class Deadline:
         def see(key: jax.Array) -> jax.Array:
             """Returns the delays of one message of each worker in the reduce-scatter."""
             # Another receiver at every exchange, so that all links count.
-            offset = 1 + keys.randint(keys.fold_in(key, 2), max(num_workers - 1, 1))
+            offset = 1 + keys.randint(jax.random.fold_in(key, 2), max(num_workers - 1, 1))
 
             def delay(source: jax.Array) -> jax.Array:
                 destination = (source + offset) % num_workers
-                of_link = keys.fold_in(key, REDUCE_SCATTER, source, destination)
+                of_link = link_key(key, REDUCE_SCATTER, source, destination)
                 return self._delay(of_link, source, destination).reshape(-1)[0]
 
             return jax.vmap(delay)(jnp.arange(num_workers, dtype=jnp.int32))
 
         # Before the first exchange, as many have been seen as later: the deadline is stationary.
-        earlier = jax.vmap(lambda row: see(keys.fold_in(key, 3 + row)))
+        earlier = jax.vmap(lambda row: see(jax.random.fold_in(key, 3 + row)))
         before = jnp.where(state.begun, state.seconds, earlier(jnp.arange(self.window)))
         median = jnp.median(before)
         mads = jnp.asarray(self.deadline_mads, jnp.float32)

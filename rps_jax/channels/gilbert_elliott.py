@@ -121,10 +121,10 @@ class GilbertElliott:
         bad_rate = jnp.asarray(self.bad_drop_rate, jnp.float32)
 
         def move(
-            phase: jax.Array, key: jax.Array, source: Any, destination: Any, was_bad: jax.Array
+            phase: int, key: jax.Array, source: Any, destination: Any, was_bad: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             del phase, source, destination
-            start_key, move_key, drop_key = keys.split(key, 3)
+            start_key, move_key, drop_key = (jax.random.fold_in(key, i) for i in range(3))
             # The move from a stationary start is stationary.
             start = keys.uniform(start_key) < share_bad
             draws = jnp.atleast_1d(keys.uniform(move_key, moves))

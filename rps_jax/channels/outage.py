@@ -101,7 +101,7 @@ class Outage:
         key = keys.portable(key)
 
         def draw(worker: jax.Array) -> jax.Array:
-            return keys.uniform(keys.fold_in(key, worker))
+            return keys.uniform(jax.random.fold_in(key, worker))
 
         begun = state.exchange > 0
         probability = jnp.where(begun, jnp.where(state.away, stays, leaves), share)

@@ -147,7 +147,7 @@ class PerLink:
             )
 
         def arrives(
-            phase: jax.Array, link_key: jax.Array, source: jax.Array, destination: jax.Array
+            phase: int, link_key: jax.Array, source: jax.Array, destination: jax.Array
         ) -> jax.Array:
             of_phase = rates[phase] if rates.ndim == 3 else rates
             rate = of_phase[source, destination]
