@@ -394,6 +394,7 @@ def test_damaged_prepared_records(tmp_path, truth, monkeypatch):
         tfds_folder.read(folder, "test", 5)
 
 
+@pytest.mark.long
 @pytest.mark.skipif("RPS_TEST_DATA" not in os.environ, reason="RPS_TEST_DATA names no folder")
 def test_the_real_images(tmp_path):
     with tarfile.open(Path(os.environ["RPS_TEST_DATA"]) / "cifar10-jpeg.tar.xz") as tar:

@@ -42,7 +42,9 @@ def test_the_boundaries_may_be_traced():
     assert sample(np.array([1])) == 3
 
 
-@pytest.mark.parametrize("kind", [rps.Bernoulli, rps.GilbertElliott])
+@pytest.mark.parametrize(
+    "kind", [rps.Bernoulli, pytest.param(rps.GilbertElliott, marks=pytest.mark.long)]
+)
 def test_all_or_nothing_drops_what_misses_a_packet(kind):
     in_packets = kind(0.2, packets=4)
     expected = drops_of(in_packets, 4, steps=20).any(axis=-1, keepdims=True)

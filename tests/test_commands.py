@@ -74,6 +74,7 @@ def test_bench_measures_many_workers_beside_one_model(capsys, monkeypatch, tmp_p
     assert all(row["ratio"] > 0 for row in rows)
 
 
+@pytest.mark.long
 def test_bench_measures_exchanges_of_workers_on_one_device(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "start_devices", lambda *_: None)
     path = tmp_path / "scale.json"

@@ -214,7 +214,7 @@ def train_processes(
         yield process.returncode, said[-1].replace(coordinator, "HOST:PORT")
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_process_that_never_starts_is_named(
     environment: dict[str, str], tmp_path: Path, process: int
 ) -> None:

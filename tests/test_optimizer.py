@@ -106,13 +106,18 @@ def test_what_is_missed_is_the_worker_s_own_to_the_bit():
             ),
         ),
         *(
-            (
+            pytest.param(
                 rps.rules.DiLoCo(local_steps=4, **options),
                 lambda inner, options=options: rps.optax_diloco(
                     inner, CHANNEL, "workers", seed=SEED, local_steps=4, **options
                 ),
+                marks=marks,
             )
-            for options in ({}, {"fragments": 2, "on_miss": "stale"}, {"outer": optax.adam(0.5)})
+            for options, marks in (
+                ({"fragments": 2, "on_miss": "stale"}, []),
+                ({}, pytest.mark.long),
+                ({"outer": optax.adam(0.5)}, pytest.mark.long),
+            )
         ),
     ],
 )

@@ -150,6 +150,7 @@ def stop_after_an_epoch(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         assert launch.reproduce.main(argv) == 128 + signal.SIGALRM
 
 
+@pytest.mark.long
 def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     atis: str,
     small: None,

@@ -88,9 +88,8 @@ def first_leaf(folder: Path, step: int) -> np.ndarray:
     return leaf
 
 
-@pytest.mark.parametrize(
-    ("workers", "resumed", "last"), [pytest.param(6, 14, 21, marks=pytest.mark.long), (2, 44, 66)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("workers", "resumed", "last"), [(6, 14, 21), (2, 44, 66)])
 def test_a_run_goes_on_with_more_or_fewer_workers(
     run_of_four: Path,
     tmp_path: Path,

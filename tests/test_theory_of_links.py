@@ -47,7 +47,9 @@ def test_link_alphas_of_equal_links_are_alphas(n, rate, gather_rate):
 @pytest.mark.parametrize(
     "channel",
     [
-        rps.PerLink.one_bad_worker(16, worker=3, drop_rate=0.8),
+        pytest.param(
+            rps.PerLink.one_bad_worker(16, worker=3, drop_rate=0.8), marks=pytest.mark.long
+        ),
         rps.PerLink.racks([4, 4, 4], within=0.01, between=0.4),
     ],
 )

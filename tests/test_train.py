@@ -271,10 +271,25 @@ def test_workers_that_share_a_device_train_alike(short: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "delivered"),
     [
-        (("--algorithm", "gradient-averaging", "--on-miss", "zero", "--num-workers", "3"), None),
         (("--algorithm", "all-reduce", "--num-workers", "1", "--optimizer", "adam"), 1.0),
-        (("--algorithm", "local", "--label-skew", "0.3"), 0.0),
-        pytest.param(("--preset", "digits", "--dtype", "bfloat16"), None, marks=pytest.mark.long),
+        *(
+            pytest.param(*run, marks=pytest.mark.long)
+            for run in [
+                (
+                    (
+                        "--algorithm",
+                        "gradient-averaging",
+                        "--on-miss",
+                        "zero",
+                        "--num-workers",
+                        "3",
+                    ),
+                    None,
+                ),
+                (("--algorithm", "local", "--label-skew", "0.3"), 0.0),
+                (("--preset", "digits", "--dtype", "bfloat16"), None),
+            ]
+        ),
     ],
 )
 def test_every_algorithm_runs(
@@ -302,6 +317,7 @@ def write_trace(path: Path, num_hosts: int = 4, packets: int = 5, seed: int = 0)
     return arrived[:, :, ~itself[:, :, 0]].mean((1, 2, 3))
 
 
+@pytest.mark.long
 def test_a_trace_and_its_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
