@@ -132,7 +132,10 @@ def draw(results: Sequence[Result], score: str, path: Path, predict: bool = Fals
         for axes, column in zip(panels, _measures(score), strict=True):
             for place, (result, colour) in enumerate(zip(results, colours, strict=True)):
                 _draw_interval(axes, place, column.values(result), colour)
-            axes.set(xlabel=column.name, xscale=_scale(results, column))
+            scale = _scale(results, column)
+            axes.set(xlabel=column.name, xscale=scale)
+            if scale == "linear":
+                axes.locator_params(axis="x", nbins=3)  # Numbers of four digits lie side by side.
         for place, result in enumerate(results if predict else ()):
             circle = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": "0.4"}
             axes.plot(result.predicted, [place] * len(result.predicted), "o", **circle)
