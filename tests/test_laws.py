@@ -22,6 +22,9 @@ def trace(n):
     return rps.Trace(np.packbits(arrived, axis=-1), packets=3)
 
 
+# Rules that the default tests run in every way; the others run in one, and in the long tests in all.
+OF_PAPER = ("rps", "gradient-averaging")
+
 # A channel of each kind for n workers; a channel that is not here fails the first test.
 CHANNELS = {
     "bernoulli": lambda n: rps.Bernoulli(0.4, all_gather_drop_rate=0.2, packets=2),
@@ -139,8 +142,16 @@ def trained(algorithm, way, n, drop_rate, equal=True, poison=0.0, steps=2):
     return jax.device_get((state.params["x"], metrics))
 
 
-@pytest.mark.parametrize("algorithm", rps.RULES)
-@pytest.mark.parametrize(("way", "n"), PLACES)
+@pytest.mark.parametrize(
+    ("algorithm", "way", "n"),
+    [
+        pytest.param(
+            rule, *place, marks=[] if place == PLACES[0] or rule in OF_PAPER else pytest.mark.long
+        )
+        for place in PLACES
+        for rule in rps.RULES
+    ],
+)
 def test_equal_workers_stay_equal(algorithm, way, n):
     models, _ = trained(algorithm, way, n, 0.5)
     np.testing.assert_allclose(models, np.broadcast_to(models[:1], models.shape), rtol=1e-6)
@@ -171,13 +182,8 @@ def test_a_dropped_poison_reaches_no_one(algorithm):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        "rps",
-        "gradient-averaging",
-        *(
-            pytest.param(rule, marks=pytest.mark.long)
-            for rule in rps.RULES
-            if rule not in ("rps", "gradient-averaging")
-        ),
+        *OF_PAPER,
+        *(pytest.param(rule, marks=pytest.mark.long) for rule in rps.RULES if rule not in OF_PAPER),
     ],
 )
 def test_half_precision_trains_under_strict_promotion(algorithm):

@@ -88,7 +88,8 @@ def test_every_algorithm_trains_alike_over_processes(placement, results, one_pro
     assert_same_training(np.load(results(placement) / "steps.npz"), one_process)
 
 
-@pytest.mark.parametrize("workers_per_device", [2, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers_per_device", [2, 8])
 def test_every_algorithm_trains_alike_with_virtual_workers(workers_per_device, one_process):
     assert_same_training(steps_of_all(rps.worker_mesh(N, workers_per_device)), one_process)
 
