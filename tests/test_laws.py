@@ -22,7 +22,7 @@ def trace(n):
     return rps.Trace(np.packbits(arrived, axis=-1), packets=3)
 
 
-# Rules that the default tests run in every way; the others run in one, and in the long tests in all.
+# Rules that the default tests run in every way; the others run in one, and in all when it is long.
 OF_PAPER = ("rps", "gradient-averaging")
 
 # A channel of each kind for n workers; a channel that is not here fails the first test.
