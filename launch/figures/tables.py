@@ -13,7 +13,7 @@ from launch.reports.tables import markdown_table
 NAMES: dict[Shared, str] = {
     "rps": "models (RPS)",
     "gradient-averaging": "gradients",
-    "gradient-averaging-zero": "gradients, none applied where the average is dropped",
+    "gradient-averaging-zero": "gradients, none on a miss",
 }
 
 
