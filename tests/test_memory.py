@@ -1,3 +1,5 @@
+"""Memory that a command frees stays its own."""
+
 import ctypes
 import subprocess
 import sys

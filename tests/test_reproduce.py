@@ -157,13 +157,13 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "90"]
+    argv = ["fig4c", "--data-path", atis, "--scale", "reduced", "--arrivals", "90", "50"]
     argv += ["--time-limit", "1000"]
     assert launch.reproduce.main([*argv, "--runs-dir", "whole", "--output-dir", "whole"]) == 0
 
     stop_after_an_epoch(argv, monkeypatch)
     assert capsys.readouterr().err == (
-        "stopped by the time limit at step 4 of 6, with a checkpoint, in run 1/1; go on with\n"
+        "stopped by the time limit at step 4 of 6, with a checkpoint, in run 1/2; go on with\n"
         "the same command\n"
     )
     assert not Path("docs/results").exists()

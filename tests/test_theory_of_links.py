@@ -153,7 +153,7 @@ def test_nothing_settles_where_nothing_is_averaged():
         (lambda: theory.link_alphas(np.full((2, 2), 1.1)), "expected probabilities in"),
         (lambda: theory.whole_block(0.1, 0), "packets=0: expected at least 1"),
         (lambda: theory.whole_block(-0.1, 1), "drop_rate=-0.1: expected a probability"),
-        (lambda: theory.whole_block(0.9, 4, 2.0), "mean_burst=2.0: expected at least 1 and"),
+        (lambda: theory.whole_block(0.9, 4, 2.0), "mean_burst=2.0: expected at least 9, for"),
         (lambda: theory.whole_block(0.1, 4, 2, 0.2), r"drop_rate=0.1: expected a number in \[0.2"),
         (lambda: theory.whole_block(0.1, 4, 2, 0.2, 0.1), "bad_drop_rate=0.1: expected more than"),
         (lambda: theory.largest_drop_rate(4, 1.5), "tolerance=1.5: expected a number"),

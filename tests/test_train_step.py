@@ -180,8 +180,9 @@ def test_each_policy_is_its_definition(algorithm, options):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("algorithm", "options"), POLICIES)
-def test_each_policy_is_its_definition_where_workers_share_devices(algorithm, options):
-    assert_is_its_definition(4, algorithm, devices=4, **options)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_each_policy_is_its_definition_wherever_the_workers_are(algorithm, options, devices):
+    assert_is_its_definition(4, algorithm, devices=devices, **options)
 
 
 def test_fragments_of_any_leaves_take_turns_and_send_their_part():

@@ -31,7 +31,7 @@ def test_a_sketch_looks_at_all_of_a_large_leaf_and_at_every_column_of_it():
     # And of one of which half are looked at.
     rows = np.zeros((128, 128), np.float32)
     rows[64:] = 1.0
-    for leaf in (columns, rows):
+    for leaf in (columns, columns.reshape(512, 4096), rows):
         assert np.mean(squares(leaf)) == pytest.approx(leaf.sum(), rel=0.5)
 
 

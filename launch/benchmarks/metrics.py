@@ -69,8 +69,8 @@ def run(argv: Sequence[str]) -> int:
     start_devices(max(config.num_workers), config.workers_per_device)
 
     print(
-        f"{'workers':>7}  {'packets':>7}  {'step ms':>8}  {'counting':>16}"
-        f"  {'and remembering':>16}  {'processor time':>14}  {'a line, ms':>10}"
+        f"{'workers':>7}  {'packets':>7}  {'step ms':>8}  {'counting':>8}"
+        f"  {'remembering too':>15}  {'of processor':>12}  {'a line, ms':>10}"
     )
     rows = [_measure(training, config.rounds) for training in runs]
     write_results(config.json, "metrics", config, rows)
@@ -147,8 +147,8 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     print(
         f"{config.num_workers:>7}  {config.packets:>7}"
         f"  {1e3 * statistics.median(seconds['plain']):>8.2f}"
-        f"  {row['counting_ratio'] - 1:>+16.2%}  {row['ratio'] - 1:>+16.2%}"
-        f"  {row['processor_ratio'] - 1:>+14.2%}  {row['line_milliseconds']:>10.2f}",
+        f"  {row['counting_ratio'] - 1:>+8.2%}  {row['ratio'] - 1:>+15.2%}"
+        f"  {row['processor_ratio'] - 1:>+12.2%}  {row['line_milliseconds']:>10.2f}",
         flush=True,
     )
     return row

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rps_jax.channels import GilbertElliott
+
 
 def whole_block(
     drop_rate: float,
@@ -54,32 +56,14 @@ def burst_chain(
         `[2, 2]`, from the state of the row.
 
     Raises:
-        ValueError: see `whole_block`.
+        ValueError: as of `GilbertElliott`.
     """
-    rates = {
-        "drop_rate": drop_rate,
-        "good_drop_rate": good_drop_rate,
-        "bad_drop_rate": bad_drop_rate,
-    }
-    for name, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{name}={rate}: expected a probability in [0, 1]")
-    if not good_drop_rate < bad_drop_rate:
-        raise ValueError(
-            f"bad_drop_rate={bad_drop_rate}: expected more than good_drop_rate={good_drop_rate}"
-        )
-    if not good_drop_rate <= drop_rate <= bad_drop_rate:
-        raise ValueError(
-            f"drop_rate={drop_rate}: expected a number in [{good_drop_rate}, {bad_drop_rate}], "
-            "between the rates of the good and the bad state"
-        )
+    # Says what is wrong with the numbers, if they are of no link.
+    GilbertElliott(
+        drop_rate, mean_burst, good_drop_rate=good_drop_rate, bad_drop_rate=bad_drop_rate
+    )
     share = (drop_rate - good_drop_rate) / (bad_drop_rate - good_drop_rate)
     odds = share / (1 - share) if share < 1 else 0.0
-    if mean_burst < max(1, odds * (1 - 1e-9)):
-        raise ValueError(
-            f"mean_burst={mean_burst}: expected at least 1 and {odds:.4g}, as links are bad for "
-            f"{share:.4g} of the time"
-        )
     fails, recovers = (min(1, odds / mean_burst), 1 / mean_burst) if share < 1 else (1, 0)
     moves = np.array([[1 - fails, fails], [recovers, 1 - recovers]])
     return np.array([1 - share, share]), moves
