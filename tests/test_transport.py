@@ -296,6 +296,45 @@ def test_what_is_still_to_come_is_told_by_what_came_last():
     assert inbox.still_to_come() == packets - 10
 
 
+def test_datagrams_that_come_together_are_filed_as_one_by_one():
+    rng, sealer = np.random.default_rng(0), Sealer(7, None)
+    packets, length, count = 6, 8, 4000
+    said = zip(
+        rng.choice([0, 0, 1], count),  # phase
+        rng.choice([3, 3, 3, 4, 2, 9], count, p=[0.4, 0.3, 0.2, 0.09, 0.005, 0.005]),  # exchange
+        rng.integers(0, N + 2, count),  # source, oneself and strangers included
+        rng.choice([0, 0, 1, 0xFFFF, 0xFFFF], count),  # destination
+        rng.integers(0, packets + 1, count),  # place, beyond the block included
+        rng.random(count) < 0.02,  # the last of a phase
+        strict=True,
+    )
+
+    def datagram(phase, exchange, source, to, place, last):
+        row = np.full((1, length), 16 * source + place, np.uint8)
+        return sealer.seal(phase, exchange, source, to, row, place, last=last)
+
+    datagrams = np.concatenate([datagram(*(x.item() for x in each)) for each in said])
+    came = np.arange(count) / 1e3
+    together, one_by_one = Inbox(0, N, sealer), Inbox(0, N, sealer)
+    for inbox, size in ((together, 250), (one_by_one, 1)):
+        inbox.open_exchange(3, packets, length)
+        for start in range(0, count, size):
+            inbox.take(datagrams[start : start + size], came[start : start + size])
+    assert together.counts == one_by_one.counts
+    assert min(together.counts[kind] for kind in ("duplicate", "late", "early", "stray")) > 0
+    for phase in range(2):
+        for found, expected in zip(
+            together.received(phase), one_by_one.received(phase), strict=True
+        ):
+            assert found.tolist() == expected.tolist()
+        (rows, arrived, _), (expected, also, _) = (
+            inbox.close_phase(phase, 0.0) for inbox in (together, one_by_one)
+        )
+        assert arrived.any()
+        assert (arrived == also).all()
+        assert (rows[arrived] == expected[arrived]).all()
+
+
 def test_an_attack_changes_no_result():
     """Beside the exchange come hostile datagrams, replays and genuine ones for another worker."""
     stop, places = threading.Event(), addresses()

@@ -178,13 +178,20 @@ class Inbox:
             return mine.arrived.sum(1), mine.last - mine.first
 
     def _file(self, opened: Opened) -> None:
-        count, source = len(opened.places), opened.source
+        count = len(opened.places)
         expected = EVERYONE if opened.phase == 1 and not opened.last else self._me
-        if opened.destination != expected or source >= self._num_workers or source == self._me:
-            self.counts["stray"] += count
+        others = (opened.sources < self._num_workers) & (opened.sources != self._me)
+        others &= opened.destination == expected
+        if not others.all():
+            self.counts["stray"] += int(np.count_nonzero(~others))
+            opened = opened.only(others)
+            count = len(opened.places)
+        sources = opened.sources
+        self._heard[sources] = True
+        if self._unmet:
+            self._unmet.difference_update(sources.tolist())
+        if not count:
             return
-        self._heard[source] = True
-        self._unmet.discard(source)
         if opened.exchange > self._exchange + 1:
             self._ahead = max(self._ahead, opened.exchange)
             self.counts["early"] += count
@@ -198,43 +205,47 @@ class Inbox:
         phase = phases[opened.phase]
         if opened.last:
             self.counts["accepted"] += count
-            report = Report.of_row(opened.payloads[0])
-            # It is said several times.
-            if report is not None and not phase.reported[source]:
-                phase.reported[source] = True
-                self._reports.append(report)
+            self._file_reports(phase, opened)
         else:
             self._file_rows(phase, opened)
         past = (
             phases[: opened.phase] if now else [*self._of(self._exchange), *phases[: opened.phase]]
         )
-        if opened.last or phase.arrived[source, -1]:
-            past.append(phase)
         for each in past:
-            if not each.ended[source]:
-                each.ended[source] = True
-                self._changed.notify_all()
+            self._end(each, sources)
+        self._end(phase, sources if opened.last else sources[phase.arrived[sources, -1]])
+
+    def _end(self, phase: _Phase, sources: np.ndarray) -> None:
+        """Notes that no more is to be waited for from these sources."""
+        if not phase.ended[sources].all():
+            phase.ended[sources] = True
+            self._changed.notify_all()
+
+    def _file_reports(self, phase: _Phase, opened: Opened) -> None:
+        for source, row in zip(opened.sources.tolist(), opened.payloads, strict=True):
+            report = Report.of_row(row)
+            # It is said several times.
+            if report is not None and not phase.reported[source]:
+                phase.reported[source] = True
+                self._reports.append(report)
 
     def _file_rows(self, phase: _Phase, opened: Opened) -> None:
         packets, length = self._shape
-        places, payloads = opened.places, opened.payloads
-        here = (places < packets) & (payloads.shape[1] == length)
+        here = (opened.places < packets) & (opened.payloads.shape[1] == length)
         if not here.all():
             self.counts["stray"] += int(np.count_nonzero(~here))
-            places, payloads = places[here], payloads[here]
-        arrived = phase.arrived[opened.source]
-        before = np.count_nonzero(arrived)
-        phase.last[opened.source] = opened.seconds[-1]
-        phase.latest[opened.source] = places[-1] if len(places) else -1
-        if not before:
-            phase.first[opened.source] = opened.seconds[0]
-        fresh = ~arrived[places]
-        if fresh.all():
-            phase.rows[opened.source, places] = payloads
-        else:
-            phase.rows[opened.source, places[fresh]] = payloads[fresh]
-        arrived[places] = True
-        accepted = int(np.count_nonzero(arrived) - before)
+            opened = opened.only(here)
+        sources, places = opened.sources, opened.places
+        # Where one source has several, the last assignment counts.
+        begins = phase.latest[sources] < 0
+        phase.first[sources[begins][::-1]] = opened.seconds[begins][::-1]
+        phase.latest[sources], phase.last[sources] = places, opened.seconds
+        fresh = ~phase.arrived[sources, places]
+        new = opened if fresh.all() else opened.only(fresh)
+        before = np.count_nonzero(phase.arrived)
+        phase.rows[new.sources, new.places] = new.payloads
+        phase.arrived[new.sources, new.places] = True
+        accepted = int(np.count_nonzero(phase.arrived) - before)
         self.counts["accepted"] += accepted
         self.counts["duplicate"] += len(places) - accepted
 

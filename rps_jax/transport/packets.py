@@ -55,18 +55,17 @@ _PHASES = np.uint32(3)
 """The bits of `start` in which datagrams of a run differ."""
 _END = 2
 _TAG_BYTES = 16
-_BEFORE_PLACE = 20
 
 
 class Opened(NamedTuple):
-    """Datagrams of one size that say the same of themselves, but for their places.
+    """Datagrams of one size that say the same of themselves, but for their sources and places.
 
     Attributes:
         phase: 0 the reduce-scatter, 1 the all-gather.
         last: whether they end the phase.
         exchange: number of the exchange.
-        source: the worker that sent them.
         destination: the worker that they are for, or `EVERYONE`.
+        sources: `[count]`, the workers that sent them.
         places: `[count]`, which packets of the block they are.
         payloads: uint8 `[count, length]`.
         seconds: `[count]`, when they came.
@@ -75,11 +74,16 @@ class Opened(NamedTuple):
     phase: int
     last: bool
     exchange: int
-    source: int
     destination: int
+    sources: np.ndarray
     places: np.ndarray
     payloads: np.ndarray
     seconds: np.ndarray
+
+    def only(self, chosen: np.ndarray) -> "Opened":
+        """Returns some of them, those of a mask, bool `[count]`."""
+        each = (self.sources, self.places, self.payloads, self.seconds)
+        return Opened(*self[:4], *(values[chosen] for values in each))
 
 
 class Report(NamedTuple):
@@ -241,17 +245,25 @@ def _headers(datagrams: np.ndarray) -> np.ndarray:
 
 
 def _alike(datagrams: np.ndarray, seconds: np.ndarray, end: int) -> Iterator[Opened]:
-    """Groups datagrams in a row that differ in nothing but their places and payloads."""
+    """Groups datagrams in a row that differ in nothing but their sources, places and payloads."""
     if not len(datagrams):
         return
-    same = datagrams[:, :_BEFORE_PLACE]
-    changes = np.flatnonzero((same[1:] != same[:-1]).any(1)) + 1
-    for first, until in pairwise([0, *changes.tolist(), len(datagrams)]):
-        headers = _headers(datagrams[first:until])
-        start, _, exchange, source, destination, _, _ = headers[0].tolist()
-        phase, last = start % _END, bool(start & _END)
-        places = headers["place"].astype(np.int64)
-        payloads = datagrams[first:until, _HEADER.itemsize : end]
+    headers = _headers(datagrams)
+    sources, places = headers["source"].astype(np.int64), headers["place"].astype(np.int64)
+    change = np.zeros(len(datagrams) - 1, bool)
+    for field in ("start", "exchange", "destination"):
+        values = headers[field]
+        change |= values[1:] != values[:-1]
+    for first, until in pairwise([0, *(np.flatnonzero(change) + 1).tolist(), len(datagrams)]):
+        start, _, exchange, _, destination, _, _ = headers[first].tolist()
+        part = slice(first, until)
         yield Opened(
-            phase, last, exchange, source, destination, places, payloads, seconds[first:until]
+            start % _END,
+            bool(start & _END),
+            exchange,
+            destination,
+            sources[part],
+            places[part],
+            datagrams[part, _HEADER.itemsize : end],
+            seconds[part],
         )
