@@ -23,8 +23,12 @@ from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
 
 _CHUNK_SECONDS = 1.2e-3
 """For how long one destination is sent to before it is the next one's turn."""
-_LONGEST_PAUSE, _SHORTEST_PAUSE = 4e-3, 0.2e-3
-"""Seconds in which datagrams gather before they are looked at."""
+_LONGEST_PAUSE, _SHORTEST_PAUSE = 16e-3, 0.2e-3
+"""Seconds in which datagrams gather before they are looked at: each look costs as much as many."""
+_DEADLINE_SHARE = 16
+"""The part of a deadline that such a pause may take."""
+_GATHERED_BYTES = 1 << 19
+"""How many may gather: about as many as a core's cache holds."""
 _BUFFER_SHARE = 4
 """The part of the receive buffer that may fill meanwhile: the system counts more than the bytes."""
 _SEALED = 3 * MOST_SEGMENTS
@@ -79,6 +83,7 @@ class Network:
         self._feedback = Feedback(self._pacer, Rate()) if link_rate is None else None
         self._reports = [_NOTHING] * self.num_workers
         self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
+        self._longest_pause = min(_LONGEST_PAUSE, deadline / _DEADLINE_SHARE)
         self._inbox = Inbox(worker, self.num_workers, sealer)
         self._next = 0
         self._catching_up = CatchingUp()
@@ -275,15 +280,15 @@ class Network:
                 self._inbox.take(datagrams, seconds)
             self._opening = time.thread_time()
             # A thread that runs for every datagram costs more than what is in them.
-            if (pause := self._pause()) > _SHORTEST_PAUSE:
+            if self._socket.drained and (pause := self._pause()) > _SHORTEST_PAUSE:
                 time.sleep(pause)
 
     def _pause(self) -> float:
         """Returns for how long to let datagrams gather: while many are still to come, and fit."""
-        second = self._pacer.bits_per_second / 8
         # Each of the others sends to all of its others in turn, about as fast as this worker.
-        left = self._inbox.still_to_come() * MOST_BYTES * len(self._others) / second
-        return min(_LONGEST_PAUSE, left / 2, self._socket.receive_buffer / _BUFFER_SHARE / second)
+        left = self._inbox.still_to_come() * MOST_BYTES * len(self._others)
+        gathered = min(left / 2, self._socket.receive_buffer / _BUFFER_SHARE, _GATHERED_BYTES)
+        return min(self._longest_pause, 8 * gathered / self._pacer.bits_per_second)
 
 
 def join(

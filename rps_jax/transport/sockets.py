@@ -57,6 +57,7 @@ class DatagramSocket:
     Attributes:
         address: where it is bound.
         receive_buffer: bytes that the system grants for datagrams that wait to be received.
+        drained: whether the last `receive` has left nothing there.
     """
 
     def __init__(self, address: Address, *, offload: bool = True, lower_effort: bool = False):
@@ -93,7 +94,7 @@ class DatagramSocket:
             option_name = socket.IPV6_TCLASS if six else socket.IP_TOS
             self._socket.setsockopt(level, option_name, _LE << 2)
         self._offload = offload and _LINUX and self._try_offload()
-        self.bytes_sent = 0
+        self.bytes_sent, self.drained = 0, True
         self._buffer = np.empty(_MOST_CALLS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
         self._family = family
@@ -158,7 +159,7 @@ class DatagramSocket:
         """Receives into the buffer what is there, after waiting for the first."""
         receive = self._receive_joined if self._offload else self._receive_one
         runs: list[_Run] = []
-        end = 0
+        end, self.drained = 0, True
         for call in range(_MOST_CALLS):
             try:
                 found = receive(end, socket.MSG_DONTWAIT if call else 0)
@@ -171,6 +172,8 @@ class DatagramSocket:
                 break
             runs += found
             end += sum(run.datagrams * run.size for run in found)
+        else:
+            self.drained = False
         return runs
 
     def _receive_joined(self, start: int, flags: int) -> list[_Run]:
