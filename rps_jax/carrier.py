@@ -21,7 +21,11 @@ from rps_jax.servers import RECEIVED, Server
 
 
 class Carrier(Protocol):
-    """Moves the blocks of one worker's exchanges."""
+    """Moves the blocks of one worker's exchanges.
+
+    One with a true attribute `numbers_exchanges` is given the number of the exchange where others
+    are given that of the step: under rules that take local steps, these differ.
+    """
 
     def init(self, num_workers: int) -> Any:
         """Returns one worker's state before the first exchange."""

@@ -65,9 +65,16 @@ class StepExchange:
         """What an exchange changes beside the tree."""
         return self.state, self.alongside, self.links
 
-    def anew(self, *remembered: Any) -> "StepExchange":
-        """Returns the same exchange before it has taken place, of other values."""
-        return StepExchange(self._carrier, self._key, self._step, self._record, *remembered)
+    def anew(self, every: int, *remembered: Any) -> "StepExchange":
+        """Returns the same exchange before it has taken place, of other values.
+
+        Args:
+            every: steps to an exchange.
+            *remembered: as above.
+        """
+        counted = every if getattr(self._carrier, "numbers_exchanges", False) else 1
+        step = self._step // counted
+        return StepExchange(self._carrier, self._key, step, self._record, *remembered)
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""
@@ -104,7 +111,7 @@ def on_params(
         return jax.tree.map(lambda x: jnp.where(average.worker < 0, jnp.zeros_like(x), x), values)
 
     def exchange(params: Any, memory: Any, *remembered: Any) -> Any:
-        anew = average.anew(*remembered)
+        anew = average.anew(rule.every, *remembered)
         params, memory = rule.on_params(params, memory, anew)
         return of_worker((params, memory, *anew.remembered, anew.seen))
 

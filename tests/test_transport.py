@@ -407,6 +407,28 @@ def test_the_law_of_the_wire(rule):
     assert_close(stacked([params for params, _, _ in done]), jax.device_get(state.params))
 
 
+def test_a_worker_that_is_ahead_is_heard_under_local_steps_too():
+    """Exchanges are numbered one by one, so that the others' next one is the next."""
+    every, optimizer = 4, optax.sgd(0.1)
+    rule = rps.rules.AverageModels(local_steps=every)
+    initial = {"x": jnp.zeros(3000)}
+
+    def work(network, worker):
+        carrier = transport.Datagrams(network)
+        step = jax.jit(rps.make_step(loss_fn, optimizer, rule, carrier))
+        state: Any = rps.init_train_state(initial, (), optimizer, carrier, N, algorithm=rule)
+        for number in range(5 * every):
+            if worker == 0:
+                time.sleep(0.01)
+            state, _ = step(state, jnp.full(3000, float(worker + number)))
+            jax.block_until_ready(state)
+        return network.records
+
+    for records in run_workers(work, deadline=5.0):
+        assert [seen.exchange for seen in records] == list(range(5))
+        assert all(seen.received.all() and seen.gathered.all() for seen in records)
+
+
 def chain_of(kind, network):
     if kind == "models":
         return transport.optax_average_models(optax.sgd(0.1), network)

@@ -12,7 +12,7 @@ import optax
 import rps_jax as rps
 from data import Source
 from launch.cli.command_line import UsageError
-from launch.config import CONFIG_FILE, TrainConfig
+from launch.config import CONFIG_FILE, TrainConfig, make_rule
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.loop import Hook, train_loop
@@ -40,10 +40,12 @@ class Datagrams:
     Attributes:
         mesh: Of this worker alone.
         network: That it has joined.
+        every: Steps to an exchange.
     """
 
     mesh: rps.WorkerMesh
     network: transport.Network
+    every: int
 
     @property
     def workers(self) -> range:
@@ -67,7 +69,7 @@ class Datagrams:
     def catch_up(self, state: rps.TrainState, step: int) -> tuple[rps.TrainState, int]:
         """Goes on where the others are: this worker has their model now, and their schedule."""
         jax.block_until_ready(state.step)
-        reached = self.network.next_exchange
+        reached = self.network.next_exchange * self.every
         if reached <= step:
             return state, step
         count = jax.device_put(jnp.full_like(state.step, reached), state.step.sharding)
@@ -113,7 +115,7 @@ def train_worker(
     folder = output_dir / "workers" / str(network.worker)
     begun = (folder / CONFIG_FILE).exists()
     own = dataclasses.replace(config, output_dir=folder, resume=begun)
-    setup = set_up(own, source, folder, Datagrams(rps.worker_mesh(1), network))
+    setup = set_up(own, source, folder, Datagrams(rps.worker_mesh(1), network, make_rule(config).every))
     checkpoints = Checkpoints(setup.directory.checkpoints, 3, is_progress)
     reporter = None
     if coordinator is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ class Datagrams:
     """
 
     network: Endpoint
+    numbers_exchanges: ClassVar[bool] = True
 
     def init(self, num_workers: int) -> tuple[()]:
         """Returns `()`.
