@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 import rps_jax as rps
 from launch.benchmarks.group import answer_requests
-from launch.config import parse
+from launch.config import make_rule, parse
 from launch.tasks.source import find_source
 from launch.trainer.network import Network, Simulated
 from launch.trainer.setup import Setup, set_up
@@ -69,7 +69,7 @@ class Worker:
                 places = [(address, FIRST_PORT + number) for address in addresses]
                 joined = transport.join(places, host, bytes.fromhex(key), link_rate=link_rate)
                 mesh = rps.worker_mesh(1, devices=jax.local_devices())
-                network = Datagrams(mesh, joined.__enter__())
+                network = Datagrams(mesh, joined.__enter__(), make_rule(config).every)
             else:
                 network = (_InOne if way.endswith("one program") else Simulated).of(config)
             with tempfile.TemporaryDirectory() as scratch:

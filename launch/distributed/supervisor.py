@@ -73,17 +73,18 @@ def _watch(processes: Sequence[Process], signals: StopSignals, silence: float) -
 
         if signals.received:
             number = signals.first
+            asked = passed_on_as(number)
             if passed_on is None:
                 passed_on = now
                 for process in processes:
-                    process.signal(passed_on_as(number))
+                    process.signal(asked)
             for process, status in zip(processes, statuses, strict=True):
-                if status and status not in (-number, 128 + number) and not _is_left_alone(status):
+                if status and status not in (-asked, 128 + asked) and not _is_left_alone(status):
                     raise process.failed(how_it_ended(status), exit_status_of(status))
                 if status is None and now - passed_on > STOP_SECONDS:
                     how = f"did not stop within {STOP_SECONDS:.0f} s of {signal_name(number)}"
                     raise process.failed(how, 128 + number)
-            if None not in statuses or len(signals.received) > 1:
+            if None not in statuses or signals.insisted:
                 return 128 + number
         else:
             ended = [(status, i) for i, status in enumerate(statuses) if status]

@@ -65,6 +65,8 @@ class StopSignals:
 
     Attributes:
         received: Their numbers, in the order in which they came.
+        insisted: Whether another has come five seconds after the first, or later: until then it is
+            the same request.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class StopSignals:
 
         Args:
             numbers: Numbers of the signals to remember.
-            second_ends: Whether a second signal ends the program at once; one that comes within
-                five seconds of the first is the same request.
+            second_ends: Whether the program ends at once where a signal insists.
         """
         self.received: list[int] = []
+        self.insisted = False
         self._began = 0.0
         self._numbers, self._second_ends = numbers, second_ends
         self._before: dict[int, Any] = {}
@@ -105,6 +107,7 @@ class StopSignals:
         if not self.received:
             self._began = now
         self.received.append(number)
-        if self._second_ends and now - self._began >= _SAME_REQUEST_SECONDS:
+        self.insisted = now - self._began >= _SAME_REQUEST_SECONDS
+        if self._second_ends and self.insisted:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

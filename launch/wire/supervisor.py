@@ -13,6 +13,7 @@ from launch.distributed.process import (
     exit_status_of,
     how_it_ended,
     one_at_a_time,
+    signal_name,
 )
 from launch.distributed.supervisor import STOP_SECONDS, STOP_SIGNALS, passed_on_as
 from launch.trainer.preemption import StopSignals
@@ -40,7 +41,8 @@ def supervise_members(
         The exit status: 0, or 128 and the signal if the job was asked to stop, and has.
 
     Raises:
-        JobFailed: There is no result, or a process has failed in a way that all would.
+        JobFailed: There is no result, a process has failed in a way that all would, or one did not
+            stop when it was asked to.
     """
     show = one_at_a_time(show)
     members: list[_Member] = []
@@ -142,12 +144,18 @@ def _end(members: Sequence[_Member]) -> int:
 
 
 def _stop(members: Sequence[_Member], signals: StopSignals) -> int:
-    """Passes a signal on, and waits until all have saved a checkpoint."""
+    """Passes a signal on, and waits until all have saved a checkpoint.
+
+    Raises:
+        JobFailed: One has not.
+    """
     number, began = signals.first, time.monotonic()
     for member in members:
         member.process.signal(passed_on_as(number))
-    while any(member.process.status() is None for member in members):
+    while left := [member.process for member in members if member.process.status() is None]:
         time.sleep(_POLL_SECONDS)
-        if len(signals.received) > 1 or time.monotonic() - began > STOP_SECONDS:
-            break
+        if signals.insisted or time.monotonic() - began > STOP_SECONDS:
+            seconds, name = time.monotonic() - began, signal_name(number)
+            how = f"did not stop within {seconds:.0f} s of {name}, and was ended"
+            raise left[0].failed(how, 128 + number)
     return 128 + number

@@ -115,7 +115,8 @@ def train_worker(
     folder = output_dir / "workers" / str(network.worker)
     begun = (folder / CONFIG_FILE).exists()
     own = dataclasses.replace(config, output_dir=folder, resume=begun)
-    setup = set_up(own, source, folder, Datagrams(rps.worker_mesh(1), network, make_rule(config).every))
+    datagrams = Datagrams(rps.worker_mesh(1), network, make_rule(config).every)
+    setup = set_up(own, source, folder, datagrams)
     checkpoints = Checkpoints(setup.directory.checkpoints, 3, is_progress)
     reporter = None
     if coordinator is not None:

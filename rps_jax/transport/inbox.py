@@ -80,10 +80,15 @@ class Inbox:
         self._waiting: list[Opened] = []
         self._reports: list[Report] = []
 
-    @property
-    def met_all(self) -> bool:
-        """Whether every other worker has been heard at least once."""
-        return not self._unmet
+    def waits_for_unmet(self, phase: int) -> bool:
+        """Returns whether one of those that a phase waits for has never been heard.
+
+        Args:
+            phase: 0 the reduce-scatter, 1 the all-gather; of this exchange.
+        """
+        with self._changed:
+            awaited = np.flatnonzero(self._awaited(self._of(self._exchange)[phase]))
+            return not self._unmet.isdisjoint(awaited.tolist())
 
     def open_exchange(self, exchange: int, packets: int, length: int) -> tuple[int, bool]:
         """Goes on to an exchange; what is kept of it already counts.
@@ -128,6 +133,11 @@ class Inbox:
                 phase.clear()
         return phases
 
+    def clear(self) -> None:
+        """Forgets what has come."""
+        with self._changed:
+            self._shape, self._phases, self._waiting = (0, 0), [], []
+
     def take(self, datagrams: np.ndarray, seconds: np.ndarray | float = 0.0) -> None:
         """Files datagrams, or counts them as what they are.
 
@@ -141,9 +151,16 @@ class Inbox:
             for opened in genuine:
                 if self._phases:
                     self._file(opened)
-                elif len(self._waiting) < _MOST_WAITING:
-                    # The shape of what is exchanged is not known before the first exchange.
-                    self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
+                else:
+                    self._keep(opened)
+
+    def _keep(self, opened: Opened) -> None:
+        """Keeps datagrams until the shape of what is exchanged is known, by the first exchange."""
+        newest = max(each.exchange for each in [*self._waiting, opened])
+        self._waiting = [each for each in self._waiting if each.exchange >= newest - 1]
+        kept = sum(len(each.places) for each in self._waiting)
+        if opened.exchange >= newest - 1 and kept + len(opened.places) <= _MOST_WAITING:
+            self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
 
     def still_to_come(self) -> int:
         """Returns how many packets the worker that has sent least of the phase has left to send.

@@ -14,6 +14,7 @@ import numpy as np
 
 MOST_BYTES = 1400
 """Largest payload: with headers, one Ethernet frame of 1500 bytes."""
+_BYTE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +82,27 @@ class Layout:
         count = arrived.sum(0)[:, None]
         for values in self.blocks(rows):
             integer = jnp.issubdtype(values.dtype, jnp.integer)
-            wide = np.int64 if integer else max(values.dtype, np.dtype(np.float32), key=_width)
+            wide = _wide(values.dtype)
             total = values[0].astype(wide, copy=False)
             for value in values[1:]:
                 total += value
+            divisor = count.astype(wide)
             if integer:
-                total += count // 2
-                total //= count
+                total += divisor // 2
+                total //= divisor
             else:
-                total /= count.astype(wide)
+                total /= divisor
             values[0] = total
         return rows[0]
 
 
-def _width(dtype: np.dtype) -> int:
-    return dtype.itemsize
+def _wide(dtype: np.dtype) -> np.dtype:
+    """Returns the dtype in which numbers of another are summed."""
+    if jnp.issubdtype(dtype, jnp.signedinteger):
+        return np.dtype(np.int64)
+    if jnp.issubdtype(dtype, jnp.unsignedinteger):
+        return np.dtype(np.uint64)
+    return dtype if dtype.itemsize >= np.dtype(np.float32).itemsize else np.dtype(np.float32)
 
 
 def layout_of(tree: Any, num_workers: int) -> Layout:
@@ -106,16 +113,17 @@ def layout_of(tree: Any, num_workers: int) -> Layout:
         num_workers: how many blocks there are.
 
     Raises:
-        TypeError: a leaf that has no bytes to average (a boolean, a complex number, a PRNG key).
+        TypeError: a leaf that has no bytes to average (a boolean, a complex number, a PRNG key, a
+            number of 4 bits).
     """
     sizes: dict[np.dtype, int] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         dtype = jnp.result_type(leaf)
         real = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
-        if not real:
+        if not real or jax.dtypes.itemsize_bits(dtype) < _BYTE:
             raise TypeError(
                 f"leaf {jax.tree_util.keystr(path) or 'params'} has dtype {dtype}: expected a "
-                "floating or integer dtype, which datagrams can carry"
+                "floating or integer dtype of at least 8 bits, which datagrams can carry"
             )
         if size := int(np.prod(np.shape(leaf))):
             sizes[np.dtype(dtype)] = sizes.get(np.dtype(dtype), 0) + size

@@ -99,6 +99,8 @@ class Network:
         self._closed.set()
         self._receiver.join()
         self._socket.close()
+        # Compiled programs refer to this network for as long as JAX keeps them.
+        self._inbox.clear()
 
     def average_models(self, params: Any) -> Any:
         """RPS over the network: averages the workers' models; what is missed stays one's own.
@@ -112,8 +114,10 @@ class Network:
             The same structure, shapes and dtypes.
 
         Raises:
+            RuntimeError: the network is not entered as a context manager, or was left.
             TypeError: a leaf that has no average.
         """
+        self._check_joined()
         return average(Datagrams(self), params)
 
     @property
@@ -153,7 +157,11 @@ class Network:
             step: number of the exchange, unless later ones have begun.
             rows: uint8 `[num_workers, packets, length]`, this worker's blocks.
             layout: of the packets.
+
+        Raises:
+            RuntimeError: the network is not entered as a context manager, or was left.
         """
+        self._check_joined()
         me, n = self.worker, self.num_workers
         self._stopwatch, opening = Stopwatch(), self._opening
         asked = max(step, self._next)
@@ -186,12 +194,20 @@ class Network:
             self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
 
+    def _check_joined(self) -> None:
+        if not self._receiver.is_alive():
+            raise RuntimeError(
+                "the network is not joined: expected exchanges inside of "
+                "`with transport.join(...) as network:`"
+            )
+
     def _close_phase(self, phase: int, *, sent: bool) -> tuple[np.ndarray, np.ndarray]:
         began, deadline = time.monotonic(), self._deadlines[phase]
         # Programs start, and compile, at very different speeds.
-        allowed = deadline.seconds() if self._inbox.met_all else self._start_timeout
+        starts = self._inbox.waits_for_unmet(phase)
+        allowed = self._start_timeout if starts else deadline.seconds()
         rows, arrived, timed_out = self._inbox.close_phase(phase, allowed)
-        if self._inbox.met_all:
+        if not starts:
             deadline.took(2 * allowed if timed_out else time.monotonic() - began)
         self._stopwatch.lap("waiting")
         packets, seconds = self._inbox.received(phase)
@@ -336,10 +352,16 @@ def join(
         OSError: the address is taken, or none of this host's.
         ValueError: numbers that do not fit together.
     """
-    if not 0 <= worker < len(addresses) <= 1 << 16:
-        raise ValueError(f"worker={worker}: expected one of the {len(addresses)} addresses, from 0")
-    if not 0 <= run < 1 << 64:
-        raise ValueError(f"run={run}: expected an integer in [0, 2^64)")
+    for address in addresses:
+        if not _is_address(address):
+            raise ValueError(f"addresses: {address!r}: expected a host and a port, 1 to 65535")
+    if not _is_integer(worker) or not 0 <= worker < len(addresses) <= 1 << 16:
+        expected = f"one of the {len(addresses)} addresses, from 0"
+        raise ValueError(f"worker={worker!r}: expected {expected}")
+    if not _is_integer(run) or not 0 <= run < 1 << 64:
+        raise ValueError(f"run={run!r}: expected an integer in [0, 2^64)")
+    if not _is_integer(seed):
+        raise ValueError(f"seed={seed!r}: expected an integer")
     for name, value in (
         ("link_rate", 1.0 if link_rate is None else link_rate),
         ("deadline", deadline),
@@ -349,7 +371,8 @@ def join(
             raise ValueError(f"{name}={value}: expected a positive number")
     check_assignment(assignment)
     check_key(key)
-    socket = DatagramSocket(addresses[worker], offload=offload, lower_effort=lower_effort)
+    others = [address for other, address in enumerate(addresses) if other != worker]
+    socket = DatagramSocket(addresses[worker], others, offload=offload, lower_effort=lower_effort)
     return Network(
         socket,
         addresses,
@@ -362,3 +385,14 @@ def join(
         start_timeout=start_timeout,
         record=record,
     )
+
+
+def _is_address(address: Any) -> bool:
+    match address:
+        case (str(), port):
+            return _is_integer(port) and 0 < port < 1 << 16
+    return False
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -30,7 +30,7 @@ one run, from one worker.
 import hashlib
 import hmac
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -225,9 +225,10 @@ class Sealer:
 
 def check_key(key: bytes | None) -> None:
     """Raises `ValueError` for a key that is too long for the tags, or that can be guessed."""
-    if key is not None and not (isinstance(key, bytes) and 16 <= len(key) <= 64):
-        size = f"{len(key)} bytes" if isinstance(key, Sequence) else repr(key)
-        raise ValueError(f"key has {size}: expected 16 to 64 bytes, or None")
+    if key is not None and not isinstance(key, bytes):
+        raise ValueError(f"key is of type {type(key).__name__}: expected 16 to 64 bytes, or None")
+    if key is not None and not 16 <= len(key) <= 64:
+        raise ValueError(f"key has {len(key)} bytes: expected 16 to 64 bytes, or None")
 
 
 def _hmac(key: bytes) -> tuple[Callable[[], Any], Callable[[], Any]]:

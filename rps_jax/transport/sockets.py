@@ -5,12 +5,13 @@ together (UDP_GRO); elsewhere there is a call for each datagram.
 """
 
 import contextlib
+import ipaddress
 import itertools
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ _LE = 1
 """The code point of lower-effort traffic, RFC 8622."""
 
 
+_ANYWHERE: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _ASK_AGAIN_SECONDS = 10.0
 """Until a name is looked up again that nobody knew."""
 
@@ -51,6 +53,44 @@ class _Run(NamedTuple):
     seconds: float
 
 
+def _own_end(address: Address, others: Sequence[Address]) -> tuple[int, Any]:
+    """Returns the family of addresses that all have in common, and where to bind.
+
+    Many hosts know their own name as a loopback address, from where no other host is reached: with
+    others elsewhere, that means all addresses of this host.
+
+    Raises:
+        OSError: nobody knows the host, or there is no such family.
+    """
+    own = _ends(address)
+    if not own:
+        socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)  # Says why.
+    elsewhere = [ends for other in others if (ends := _ends(other))]
+    for family, resolved in own.items():
+        if all(family in ends for ends in elsewhere):
+            near = [_is_loopback(ends[family]) for ends in elsewhere]
+            if _is_loopback(resolved) and not all(near):
+                return family, (_ANYWHERE[family], *resolved[1:])
+            return family, resolved
+    raise OSError(f"{address[0]} and the others have no family of addresses (IPv4, IPv6) in common")
+
+
+def _ends(address: Address) -> dict[int, Any]:
+    """Returns an address as numbers by family, none for a name that nobody knows (yet)."""
+    try:
+        found = socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)
+    except OSError:
+        return {}
+    ends: dict[int, Any] = {}
+    for family, _, _, _, resolved in found:
+        ends.setdefault(family, resolved)
+    return ends
+
+
+def _is_loopback(resolved: Any) -> bool:
+    return ipaddress.ip_address(resolved[0]).is_loopback
+
+
 class DatagramSocket:
     """A bound UDP socket.
 
@@ -60,18 +100,26 @@ class DatagramSocket:
         drained: whether the last `receive` has left nothing there.
     """
 
-    def __init__(self, address: Address, *, offload: bool = True, lower_effort: bool = False):
+    def __init__(
+        self,
+        address: Address,
+        others: Sequence[Address] = (),
+        *,
+        offload: bool = True,
+        lower_effort: bool = False,
+    ):
         """Binds it.
 
         Args:
             address: host and port of this worker; port 0 for any that is free.
+            others: those that it will send to.
             offload: whether to use UDP_SEGMENT and UDP_GRO where there are any.
             lower_effort: whether routers may drop its datagrams before all others (DSCP 1).
 
         Raises:
             OSError: the address is taken, or none of this host's.
         """
-        family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)[0]
+        family, resolved = _own_end(address, others)
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
             self._socket.bind(resolved)
@@ -197,5 +245,6 @@ class DatagramSocket:
         return [_Run(1, size, time.monotonic())]
 
     def close(self) -> None:
-        """Gives the port back."""
+        """Gives the port back, and the memory."""
         self._socket.close()
+        self._buffer = np.empty(0, np.uint8)
