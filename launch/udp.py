@@ -1,8 +1,9 @@
 r"""Trains over UDP, a worker a process, started by hand: `python -m launch.udp --help`.
 
-    python -m launch.udp coordinator --port 4000 --key-file KEY -- --num-workers 3
+    RUN="--key-file KEY -- --num-workers 3 --output-dir runs/udp"
+    python -m launch.udp coordinator --port 4000 $RUN
     python -m launch.udp worker --worker 0 --addresses first:4100 second:4100 third:4100 \
-        --coordinator first:4000 --key-file KEY -- --num-workers 3
+        --coordinator first:4000 $RUN
 
 `python -m launch.local --network udp` and `launch.hosts` start both. What follows `--` are flags of
 `launch.train`.
@@ -46,7 +47,8 @@ _SECRET_SECONDS = 60.0
 @dataclasses.dataclass(frozen=True)
 class _WithKey:
     key_file: Annotated[Path | None, optional("PATH", "required")] = None
-    """File with the key that all processes of the run share: openssl rand -hex 32."""
+    """File with the key that all processes of the run, and of no other, share: openssl rand -hex
+    32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,8 @@ def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
             coordinator = split_address(flags.coordinator)
         except ValueError:
             refuse("coordinator", flags.coordinator, "HOST:PORT")
+    if config.record is not None and coordinator is None:
+        requires("record", config.record, "--coordinator, which writes it")
     key = _key(flags.key_file, flags.no_authentication)
     source = find_source(config)
 
@@ -115,18 +119,22 @@ def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
     from launch.wire.worker import train_worker
     from rps_jax import transport
 
-    network = transport.join(
-        addresses,
-        flags.worker,
-        key,
-        seed=config.seed,
-        link_rate=flags.link_rate,
-        deadline=flags.deadline,
-        start_timeout=config.start_timeout,
-        lower_effort=flags.dscp == "le",
-        assignment=config.assignment,
-        record=config.record is not None,
-    )
+    try:
+        network = transport.join(
+            addresses,
+            flags.worker,
+            key,
+            seed=config.seed,
+            link_rate=flags.link_rate,
+            deadline=flags.deadline,
+            start_timeout=config.start_timeout,
+            lower_effort=flags.dscp == "le",
+            assignment=config.assignment,
+            record=config.record is not None,
+        )
+    except OSError as error:
+        own = flags.addresses[flags.worker]
+        refuse("addresses", own, f"one of this host's, and a free port ({error.strerror or error})")
     train_worker(config, source, _output_dir(config), network, coordinator, key)
 
 

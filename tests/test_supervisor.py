@@ -13,6 +13,7 @@ import pytest
 from launch.cli.command_line import PEER_LOST
 from launch.distributed.process import Command, JobFailed
 from launch.distributed.supervisor import supervise
+from launch.trainer import preemption
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
@@ -153,9 +154,13 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_waited_for(run: Run, number: signal.Signals) -> None:
-    run.soon("ready", lambda: signal.raise_signal(number))
+    def twice() -> None:  # As some schedulers do.
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+
+    run.soon("ready", twice)
     assert run(script(STOPPABLE), script(STOPPABLE)) == 128 + number
     assert [line for line in sorted(run.shown) if "saved" in line] == ["[0] saved", "[1] saved"]
 
@@ -168,7 +173,8 @@ def test_a_failure_while_stopping_is_a_failure(run: Run) -> None:
     assert not failure.may_restart
 
 
-def test_a_second_signal_ends_what_does_not_stop(run: Run) -> None:
+def test_a_second_signal_ends_what_does_not_stop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "_SAME_REQUEST_SECONDS", 0.01)
     deaf = STOPPABLE.replace("    sys.exit(128 + number)\n", "")
 
     def twice() -> None:

@@ -18,6 +18,7 @@ import reference
 
 import rps_jax as rps
 from rps_jax import transport
+from rps_jax.transport import inbox as inbox_module
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.inbox import Inbox
 from rps_jax.transport.layout import layout_of
@@ -429,6 +430,78 @@ def test_a_worker_that_is_ahead_is_heard_under_local_steps_too():
         assert all(seen.received.all() and seen.gathered.all() for seen in records)
 
 
+def test_only_a_worker_that_starts_is_given_the_time_of_a_start():
+    """One that never came is given up; the others' faults then cost a deadline."""
+    died = threading.Event()
+
+    def work(worker):
+        options = {"deadline": 0.3, "start_timeout": 2.0}
+        with transport.join(places, worker, KEY, **options) as network:
+            params = params_of(worker)
+            for _ in range(4):
+                params = network.average_models(params)
+            if worker == 1:
+                return died.set()
+            died.wait()
+            began = time.monotonic()
+            network.average_models(params)
+            return time.monotonic() - began
+
+    places = addresses()
+    with ThreadPoolExecutor(2) as threads:
+        seconds, _ = threads.map(work, range(2))
+    assert seconds < 1.9
+
+
+def test_few_datagrams_are_kept_before_the_first_exchange(monkeypatch):
+    monkeypatch.setattr(inbox_module, "_MOST_WAITING", 120)
+    sealer = Sealer(7, None)
+    inbox = Inbox(0, N, sealer)
+    for exchange in range(9):
+        for start in range(0, 60, 20):
+            rows = np.zeros((20, 8), np.uint8)
+            inbox.take(sealer.seal(0, exchange, 1, 0, rows, start))
+    inbox.open_exchange(7, 60, 8)
+    assert inbox.received(0)[0].tolist() == [0, 60, 0]
+    assert inbox.counts == {"accepted": 120}
+
+
+def test_a_network_is_to_be_entered():
+    network = transport.join(addresses(1), 0, KEY)
+    with pytest.raises(RuntimeError, match="the network is not joined: expected"):
+        network.average_models({"x": jnp.ones(3)})
+    with network:
+        network.average_models({"x": jnp.ones(3)})
+    with pytest.raises(RuntimeError, match="the network is not joined: expected"):
+        network.average_models({"x": jnp.ones(3)})
+
+
+def test_a_host_that_knows_itself_as_loopback_is_reached_by_others():
+    port = addresses(1)[0][1]
+    for others, expected in (
+        ([("127.0.0.1", 4000)], "127.0.0.1"),
+        ([("127.0.0.1", 4000), ("192.0.2.1", 4000)], "0.0.0.0"),
+        ([("nobody.invalid", 4000)], "127.0.0.1"),
+    ):
+        socket = DatagramSocket(("127.0.0.1", port), others)
+        socket.close()
+        assert socket.address == (expected, port)
+    with pytest.raises(OSError, match="no family of addresses"):
+        DatagramSocket(("127.0.0.1", port), [("::1", 4000)])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32", "int32"])
+def test_integers_are_averaged_to_the_nearest(dtype):
+    values = np.array([[200, 0], [255, 1], [100, 1]]).astype(dtype)
+
+    def work(network, worker):
+        return np.asarray(network.average_models({"x": jnp.asarray(values[worker])})["x"])
+
+    for found in run_workers(work):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, values.astype(float).mean(0), atol=0.5)
+
+
 def chain_of(kind, network):
     if kind == "models":
         return transport.optax_average_models(optax.sgd(0.1), network)
@@ -491,17 +564,26 @@ def test_a_deadline_follows_what_phases_take():
         ({"link_rate": 0}, ValueError, "link_rate=0: expected a positive number"),
         ({"deadline": float("nan")}, ValueError, "deadline=nan: expected a positive number"),
         ({"run": -1}, ValueError, "run=-1: expected an integer in"),
+        ({"run": 1.5}, ValueError, "run=1.5: expected an integer in"),
+        ({"seed": "x"}, ValueError, "seed='x': expected an integer"),
+        ({"worker": "0"}, ValueError, "worker='0': expected one of the 3 addresses"),
+        ({"key": "k" * 24}, ValueError, "key is of type str: expected 16 to 64 bytes"),
+        ({"addresses": ["a:1"]}, ValueError, "addresses: 'a:1': expected a host and a port"),
+        ({"addresses": [("a", 70000)]}, ValueError, r"addresses: \('a', 70000\): expected a host"),
     ],
 )
 def test_bad_arguments_raise(options, error, message):
-    arguments = {"worker": 0, "key": KEY} | options
+    arguments = {"addresses": addresses(), "worker": 0, "key": KEY} | options
     with pytest.raises(error, match=message):
-        transport.join(addresses(), **arguments)
+        transport.join(**arguments)
 
 
 def test_a_leaf_without_an_average_is_refused():
-    with pytest.raises(TypeError, match=r"leaf \['mask'\] has dtype bool: expected a floating"):
-        layout_of({"mask": jnp.ones(3, bool)}, N)
+    for dtype in ("bool", "int4"):
+        with pytest.raises(
+            TypeError, match=rf"leaf \['x'\] has dtype {dtype}: expected a floating"
+        ):
+            layout_of({"x": jnp.ones(3, dtype)}, N)
 
 
 def test_a_port_that_is_taken_is_said():

@@ -1,7 +1,10 @@
 """Parts of a run over UDP, each by itself; tests/test_wire.py has whole runs."""
 
+import dataclasses
+import queue
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,10 +23,10 @@ from launch.distributed.process import Command, JobFailed
 from launch.local import free_port
 from launch.tasks.source import find_source
 from launch.trainer.setup import set_up
-from launch.wire import deliveries, models
+from launch.wire import coordinator, deliveries, models
 from launch.wire.flags import read_key
-from launch.wire.lines import Lines, Report, merged
-from launch.wire.reports import Reception, Reporter
+from launch.wire.lines import REPORTED, Lines, Report, merged
+from launch.wire.reports import Event, Reception, Reporter
 from launch.wire.supervisor import supervise_members
 from rps_jax.links import BURST_BINS
 from rps_jax.transport import Exchanged
@@ -160,8 +163,9 @@ def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
     params, _ = models.models_of(setup, [content, content])
     for found, sent in zip(jax.tree.leaves(params), jax.tree.leaves(one.params), strict=True):
         np.testing.assert_array_equal(found, np.concatenate([sent, sent]))
+    models.check_model(setup, content)
     with pytest.raises(ValueError, match="expected"):
-        models.models_of(setup, [content[1:]])
+        models.check_model(setup, content[1:])
 
     rng, kept = np.random.default_rng(0), deliveries.Deliveries(2, tmp_path / "trace")
     for worker in range(2):
@@ -169,9 +173,47 @@ def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
             Exchanged(number, np.empty(0), *(rng.random((2, 2, 3)) < 0.5), shift=number % 2)
             for number in range(worker, worker + 4)
         ]
-        kept.add(worker, *deliveries.encode(records))
+        for header, payload in deliveries.encode(records):
+            kept.add(worker, header, payload)
     kept.save("2 workers")
     assert rps.Trace.load(tmp_path / "trace").arrived.shape[0] == 3
+
+
+def test_many_deliveries_are_told_in_pieces():
+    masks = np.ones((2, 2, 40_000), bool)
+    records = [Exchanged(number, np.empty(0), *masks, shift=0) for number in range(120)]
+    told = list(deliveries.encode(records))
+    assert [number for header, _ in told for number in header["exchanges"]] == list(range(120))
+    assert len(told) > 1
+    assert all(len(payload) <= deliveries.LONGEST_BYTES for _, payload in told)
+    assert not list(deliveries.encode([]))
+
+
+def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):
+    """The end does not wait for long, but takes what is there."""
+    monkeypatch.setattr(coordinator, "_LAST_SECONDS", 0.05)
+    config = dataclasses.replace(PRESETS["linear"], num_workers=2, record=tmp_path / "trace")
+    setup = set_up(config, find_source(config), tmp_path)
+    of_run = coordinator._Coordinator(setup, [], lambda line: None)
+    monkeypatch.setattr(of_run, "_measure", lambda step, reports: time.sleep(0.2) or {})
+    monkeypatch.setattr(setup.directory.__class__, "append", lambda self, line: None)
+    record = Exchanged(0, np.empty(0), *np.ones((2, 2, 3), bool), shift=0)
+    ((delivered, payload),) = deliveries.encode([record])
+    model = bytes(models.model_bytes(setup))
+    line = {"step": 10, "links": None} | dict.fromkeys(REPORTED[1:], 1.0)
+    events = queue.Queue()
+    for worker in range(2):
+        for kind, header, content in (
+            ("greeting", {}, b""),
+            ("metrics", line, b"no model"),
+            ("metrics", line, model),
+            ("deliveries", delivered, payload),
+            ("done", {}, b""),
+        ):
+            events.put(Event(kind, worker, header, content, time.monotonic()))
+    of_run.run(events, lambda: 0)
+    of_run.deliveries.save("2 workers")
+    assert rps.Trace.load(tmp_path / "trace").arrived.shape[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -227,11 +269,51 @@ def test_what_cannot_be_over_udp_is_refused(argv, said, capsys):
         (["worker", "--worker", "0", "--addresses", "a:1"], "--addresses a:1: expected 2, one a"),
         (["coordinator"], "--key-file: expected a file with the run's key, or"),
         (["coordinator", "--port", "0"], "--port 0: expected a port"),
+        (
+            ["worker", "--worker", "0", "--addresses", "a:1", "b:1", "--", "--record", "FILE"],
+            "--record FILE requires --coordinator, which writes it",
+        ),
     ],
 )
-def test_a_worker_is_told_what_it_lacks(argv, said, capsys):
-    assert launch.udp.main([*argv, "--", "--num-workers", "2"]) == 2
+def test_a_worker_is_told_what_it_lacks(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert launch.udp.main([*argv, *["--"][: "--" not in argv], "--num-workers", "2"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("taken", ["port", "addresses"])
+def test_a_port_that_is_taken_is_named(taken, capfd, tmp_path):
+    kind = socket.SOCK_STREAM if taken == "port" else socket.SOCK_DGRAM
+    with socket.socket(type=kind) as other:
+        other.bind(("127.0.0.1" if taken == "addresses" else "", 0))
+        port = other.getsockname()[1]
+        if taken == "port":
+            other.listen()
+        own = {
+            "port": ["coordinator", "--port", str(port)],
+            "addresses": ["worker", "--worker", "0", "--addresses", f"127.0.0.1:{port}"],
+        }[taken]
+        of_training = ["--preset", "linear", "--num-workers", "1", "--output-dir", str(tmp_path)]
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.udp", *own, "--no-authentication", "--", *of_training],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+    assert done.returncode == 2
+    said = {"port": f"--port {port}", "addresses": f"--addresses 127.0.0.1:{port}"}[taken]
+    assert done.stderr.startswith(f"error: {said}: expected one"), done.stderr
+    assert done.stderr.endswith("(Address already in use)\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_coordinator_does_not_go_on_with_another_run(tmp_path):
+    config = dataclasses.replace(PRESETS["linear"], num_workers=2)
+    source = find_source(config)
+    setup = set_up(config, source, tmp_path)
+    setup.directory.create(dataclasses.replace(config, learning_rate=7.0))
+    with pytest.raises(UsageError, match=r"--learning-rate .* the run in"):
+        coordinator.coordinate(config, source, tmp_path, free_port(), KEY)
 
 
 def script(body, name):

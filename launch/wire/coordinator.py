@@ -6,6 +6,7 @@ Nothing depends on it but the results: workers that cannot reach it train on.
 import contextlib
 import functools
 import operator
+import os
 import queue
 import time
 from collections import Counter
@@ -18,8 +19,15 @@ import numpy as np
 
 import rps_jax as rps
 from data import Source
-from launch.cli.command_line import CommandError
-from launch.config import CONFIG_FILE, TrainConfig, make_rule
+from launch.cli.command_line import CommandError, refuse
+from launch.config import (
+    CONFIG_FILE,
+    TrainConfig,
+    check_unchanged,
+    deciding,
+    make_rule,
+    stored_config,
+)
 from launch.reports.progress import Progress
 from launch.trainer.metrics import of_distances, of_links, of_models
 from launch.trainer.network import Simulated
@@ -27,10 +35,10 @@ from launch.trainer.preemption import Stopped, StopSignals
 from launch.trainer.run_directory import only_writer
 from launch.trainer.setup import Setup, set_up
 from launch.trainer.summary import Summary, setting, summarise
-from launch.wire.deliveries import Deliveries
+from launch.wire.deliveries import LONGEST_BYTES, Deliveries
 from launch.wire.greeting import refusal
 from launch.wire.lines import Lines, Report, merged
-from launch.wire.models import model_bytes, models_of
+from launch.wire.models import check_model, model_bytes, models_of
 from launch.wire.reports import Event, Reception
 
 _PATIENCE_SECONDS = 30.0
@@ -62,7 +70,8 @@ def coordinate(
         The summary that was written.
 
     Raises:
-        UsageError: The data are damaged, or another process writes there.
+        UsageError: The data are damaged, the port is taken, another process writes there, or the
+            run that is there is another.
         WorkersGone: There is no result.
         Stopped: By a signal; what was reported is written.
     """
@@ -76,21 +85,28 @@ def coordinate(
         flush=True,
     )
     directory = setup.directory
-    with only_writer(directory.path), StopSignals() as signals:
-        if not (directory.path / CONFIG_FILE).exists():
+    begun = (directory.path / CONFIG_FILE).exists()
+    if begun:
+        stored = deciding(stored_config(directory.path))
+        check_unchanged(config, stored, f"the run in {directory.path}")
+    longest = max(model_bytes(setup), LONGEST_BYTES)
+    try:
+        reception = Reception(
+            port, key, config.num_workers, longest, lambda greeted: refusal(greeted, setup)
+        )
+    except OSError as error:
+        refuse("port", port, f"one that is free on this host ({os.strerror(error.errno)})")
+    with (
+        contextlib.closing(reception),
+        only_writer(directory.path),
+        StopSignals() as signals,
+    ):
+        if not begun:
             directory.create(config)
         lines = directory.read_metrics(report=print)
         with Progress(setup.schedule, lines[-1]["step"] if lines else 0) as progress:
             coordinator = _Coordinator(setup, lines, progress.show)
-
-            longest = 2 * model_bytes(setup) + (1 << 20)
-            reception = Reception(
-                port, key, config.num_workers, longest, lambda greeted: refusal(greeted, setup)
-            )
-            try:
-                coordinator.run(reception.events, lambda: signals.first)
-            finally:
-                reception.close()
+            coordinator.run(reception.events, lambda: signals.first)
         if signals.first:
             raise Stopped(signals.first, "in the coordinator", "the same command", said=False)
         summary = summarise(setup, coordinator.seconds_at(time.monotonic()))
@@ -126,9 +142,14 @@ class _Coordinator:
 
     def run(self, events: queue.Queue[Event], stopped: Callable[[], int]) -> None:
         """Takes events until all that are there are done, or a signal comes."""
-        while not (stopped() or self._is_over()):
-            with contextlib.suppress(queue.Empty):
+        while not (stopped() or self._all_done()):
+            try:
                 event = events.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                # Not before: what came while a line was evaluated counts.
+                if self._is_over():
+                    break
+            else:
                 # What is no report of this run is none.
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     self._take(event)
@@ -136,10 +157,11 @@ class _Coordinator:
         self._done.update(range(self._setup.config.num_workers))  # Nobody is waited for any more.
         self._write_lines()
 
+    def _all_done(self) -> bool:
+        return len(self._done) == self._setup.config.num_workers
+
     def _is_over(self) -> bool:
         now = time.monotonic()
-        if len(self._done) == self._setup.config.num_workers:
-            return True
         # Workers that exchange are done together; one that is not was alone.
         if self._first_done is not None and now - self._first_done > _LAST_SECONDS:
             return True
@@ -168,6 +190,7 @@ class _Coordinator:
         elif event.kind == "deliveries":
             self.deliveries.add(event.worker, event.header, event.payload)
         elif event.kind == "metrics":
+            check_model(self._setup, event.payload)
             n = self._setup.config.num_workers
             self._lines.add(event.worker, Report.of(event.header, event.payload, event.at, n))
 

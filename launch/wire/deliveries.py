@@ -1,6 +1,6 @@
 """What arrived in each exchange, as workers report it, and the trace that it makes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,27 @@ from launch.reports.drops import draw_drops
 from launch.trainer.record import picture_of
 from rps_jax.transport import Exchanged, trace_of
 
+LONGEST_BYTES = 1 << 20
+"""Of the payload of a message, unless one exchange has more."""
+_MOST_EXCHANGES = 4096
+"""In a message, whose header names them."""
 
-def encode(records: Sequence[Exchanged]) -> tuple[dict[str, Any], bytes]:
-    """Returns the header and the payload of the deliveries of some exchanges, at least one."""
-    masks = np.stack([(seen.received, seen.gathered) for seen in records])
-    header = {
-        "shape": masks.shape,
-        "exchanges": [seen.exchange for seen in records],
-        "shifts": [seen.shift for seen in records],
-    }
-    return header, np.packbits(masks).tobytes()
+
+def encode(records: Sequence[Exchanged]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yields headers and payloads of the deliveries of exchanges."""
+    if not records:
+        return
+    of_each = -(-2 * records[0].received.size // 8)
+    count = min(max(LONGEST_BYTES // of_each, 1), _MOST_EXCHANGES)
+    for start in range(0, len(records), count):
+        part = records[start : start + count]
+        masks = np.stack([(seen.received, seen.gathered) for seen in part])
+        header = {
+            "shape": masks.shape,
+            "exchanges": [seen.exchange for seen in part],
+            "shifts": [seen.shift for seen in part],
+        }
+        yield header, np.packbits(masks).tobytes()
 
 
 class NotRecorded(CommandError):

@@ -22,17 +22,20 @@ def model_bytes(setup: Setup) -> int:
     return sum(leaf.nbytes // leaf.shape[0] for leaf in leaves)
 
 
+def check_model(setup: Setup, content: bytes) -> None:
+    """Raises `ValueError` for bytes that are no model of the run."""
+    if len(content) != (expected := model_bytes(setup)):
+        raise ValueError(f"a model of {len(content)} bytes: expected {expected}")
+
+
 def models_of(setup: Setup, encoded: Sequence[bytes]) -> Any:
     """Returns (params, model_state) of several workers, arrays `[len(encoded), ...]`.
 
-    Raises:
-        ValueError: Bytes that are no model of the run.
+    Args:
+        setup: Of the run.
+        encoded: Of each worker, checked.
     """
     leaves, structure = jax.tree.flatten((setup.initial.params, setup.initial.model_state))
-    expected = model_bytes(setup)
-    for content in encoded:
-        if len(content) != expected:
-            raise ValueError(f"a model of {len(content)} bytes: expected {expected}")
     stacked, start = [], 0
     for leaf in leaves:
         shape, dtype = leaf.shape[1:], np.dtype(leaf.dtype)

@@ -124,6 +124,7 @@ def train_worker(
     with only_writer(folder):
         if reporter is not None:
             reporter.start(_COORDINATOR_SECONDS)
+            _check_wanted(reporter)
         start = resume(setup, checkpoints, _say) if begun else begin(setup)
         shown = reporter is None
         with (
@@ -168,8 +169,7 @@ class _Reports:
         self._show(line)
         if self._reporter is None:
             return
-        if self._reporter.refusal is not None:
-            raise UsageError(self._reporter.refusal)
+        _check_wanted(self._reporter)
         if not self._network.listens:
             sent = self._network.bytes_sent
             own = {"bytes_sent": sent - self._bytes_reported, "links": links.encode(state)}
@@ -186,9 +186,14 @@ class _Reports:
     def _report_deliveries(self) -> None:
         assert self._reporter is not None
         records = self._network.records[:]
-        if records:
-            del self._network.records[: len(records)]
-            self._reporter.tell("deliveries", *deliveries.encode(records))
+        del self._network.records[: len(records)]
+        for header, payload in deliveries.encode(records):
+            self._reporter.tell("deliveries", header, payload)
+
+
+def _check_wanted(reporter: Reporter) -> None:
+    if reporter.refusal is not None:
+        raise UsageError(reporter.refusal)
 
 
 def _say(text: str) -> None:

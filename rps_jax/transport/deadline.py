@@ -10,7 +10,10 @@ _SHORTEST = 0.2
 
 
 class Deadline:
-    """A deadline that follows what phases take: median + 8 median absolute deviations."""
+    """A deadline that follows what phases take.
+
+    It is 1.5 medians and 8 median absolute deviations of them, at least 0.2 s.
+    """
 
     def __init__(self, longest: float) -> None:
         """Has seen nothing yet: the deadline is the longest.
