@@ -463,7 +463,7 @@ def test_few_datagrams_are_kept_before_the_first_exchange(monkeypatch):
             inbox.take(sealer.seal(0, exchange, 1, 0, rows, start))
     inbox.open_exchange(7, 60, 8)
     assert inbox.received(0)[0].tolist() == [0, 60, 0]
-    assert inbox.counts == {"accepted": 120}
+    assert inbox.counts == {"accepted": 120, "duplicate": 0}
 
 
 def test_a_network_is_to_be_entered():

@@ -95,7 +95,7 @@ def coordinate(
             port, key, config.num_workers, longest, lambda greeted: refusal(greeted, setup)
         )
     except OSError as error:
-        refuse("port", port, f"one that is free on this host ({os.strerror(error.errno)})")
+        refuse("port", port, f"one that is free on this host ({os.strerror(error.errno or 0)})")
     with (
         contextlib.closing(reception),
         only_writer(directory.path),
