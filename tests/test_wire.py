@@ -198,6 +198,7 @@ def test_a_run_goes_on_when_all_of_it_was_killed(tmp_path):
     assert launch.train.main(["--resume", "--output-dir", str(tmp_path)]) == 2
 
 
+@pytest.mark.long
 def test_workers_may_be_started_by_hand(tmp_path):
     key = tmp_path / "key"
     key.write_text("0f" * 32)

@@ -281,7 +281,7 @@ def test_a_worker_is_told_what_it_lacks(argv, said, capsys, tmp_path, monkeypatc
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
-@pytest.mark.parametrize("taken", ["port", "addresses"])
+@pytest.mark.parametrize("taken", ["port", pytest.param("addresses", marks=pytest.mark.long)])
 def test_a_port_that_is_taken_is_named(taken, capfd, tmp_path):
     kind = socket.SOCK_STREAM if taken == "port" else socket.SOCK_DGRAM
     with socket.socket(type=kind) as other:

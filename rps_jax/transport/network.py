@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from rps_jax.draw import Assignment, check_assignment
@@ -105,7 +106,8 @@ class Network:
     def average_models(self, params: Any) -> Any:
         """RPS over the network: averages the workers' models; what is missed stays one's own.
 
-        To be called by every worker with pytrees of the same structure, shapes and dtypes.
+        To be called by every worker with pytrees of the same structure, shapes and dtypes. Returns
+        when the exchange is over; inside of a compiled function, that waits for its caller.
 
         Args:
             params: this worker's pytree of arrays, floating or integer.
@@ -118,7 +120,8 @@ class Network:
             TypeError: a leaf that has no average.
         """
         self._check_joined()
-        return average(Datagrams(self), params)
+        # JAX would return at once, and the network could be left before the exchange.
+        return jax.block_until_ready(average(Datagrams(self), params))
 
     @property
     def next_exchange(self) -> int:
@@ -198,7 +201,8 @@ class Network:
         if not self._receiver.is_alive():
             raise RuntimeError(
                 "the network is not joined: expected exchanges inside of "
-                "`with transport.join(...) as network:`"
+                "`with transport.join(...) as network:`, and to be waited for there "
+                "(jax.block_until_ready)"
             )
 
     def _close_phase(self, phase: int, *, sent: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -326,6 +330,8 @@ def join(
 
     Needs nothing but UDP between the workers: no coordinator, no fixed set of participants. A
     worker that dies is dropped messages, and one that joins again takes over the others' model.
+    Compiled steps run in the background: wait for the last (`jax.block_until_ready`) before it is
+    left.
 
     Args:
         addresses: host and port of every worker, the same on every worker; `addresses[worker]` is
