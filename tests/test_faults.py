@@ -106,13 +106,12 @@ KILLED = "was killed by SIGKILL after"
 SILENT = "has sent no heartbeat for 15 s"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "faults",
     [
         [(1, signal.SIGKILL, KILLED)],
-        pytest.param(
-            [(0, signal.SIGKILL, KILLED), (1, signal.SIGSTOP, SILENT)], marks=pytest.mark.long
-        ),
+        [(0, signal.SIGKILL, KILLED), (1, signal.SIGSTOP, SILENT)],
     ],
 )
 def test_what_dies_or_hangs_is_named_and_restarts_lose_nothing(
