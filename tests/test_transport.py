@@ -1,7 +1,5 @@
 """Exchanges by datagrams on loopback: workers in threads, and a network that misbehaves, seeded."""
 
-import contextlib
-import hmac
 import socket
 import threading
 import time
@@ -15,17 +13,12 @@ import numpy as np
 import optax
 import pytest
 import reference
+from datagrams import KEY, N, addresses, hostile, params_of, sealed
 
 import rps_jax as rps
 from rps_jax import transport
-from rps_jax.transport import inbox as inbox_module
-from rps_jax.transport.deadline import Deadline
-from rps_jax.transport.inbox import Inbox
-from rps_jax.transport.layout import layout_of
 from rps_jax.transport.packets import Sealer
 from rps_jax.transport.sockets import DatagramSocket
-
-N, KEY = 3, b"0123456789abcdef"
 
 
 class Unruly:
@@ -55,15 +48,6 @@ class Unruly:
         return getattr(self._inner, name)
 
 
-def addresses(count=N):
-    """Ports of the loopback that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        bound = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(count)]
-        for each in bound:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname() for each in bound]
-
-
 def run_workers(work, count=N, unruly: Any = None, key=KEY, **options):
     """Runs `work(network, worker)` of every worker in a thread; returns the results in order."""
     places = addresses(count)
@@ -78,18 +62,6 @@ def run_workers(work, count=N, unruly: Any = None, key=KEY, **options):
 
     with ThreadPoolExecutor(count) as threads:
         return list(threads.map(run, range(count)))
-
-
-def params_of(worker, scale=1.0):
-    """More than a packet of one dtype, less than one of others, and awkward leaves."""
-    rng = np.random.default_rng(worker)
-    return {
-        "matrix": jnp.asarray(scale * rng.normal(size=(40, 50)), jnp.float32),
-        "half": jnp.asarray(rng.normal(size=11), jnp.bfloat16),
-        "count": jnp.asarray(rng.integers(-9, 9, size=3), jnp.int32),
-        "scalar": jnp.float32(rng.normal()),
-        "empty": jnp.zeros((0, 3)),
-    }
 
 
 def stacked(trees):
@@ -224,118 +196,6 @@ def test_a_worker_that_has_gone_is_dropped_messages_and_takes_over_the_others_mo
         assert distance < 100
 
 
-def sealed(sealer, **changes):
-    fields = {"phase": 0, "exchange": 0, "source": 1, "destination": 0} | changes
-    return sealer.seal(**fields, rows=np.arange(60, dtype=np.uint8).reshape(2, 30))
-
-
-def hostile(rng, sealer, count):
-    """Datagrams that must not be applied: random, cut, grown, forged, foreign, stale."""
-    genuine = sealed(sealer)[0].tobytes()
-    others = [Sealer(7, b"another key, 16+"), Sealer(8, KEY), Sealer(7, None)]
-    for _ in range(count):
-        kind = rng.integers(6)
-        if kind == 0:
-            yield rng.bytes(int(rng.integers(0, 200)))
-        elif kind == 1:
-            yield genuine[: int(rng.integers(0, len(genuine)))]
-        elif kind == 2:
-            yield genuine + rng.bytes(int(rng.integers(1, 50)))
-        elif kind == 3:
-            damaged = bytearray(genuine)
-            place = int(rng.integers(len(damaged)))
-            damaged[place] ^= int(rng.integers(1, 256))
-            yield bytes(damaged)
-        else:
-            yield sealed(others[int(rng.integers(3))])[1].tobytes()
-
-
-@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.long)])
-def test_hostile_datagrams_are_counted_and_never_accepted(count):
-    sealer, rng = Sealer(7, KEY), np.random.default_rng(0)
-    kinds = {}
-    for datagram in hostile(rng, sealer, count):
-        genuine, refused = sealer.open(np.frombuffer(datagram, np.uint8)[None])
-        assert not genuine
-        ((kind, number),) = refused.items()
-        kinds[kind] = kinds.get(kind, 0) + number
-    assert sum(kinds.values()) == count
-    assert kinds.keys() == {"foreign", "truncated", "forged"}
-
-
-@pytest.mark.parametrize("key", [b"k" * 16, b"k" * 64])
-def test_a_tag_is_half_an_hmac(key):
-    for datagram in sealed(Sealer(7, key)):
-        content, tag = datagram[:-16].tobytes(), datagram[-16:].tobytes()
-        assert tag == hmac.digest(key, content, "sha256")[:16]
-
-
-def test_what_is_still_to_come_is_told_by_what_came_last():
-    packets, length, sealer = 40, 30, Sealer(7, None)
-    inbox = Inbox(0, N, sealer)
-
-    def take(source, first, last=False, phase=0):
-        rows = np.zeros((1, length), np.uint8)
-        to = 0xFFFF if phase else 0
-        inbox.take(sealer.seal(phase, 0, source, to, rows, first, last=last), np.zeros(1))
-
-    assert inbox.still_to_come() == 0
-    inbox.open_exchange(0, packets, length)
-    assert inbox.still_to_come() == packets
-    # What was dropped before it does not count.
-    take(1, first=29)
-    take(2, first=35)
-    assert inbox.still_to_come() == packets - 30
-    # The end of a phase is heard, whatever of it arrived.
-    take(1, first=0, last=True)
-    assert inbox.still_to_come() == packets - 36
-    take(2, first=packets - 1)
-    assert inbox.still_to_come() == 0
-    inbox.close_phase(0, 0.0)
-    take(1, first=9, phase=1)
-    take(2, first=19, phase=1)
-    assert inbox.still_to_come() == packets - 10
-
-
-def test_datagrams_that_come_together_are_filed_as_one_by_one():
-    rng, sealer = np.random.default_rng(0), Sealer(7, None)
-    packets, length, count = 6, 8, 4000
-    said = zip(
-        rng.choice([0, 0, 1], count),  # phase
-        rng.choice([3, 3, 3, 4, 2, 9], count, p=[0.4, 0.3, 0.2, 0.09, 0.005, 0.005]),  # exchange
-        rng.integers(0, N + 2, count),  # source, oneself and strangers included
-        rng.choice([0, 0, 1, 0xFFFF, 0xFFFF], count),  # destination
-        rng.integers(0, packets + 1, count),  # place, beyond the block included
-        rng.random(count) < 0.02,  # the last of a phase
-        strict=True,
-    )
-
-    def datagram(phase, exchange, source, to, place, last):
-        row = np.full((1, length), 16 * source + place, np.uint8)
-        return sealer.seal(phase, exchange, source, to, row, place, last=last)
-
-    datagrams = np.concatenate([datagram(*(x.item() for x in each)) for each in said])
-    came = np.arange(count) / 1e3
-    together, one_by_one = Inbox(0, N, sealer), Inbox(0, N, sealer)
-    for inbox, size in ((together, 250), (one_by_one, 1)):
-        inbox.open_exchange(3, packets, length)
-        for start in range(0, count, size):
-            inbox.take(datagrams[start : start + size], came[start : start + size])
-    assert together.counts == one_by_one.counts
-    assert min(together.counts[kind] for kind in ("duplicate", "late", "early", "stray")) > 0
-    for phase in range(2):
-        for found, expected in zip(
-            together.received(phase), one_by_one.received(phase), strict=True
-        ):
-            assert found.tolist() == expected.tolist()
-        (rows, arrived, _), (expected, also, _) = (
-            inbox.close_phase(phase, 0.0) for inbox in (together, one_by_one)
-        )
-        assert arrived.any()
-        assert (arrived == also).all()
-        assert (rows[arrived] == expected[arrived]).all()
-
-
 def test_an_attack_changes_no_result():
     """Beside the exchange come hostile datagrams, replays and genuine ones for another worker."""
     stop, places = threading.Event(), addresses()
@@ -453,19 +313,6 @@ def test_only_a_worker_that_starts_is_given_the_time_of_a_start():
     assert seconds < 0.9
 
 
-def test_few_datagrams_are_kept_before_the_first_exchange(monkeypatch):
-    monkeypatch.setattr(inbox_module, "_MOST_WAITING", 120)
-    sealer = Sealer(7, None)
-    inbox = Inbox(0, N, sealer)
-    for exchange in range(9):
-        for start in range(0, 60, 20):
-            rows = np.zeros((20, 8), np.uint8)
-            inbox.take(sealer.seal(0, exchange, 1, 0, rows, start))
-    inbox.open_exchange(7, 60, 8)
-    assert inbox.received(0)[0].tolist() == [0, 60, 0]
-    assert inbox.counts == {"accepted": 120, "duplicate": 0}
-
-
 def test_a_network_is_to_be_entered():
     network = transport.join(addresses(1), 0, KEY)
     with pytest.raises(RuntimeError, match="the network is not joined: expected"):
@@ -486,20 +333,6 @@ def test_what_average_models_returns_is_averaged_when_the_network_is_left():
     for params, records in run_workers(work, deadline=5.0):
         assert len(records) == 20
         assert np.isfinite(params["x"]).all()
-
-
-def test_a_host_that_knows_itself_as_loopback_is_reached_by_others():
-    port = addresses(1)[0][1]
-    for others, expected in (
-        ([("127.0.0.1", 4000)], "127.0.0.1"),
-        ([("127.0.0.1", 4000), ("192.0.2.1", 4000)], "0.0.0.0"),
-        ([("nobody.invalid", 4000)], "127.0.0.1"),
-    ):
-        socket = DatagramSocket(("127.0.0.1", port), others)
-        socket.close()
-        assert socket.address == (expected, port)
-    with pytest.raises(OSError, match="no family of addresses"):
-        DatagramSocket(("127.0.0.1", port), [("::1", 4000)])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32", "int32"])
@@ -545,29 +378,6 @@ def test_one_line_of_optax_averages_over_the_network(kind):
         np.testing.assert_allclose(params, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 5, 33])
-def test_packets_hold_every_leaf_and_give_it_back(num_workers):
-    tree = params_of(0)
-    layout = layout_of(tree, num_workers)
-    assert 0 < layout.length <= 1400
-    blocks, from_blocks = rps.blocks.to_blocks(tree, num_workers, layout.packets)
-    rows = layout.rows([np.asarray(block) for block in blocks], num_workers)
-    assert rows.shape == (num_workers, layout.packets, layout.length)
-    restored = from_blocks([jnp.asarray(block) for block in layout.blocks(rows)])
-    jax.tree.map(np.testing.assert_array_equal, restored, tree)
-
-
-def test_a_deadline_follows_what_phases_take():
-    deadline = Deadline(5.0)
-    assert deadline.seconds() == 5.0
-    for seconds in (1.0, 1.1, 0.9, 1.0, 1.05):
-        deadline.took(seconds)
-    assert 1.1 < deadline.seconds() < 3.0
-    for _ in range(40):
-        deadline.took(0.001)
-    assert deadline.seconds() == pytest.approx(0.2)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -588,14 +398,6 @@ def test_bad_arguments_raise(options, error, message):
     arguments = {"addresses": addresses(), "worker": 0, "key": KEY} | options
     with pytest.raises(error, match=message):
         transport.join(**arguments)
-
-
-def test_a_leaf_without_an_average_is_refused():
-    for dtype in ("bool", "int4"):
-        with pytest.raises(
-            TypeError, match=rf"leaf \['x'\] has dtype {dtype}: expected a floating"
-        ):
-            layout_of({"x": jnp.ones(3, dtype)}, N)
 
 
 def test_a_port_that_is_taken_is_said():

@@ -9,8 +9,8 @@ dead, frozen or slow is nothing but dropped messages.
 
 from rps_jax.transport.carrier import Datagrams as Datagrams
 from rps_jax.transport.carrier import Exchanged as Exchanged
+from rps_jax.transport.joining import join as join
 from rps_jax.transport.network import Network as Network
-from rps_jax.transport.network import join as join
 from rps_jax.transport.optimizer import optax_average_gradients as optax_average_gradients
 from rps_jax.transport.optimizer import optax_average_models as optax_average_models
 from rps_jax.transport.recording import trace_of as trace_of

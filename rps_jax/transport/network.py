@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from rps_jax.draw import Assignment, check_assignment
+from rps_jax.draw import Assignment
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.deadline import Deadline
@@ -17,7 +17,7 @@ from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.inbox import PHASES, Inbox
 from rps_jax.transport.layout import MOST_BYTES, Layout
 from rps_jax.transport.pacing import Pacer
-from rps_jax.transport.packets import EVERYONE, Report, Sealer, check_key
+from rps_jax.transport.packets import EVERYONE, Report, Sealer
 from rps_jax.transport.rate import Rate
 from rps_jax.transport.seconds import Seconds, Stopwatch
 from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
@@ -45,7 +45,7 @@ _Chunk = tuple[int, np.ndarray]
 
 
 class Network:
-    """One worker's end of the network; made by `join`.
+    """One worker's end of the network; made by `rps_jax.transport.join`.
 
     Attributes:
         worker: this worker's index.
@@ -107,7 +107,7 @@ class Network:
         """RPS over the network: averages the workers' models; what is missed stays one's own.
 
         To be called by every worker with pytrees of the same structure, shapes and dtypes. Returns
-        when the exchange is over; inside of a compiled function, that waits for its caller.
+        when the exchange is over; inside of a compiled function, it is for the caller to wait.
 
         Args:
             params: this worker's pytree of arrays, floating or integer.
@@ -309,96 +309,3 @@ class Network:
         left = self._inbox.still_to_come() * MOST_BYTES * len(self._others)
         gathered = min(left / 2, self._socket.receive_buffer / _BUFFER_SHARE, _GATHERED_BYTES)
         return min(self._longest_pause, 8 * gathered / self._pacer.bits_per_second)
-
-
-def join(
-    addresses: Sequence[Address],
-    worker: int,
-    key: bytes | None,
-    *,
-    run: int = 0,
-    seed: int = 0,
-    assignment: Assignment = "random",
-    link_rate: float | None = None,
-    deadline: float = 5.0,
-    start_timeout: float = 60.0,
-    offload: bool = True,
-    lower_effort: bool = False,
-    record: bool = False,
-) -> Network:
-    """Joins a network of workers; a context manager.
-
-    Needs nothing but UDP between the workers: no coordinator, no fixed set of participants. A
-    worker that dies is dropped messages, and one that joins again takes over the others' model.
-    Compiled steps run in the background: wait for the last (`jax.block_until_ready`) before it is
-    left.
-
-    Args:
-        addresses: host and port of every worker, the same on every worker; `addresses[worker]` is
-            bound here.
-        worker: this worker's index.
-        key: 16 to 64 secret bytes that all workers share; None accepts datagrams from anyone who
-            knows `run`.
-        run: number of the run, below 2^64: datagrams of other runs are not accepted. All workers
-            started anew need a number that no run with this key has had, or its datagrams could be
-            sent again.
-        seed: decides which worker serves which block; the same on every worker.
-        assignment: "random" draws anew for each exchange which worker serves which block; "fixed"
-            has worker j serve block j always.
-        link_rate: bits a second that this worker sends at the most; by default what the network is
-            found to carry, see `rps_jax.transport.rate`.
-        deadline: seconds to wait for the others in a phase at the most; less where phases take
-            less, see `rps_jax.transport.deadline`.
-        start_timeout: seconds to wait for workers that have not been heard yet.
-        offload: whether to use Linux's UDP_SEGMENT and UDP_GRO where there are any.
-        lower_effort: whether routers may drop this traffic before all other (RFC 8622).
-        record: whether to keep what arrived in each exchange, for `trace_of`.
-
-    Raises:
-        OSError: the address is taken, or none of this host's.
-        ValueError: numbers that do not fit together.
-    """
-    for address in addresses:
-        if not _is_address(address):
-            raise ValueError(f"addresses: {address!r}: expected a host and a port, 1 to 65535")
-    if not _is_integer(worker) or not 0 <= worker < len(addresses) <= 1 << 16:
-        expected = f"one of the {len(addresses)} addresses, from 0"
-        raise ValueError(f"worker={worker!r}: expected {expected}")
-    if not _is_integer(run) or not 0 <= run < 1 << 64:
-        raise ValueError(f"run={run!r}: expected an integer in [0, 2^64)")
-    if not _is_integer(seed):
-        raise ValueError(f"seed={seed!r}: expected an integer")
-    for name, value in (
-        ("link_rate", 1.0 if link_rate is None else link_rate),
-        ("deadline", deadline),
-        ("start_timeout", start_timeout),
-    ):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name}={value}: expected a positive number")
-    check_assignment(assignment)
-    check_key(key)
-    others = [address for other, address in enumerate(addresses) if other != worker]
-    socket = DatagramSocket(addresses[worker], others, offload=offload, lower_effort=lower_effort)
-    return Network(
-        socket,
-        addresses,
-        worker,
-        Sealer(run, key),
-        seed=seed,
-        assignment=assignment,
-        link_rate=link_rate,
-        deadline=deadline,
-        start_timeout=start_timeout,
-        record=record,
-    )
-
-
-def _is_address(address: Any) -> bool:
-    match address:
-        case (str(), port):
-            return _is_integer(port) and 0 < port < 1 << 16
-    return False
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,0 +1,161 @@
+"""Parts of exchanges by datagrams, each by itself; tests/test_transport.py has whole exchanges."""
+
+import hmac
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from datagrams import KEY, N, addresses, hostile, params_of, sealed
+
+import rps_jax as rps
+from rps_jax.transport import inbox as inbox_module
+from rps_jax.transport.deadline import Deadline
+from rps_jax.transport.inbox import Inbox
+from rps_jax.transport.layout import layout_of
+from rps_jax.transport.packets import Sealer
+from rps_jax.transport.sockets import DatagramSocket
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_hostile_datagrams_are_counted_and_never_accepted(count):
+    sealer, rng = Sealer(7, KEY), np.random.default_rng(0)
+    kinds = {}
+    for datagram in hostile(rng, sealer, count):
+        genuine, refused = sealer.open(np.frombuffer(datagram, np.uint8)[None])
+        assert not genuine
+        ((kind, number),) = refused.items()
+        kinds[kind] = kinds.get(kind, 0) + number
+    assert sum(kinds.values()) == count
+    assert kinds.keys() == {"foreign", "truncated", "forged"}
+
+
+@pytest.mark.parametrize("key", [b"k" * 16, b"k" * 64])
+def test_a_tag_is_half_an_hmac(key):
+    for datagram in sealed(Sealer(7, key)):
+        content, tag = datagram[:-16].tobytes(), datagram[-16:].tobytes()
+        assert tag == hmac.digest(key, content, "sha256")[:16]
+
+
+def test_what_is_still_to_come_is_told_by_what_came_last():
+    packets, length, sealer = 40, 30, Sealer(7, None)
+    inbox = Inbox(0, N, sealer)
+
+    def take(source, first, last=False, phase=0):
+        rows = np.zeros((1, length), np.uint8)
+        to = 0xFFFF if phase else 0
+        inbox.take(sealer.seal(phase, 0, source, to, rows, first, last=last), np.zeros(1))
+
+    assert inbox.still_to_come() == 0
+    inbox.open_exchange(0, packets, length)
+    assert inbox.still_to_come() == packets
+    # What was dropped before it does not count.
+    take(1, first=29)
+    take(2, first=35)
+    assert inbox.still_to_come() == packets - 30
+    # The end of a phase is heard, whatever of it arrived.
+    take(1, first=0, last=True)
+    assert inbox.still_to_come() == packets - 36
+    take(2, first=packets - 1)
+    assert inbox.still_to_come() == 0
+    inbox.close_phase(0, 0.0)
+    take(1, first=9, phase=1)
+    take(2, first=19, phase=1)
+    assert inbox.still_to_come() == packets - 10
+
+
+def test_datagrams_that_come_together_are_filed_as_one_by_one():
+    rng, sealer = np.random.default_rng(0), Sealer(7, None)
+    packets, length, count = 6, 8, 4000
+    said = zip(
+        rng.choice([0, 0, 1], count),  # phase
+        rng.choice([3, 3, 3, 4, 2, 9], count, p=[0.4, 0.3, 0.2, 0.09, 0.005, 0.005]),  # exchange
+        rng.integers(0, N + 2, count),  # source, oneself and strangers included
+        rng.choice([0, 0, 1, 0xFFFF, 0xFFFF], count),  # destination
+        rng.integers(0, packets + 1, count),  # place, beyond the block included
+        rng.random(count) < 0.02,  # the last of a phase
+        strict=True,
+    )
+
+    def datagram(phase, exchange, source, to, place, last):
+        row = np.full((1, length), 16 * source + place, np.uint8)
+        return sealer.seal(phase, exchange, source, to, row, place, last=last)
+
+    datagrams = np.concatenate([datagram(*(x.item() for x in each)) for each in said])
+    came = np.arange(count) / 1e3
+    together, one_by_one = Inbox(0, N, sealer), Inbox(0, N, sealer)
+    for inbox, size in ((together, 250), (one_by_one, 1)):
+        inbox.open_exchange(3, packets, length)
+        for start in range(0, count, size):
+            inbox.take(datagrams[start : start + size], came[start : start + size])
+    assert together.counts == one_by_one.counts
+    assert min(together.counts[kind] for kind in ("duplicate", "late", "early", "stray")) > 0
+    for phase in range(2):
+        for found, expected in zip(
+            together.received(phase), one_by_one.received(phase), strict=True
+        ):
+            assert found.tolist() == expected.tolist()
+        (rows, arrived, _), (expected, also, _) = (
+            inbox.close_phase(phase, 0.0) for inbox in (together, one_by_one)
+        )
+        assert arrived.any()
+        assert (arrived == also).all()
+        assert (rows[arrived] == expected[arrived]).all()
+
+
+def test_few_datagrams_are_kept_before_the_first_exchange(monkeypatch):
+    monkeypatch.setattr(inbox_module, "_MOST_WAITING", 120)
+    sealer = Sealer(7, None)
+    inbox = Inbox(0, N, sealer)
+    for exchange in range(9):
+        for start in range(0, 60, 20):
+            rows = np.zeros((20, 8), np.uint8)
+            inbox.take(sealer.seal(0, exchange, 1, 0, rows, start))
+    inbox.open_exchange(7, 60, 8)
+    assert inbox.received(0)[0].tolist() == [0, 60, 0]
+    assert inbox.counts == {"accepted": 120, "duplicate": 0}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5, 33])
+def test_packets_hold_every_leaf_and_give_it_back(num_workers):
+    tree = params_of(0)
+    layout = layout_of(tree, num_workers)
+    assert 0 < layout.length <= 1400
+    blocks, from_blocks = rps.blocks.to_blocks(tree, num_workers, layout.packets)
+    rows = layout.rows([np.asarray(block) for block in blocks], num_workers)
+    assert rows.shape == (num_workers, layout.packets, layout.length)
+    restored = from_blocks([jnp.asarray(block) for block in layout.blocks(rows)])
+    jax.tree.map(np.testing.assert_array_equal, restored, tree)
+
+
+def test_a_leaf_without_an_average_is_refused():
+    for dtype in ("bool", "int4"):
+        with pytest.raises(
+            TypeError, match=rf"leaf \['x'\] has dtype {dtype}: expected a floating"
+        ):
+            layout_of({"x": jnp.ones(3, dtype)}, N)
+
+
+def test_a_deadline_follows_what_phases_take():
+    deadline = Deadline(5.0)
+    assert deadline.seconds() == 5.0
+    for seconds in (1.0, 1.1, 0.9, 1.0, 1.05):
+        deadline.took(seconds)
+    assert 1.1 < deadline.seconds() < 3.0
+    for _ in range(40):
+        deadline.took(0.001)
+    assert deadline.seconds() == pytest.approx(0.2)
+
+
+def test_a_host_that_knows_itself_as_loopback_is_reached_by_others():
+    port = addresses(1)[0][1]
+    for others, expected in (
+        ([("127.0.0.1", 4000)], "127.0.0.1"),
+        ([("127.0.0.1", 4000), ("192.0.2.1", 4000)], "0.0.0.0"),
+        ([("nobody.invalid", 4000)], "127.0.0.1"),
+    ):
+        socket = DatagramSocket(("127.0.0.1", port), others)
+        socket.close()
+        assert socket.address == (expected, port)
+    with pytest.raises(OSError, match="no family of addresses"):
+        DatagramSocket(("127.0.0.1", port), [("::1", 4000)])
