@@ -154,7 +154,7 @@ class WorkerMesh:
             results = mapped(*args)
             return results[0] if one_result else results
 
-        return Program(program, tuple(map(self.sharding, ins)))
+        return Program(program, self.mesh, ins)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +163,13 @@ class Program:
 
     Attributes:
         jitted: what `jax.jit` makes of it.
-        shardings: where each argument belongs.
+        mesh: the devices that it runs on.
+        in_specs: how each argument lies on them.
     """
 
     jitted: Any
-    shardings: tuple[NamedSharding, ...]
+    mesh: Mesh
+    in_specs: tuple[P, ...]
 
     def __call__(self, *args: Any) -> Any:
         """Runs it; arrays that lie elsewhere are put on the mesh first."""
@@ -180,11 +182,12 @@ class Program:
     def _placed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         # What lies on the mesh has another type to JAX than what does not: without this, a loop
         # would compile for its first arguments and again for its own results.
-        if len(args) != len(self.shardings):
+        if len(args) != len(self.in_specs):
             raise TypeError(
-                f"{len(args)} arguments: expected {len(self.shardings)}, as in_specs has"
+                f"{len(args)} arguments: expected {len(self.in_specs)}, as in_specs has"
             )
-        return tuple(map(_place, args, self.shardings))
+        shardings = (NamedSharding(self.mesh, spec) for spec in self.in_specs)
+        return tuple(map(_place, args, shardings))
 
 
 def worker_mesh(

@@ -1,7 +1,6 @@
 """Starts JAX with a device for each worker."""
 
 import os
-from pathlib import Path
 
 import jax
 
@@ -49,13 +48,3 @@ def start_devices(num_workers: int, workers_per_device: int | None) -> None:
         "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     os.environ["XLA_FLAGS"] = f"{patience} {os.environ.get('XLA_FLAGS', '')}".strip()
-
-
-def keep_programs(folder: Path) -> None:
-    """Keeps compiled programs for the runs to come, unless JAX has been told where to keep them.
-
-    Args:
-        folder: Where; need not exist.
-    """
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from launch.cli.command_line import Seed, UsageError, optional, read_command
 from launch.config import TrainConfig, check
-from launch.distributed.devices import keep_programs
+from launch.distributed.programs import keep_programs
 from launch.figures.options import check_slot, given_or
 from launch.figures.paper import Model, Scale, ScaleName, scale_of
 from launch.figures.results import write_run

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
+from launch.distributed.programs import compile_or_find
 from rps_jax.mesh import Program
 
 
@@ -25,16 +26,12 @@ class Apart(NamedTuple):
     local: Any
     join: Any
 
-    def lower(self, run: Any, state: Any, arrays: Any, order: Any, signal: Any) -> Self:
+    def compiled(self, run: Any, state: Any, arrays: Any, order: Any, signal: Any) -> Self:
         """Returns the programs compiled for arguments like these."""
         exchange, exchanged = _compile(self.exchange, run, state)
         local, changed = _compile(self.local, run, state, arrays, order)
         join, _ = _compile(self.join, exchanged, changed, run, state, signal)
         return type(self)(exchange, local, join)
-
-    def compile(self) -> Self:
-        """Returns the same; see `jax.stages.Lowered`."""
-        return self
 
     def __call__(self, run: Any, state: Any, arrays: Any, order: Any, signal: Any) -> Any:
         """Takes a step; the buffers of the state are given up."""
@@ -50,7 +47,7 @@ _THREAD = ThreadPoolExecutor(1, "exchange")
 def _compile(program: Program, *arguments: Any) -> tuple[Any, Any]:
     """Returns a program compiled, and the shapes of its results, as they lie."""
     lowered = program.lower(*arguments)
-    compiled = lowered.compile()
+    compiled = compile_or_find(lowered, program.mesh)
 
     def like(out: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=sharding)

@@ -1,5 +1,6 @@
 """The compiled training step over all workers, and the order of their examples."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import rps_jax as rps
 from data import epoch_order, take
 from launch.config import TrainConfig, make_rule, records_steps
+from launch.distributed.programs import compile_or_find
 from launch.tasks import Task
 from launch.trainer.apart import Apart
 from launch.trainer.network import Network
@@ -107,15 +109,16 @@ class TrainStep:
         each, results = P("workers"), (P("workers"), P(), P())
         self._mesh = mesh
         self._start_epoch = mesh.spmd(start_epoch, (P(), each, P()), each)
-        self._step: Any
+        self._compile: Callable[..., Any]
         if rule.overlaps and network.waits:
-            self._step = Apart(
+            self._compile = Apart(
                 mesh.spmd(exchange, (P(), each), each),
                 mesh.spmd(local, (P(), each, each, each), each),
                 mesh.spmd(join, (each, each, P(), each, each), results, donate_argnums=(0, 1, 3)),
-            )
+            ).compiled
         else:
-            self._step = mesh.spmd(train_step, (P(), *(each,) * 4), results, donate_argnums=(1,))
+            step = mesh.spmd(train_step, (P(), *(each,) * 4), results, donate_argnums=(1,))
+            self._compile = lambda *arguments: compile_or_find(step.lower(*arguments), mesh.mesh)
         self._compiled: dict[Any, Any] = {}
 
     def shared(self, tree: Any) -> Any:
@@ -145,7 +148,7 @@ class TrainStep:
         """
         kind = self._kind(arguments)
         if kind not in self._compiled:
-            self._compiled[kind] = self._step.lower(*arguments).compile()
+            self._compiled[kind] = self._compile(*arguments)
         multihost_utils.sync_global_devices("compiled")
 
     def __call__(self, *arguments: Any) -> tuple[rps.TrainState, rps.StepMetrics, jax.Array]:
