@@ -32,6 +32,7 @@ from launch.cli.command_line import (
 )
 from launch.config import TrainConfig, default_output_dir, parse
 from launch.distributed.devices import start_devices
+from launch.distributed.gpus import take_gpu
 from launch.distributed.heartbeat import start_heartbeat, supervised, wait_for_secret
 from launch.distributed.rendezvous import split_address
 from launch.tasks.source import find_source
@@ -82,7 +83,6 @@ def _run(argv: Sequence[str]) -> int:
     command = subcommand("launch.udp", _COMMANDS, argv)
     if command is not None:
         start_heartbeat()
-        jax.config.update("jax_platforms", "cpu")  # Where the blocks are.
         own, of_training = split_arguments(argv[1:])
         (_run_worker if command == "worker" else _run_coordinator)(own, of_training)
     return 0
@@ -114,6 +114,9 @@ def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
     key = _key(flags.key_file, flags.no_authentication)
     source = find_source(config)
 
+    hosts = [host for host, _ in addresses]
+    host = hosts[flags.worker]
+    take_gpu(hosts[: flags.worker].count(host), hosts.count(host))
     start_devices(1, None)
     # Imported late: it takes seconds, and what was wrong with the command line is said by now.
     from launch.wire.worker import train_worker
@@ -143,6 +146,7 @@ def _run_coordinator(own: Sequence[str], of_training: Sequence[str]) -> None:
     config = parse(of_training, "udp")
     key = _key(flags.key_file, flags.no_authentication)
     source = find_source(config)
+    jax.config.update("jax_platforms", "cpu")  # GPUs are the workers'.
     start_devices(config.num_workers, config.num_workers)
     from launch.reports.results import print_summary
     from launch.wire.coordinator import coordinate

@@ -1,5 +1,6 @@
 """launch.local: how it shares out this machine, and what it refuses."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import launch.distributed.gpus
 import launch.local
 from launch.cli.command_line import UsageError
-from launch.distributed.gpus import visible_gpus
+from launch.distributed.gpus import take_gpu, visible_gpus
 from launch.local import share_gpus
 
 
@@ -63,6 +64,29 @@ def test_the_gpus_that_jax_would_use(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert visible_gpus() == gpus
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "taken"),
+    [
+        (["1", "3"], 2, [("1", None), ("3", None)]),
+        (["0", "1", "2"], 1, [("0", None)]),
+        (["4", "5"], 3, [("4", "0.375"), ("5", None), ("4", "0.375")]),
+        ([], 2, [(None, None)] * 2),
+    ],
+)
+def test_workers_of_a_host_take_a_gpu_each_or_share_it(
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: list[str],
+    processes: int,
+    taken: list[tuple[str | None, str | None]],
+) -> None:
+    monkeypatch.setattr(launch.distributed.gpus, "visible_gpus", lambda: gpus)
+    for place, expected in enumerate(taken):
+        monkeypatch.setattr(os, "environ", {})
+        take_gpu(place, processes)
+        named = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+        assert tuple(map(os.environ.get, named)) == expected
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,21 @@ def test_without_drops_it_is_the_mean(offload, key):
         assert seen.gathered.all()
 
 
+def test_devices_whose_memory_the_host_does_not_share(monkeypatch):
+    def not_cpu(*args, cpu, default):
+        del cpu
+        return default(*args)
+
+    def work(network, worker):
+        return network.average_models(params_of(worker)), network.average_models(params_of(worker))
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", not_cpu)
+    done = run_workers(work, deadline=20.0)
+    models = stacked([params_of(worker) for worker in range(N)])
+    for averaged in zip(*done, strict=True):
+        assert_close(stacked(averaged), reference.all_reduce(models))
+
+
 @pytest.mark.parametrize(
     "unruly",
     [{"drop": 0.3}, {"twice": 0.5, "later": 0.3}, {"drop": 0.2, "twice": 0.3, "later": 0.2}],

@@ -8,6 +8,8 @@ from launch.cli.command_line import UsageError
 
 _PLATFORMS = ("cpu", "cuda", "gpu", "rocm", "tpu")
 """Those that JAX knows without a plugin of their name."""
+_MEMORY = 0.75
+"""Share of a GPU's memory that JAX takes by default."""
 
 
 def visible_gpus() -> list[str]:
@@ -21,6 +23,24 @@ def visible_gpus() -> list[str]:
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def take_gpu(place: int, processes: int) -> None:
+    """Leaves this process one GPU, or its share of one, of those of its host.
+
+    To be called before anything asks JAX for its devices.
+
+    Args:
+        place: Number of this process among those of its host.
+        processes: How many there are; they may share a GPU, as long as NCCL does not join them.
+    """
+    gpus = visible_gpus()
+    if not gpus:
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    sharing = len(range(place % len(gpus), processes, len(gpus)))
+    if sharing > 1:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{_MEMORY / sharing:.3f}")
 
 
 def check_platforms() -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 from jax.experimental.buffer_callback import buffer_callback
 
 from rps_jax.blocks import to_blocks
@@ -50,7 +51,7 @@ class Endpoint(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Datagrams:
-    """Carries the exchanges of one worker, a compiled program that calls the host; on CPUs.
+    """Carries the exchanges of one worker, a compiled program that calls the host.
 
     Attributes:
         network: that this worker has joined.
@@ -99,11 +100,17 @@ class Datagrams:
         fallback, _ = to_blocks(otherwise, n, layout.packets)
         mask = jax.ShapeDtypeStruct((n, layout.packets), bool)
         like = [jax.ShapeDtypeStruct(block.shape, block.dtype) for block in blocks]
-        averages, here, received, gathered, shift = buffer_callback(
-            functools.partial(self._call_network, layout),
-            (like, mask, mask, mask, jax.ShapeDtypeStruct((), jnp.int32)),
-            has_side_effect=True,
-        )(blocks, jnp.asarray(step, jnp.int32))
+        results = like, mask, mask, mask, jax.ShapeDtypeStruct((), jnp.int32)
+        averages, here, received, gathered, shift = jax.lax.platform_dependent(
+            blocks,
+            jnp.asarray(step, jnp.int32),
+            cpu=buffer_callback(
+                functools.partial(self._in_place, layout), results, has_side_effect=True
+            ),
+            default=functools.partial(
+                io_callback, functools.partial(self._by_copies, layout, results), results
+            ),
+        )
         sent = jnp.broadcast_to(jnp.arange(n)[:, None] == self.network.worker, mask.shape)
         delivery = Delivery(sent, received, gathered, shift)
         chosen = [
@@ -115,15 +122,22 @@ class Datagrams:
         """Returns this worker's own: no worker waits for another's metrics."""
         return values
 
-    def _call_network(
-        self, layout: Layout, context: Any, outputs: Any, blocks: Any, step: Any
-    ) -> None:
+    def _in_place(self, layout: Layout, context: Any, outputs: Any, blocks: Any, step: Any) -> None:
+        """Reads and writes the program's own memory, which the host shares with CPUs alone."""
         del context
+        self._call_network(layout, jax.tree.map(np.asarray, outputs), blocks, step)
+
+    def _by_copies(self, layout: Layout, results: Any, blocks: Any, step: Any) -> Any:
+        outputs = jax.tree.map(lambda like: np.empty(like.shape, like.dtype), results)
+        self._call_network(layout, outputs, blocks, step)
+        return outputs
+
+    def _call_network(self, layout: Layout, outputs: Any, blocks: Any, step: Any) -> None:
         rows = layout.rows([np.asarray(block) for block in blocks], self.network.num_workers)
         seen = self.network.exchange(int(np.asarray(step)), rows, layout)
         # In the order of the blocks: XLA would look it up anew for every element.
         order = (np.arange(len(seen.gathered)) + seen.shift) % len(seen.gathered)
-        *averages, here, received, gathered, shift = map(np.asarray, jax.tree.leaves(outputs))
+        averages, here, received, gathered, shift = outputs
         for output, servers in zip(averages, layout.blocks(seen.rows), strict=True):
             np.take(servers, order, axis=0, out=output, mode="clip")
         here[...] = seen.gathered[order]
