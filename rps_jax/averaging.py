@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import empty_like, to_pieces
+from rps_jax.checks import check_integer
 from rps_jax.delivery import Delivery, check_delivery
 from rps_jax.exchange import Masks, exchange
 from rps_jax.servers import RECEIVED, Server
@@ -107,7 +108,7 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
         TypeError: a leaf that has no average (a boolean, a PRNG key).
     """
     num_workers = axis_size(axis_name)
-    _check_leaves(params)
+    check_leaves(params)
 
     def mean(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
@@ -146,12 +147,15 @@ def average_or_else(
     """
     num_workers = axis_size(axis_name)
     delivery = check_delivery(delivery, num_workers)
-    _check_shift(shift)
-    _check_leaves(tree)
+    check_integer("shift", shift)
+    check_leaves(tree)
     me = jax.lax.axis_index(axis_names(axis_name))
     sent, gathered, myself = _in_blocks(delivery, me, shift)
     # All numbers to everybody: they are few, and all-reduces are exact wherever there are any.
     arrivals = jax.lax.psum(sent.astype(jnp.int32), axis_names(axis_name))
+    # Of workers that do not agree on the servers, as after skipped steps, a block may have none.
+    gathered &= arrivals > 0
+    arrivals = jnp.maximum(arrivals, 1)
     weight = None
     if server.drop_rate is not None:
         arriving = 1 - jnp.asarray(server.drop_rate, jnp.float32)
@@ -185,7 +189,7 @@ def _in_blocks(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns `sent`, `gathered`, and whether this worker is the server, a row a block."""
     # A worker hears itself, whatever the channel says: no server is left without a single term.
-    myself = jnp.arange(len(delivery.sent))[:, None] == worker
+    myself = jnp.arange(len(delivery.sent), dtype=jnp.int32)[:, None] == worker
     # From the order of servers to that of blocks: block j is served by worker j + shift.
     shift = jnp.asarray(shift, jnp.int32)
     if delivery.shift is not None:
@@ -195,15 +199,8 @@ def _in_blocks(
     return sent, gathered, mine
 
 
-def _check_shift(shift: jax.Array | int) -> None:
-    if jnp.shape(shift) != () or not jnp.issubdtype(jnp.result_type(shift), jnp.integer):
-        raise ValueError(
-            f"shift has shape {jnp.shape(shift)} and dtype {jnp.result_type(shift)}: expected an "
-            "integer scalar"
-        )
-
-
-def _check_leaves(tree: Any) -> None:
+def check_leaves(tree: Any) -> None:
+    """Raises `TypeError` for a leaf that has no average: a boolean, a PRNG key."""
     for path, leaf in jax.tree.leaves_with_path(tree):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.number):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from rps_jax.averaging import all_reduce, average_or_else
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.channels import Channel
+from rps_jax.checks import check_channel
 from rps_jax.delivery import Delivery
 from rps_jax.draw import Assignment, check_assignment, draw_exchange
 from rps_jax.servers import RECEIVED, Server
@@ -78,6 +79,7 @@ class MaskedCollectives:
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
 
     Raises:
+        TypeError: something else than a channel.
         ValueError: an unknown assignment.
     """
 
@@ -86,6 +88,7 @@ class MaskedCollectives:
     assignment: Assignment = "random"
 
     def __post_init__(self) -> None:
+        check_channel("channel", self.channel)
         check_assignment(self.assignment)
 
     def init(self, num_workers: int) -> Any:

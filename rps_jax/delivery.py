@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rps_jax.checks import check_integer
+
 
 class Delivery(NamedTuple):
     """One worker's view of one exchange: what arrived.
@@ -39,8 +41,14 @@ def check_delivery(delivery: Delivery, num_workers: int) -> Delivery:
     """Returns a delivery with masks `[num_workers, packets]`.
 
     Raises:
-        ValueError: a mask is not boolean, has the wrong shape, or another than the others.
+        TypeError: something else than a delivery.
+        ValueError: a mask is not boolean, has the wrong shape, or another than the others; a shift
+            that is no integer scalar.
     """
+    if not isinstance(delivery, Delivery):
+        raise TypeError(f"delivery={delivery!r}: expected an rps_jax.Delivery, as of draw_exchange")
+    if delivery.shift is not None:
+        check_integer("delivery.shift", delivery.shift)
     shape = jnp.shape(delivery.sent)
     for field, value in zip(Delivery._fields, delivery.masks, strict=False):
         name = f"delivery.{field}"

@@ -3,10 +3,12 @@
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from rps_jax import keys
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.channels import Channel
+from rps_jax.checks import check_channel, check_integer
 from rps_jax.delivery import Delivery
 
 Assignment = Literal["random", "fixed"]
@@ -45,10 +47,15 @@ def draw_exchange(
         `(delivery, state)`: what `average_models` takes, and the channel state for the next step.
 
     Raises:
-        ValueError: an unbound axis, or an unknown assignment.
+        TypeError: something else than a channel.
+        ValueError: an unbound axis, an unknown assignment, a step that is no integer scalar, or a
+            state of another channel or number of workers.
     """
+    check_channel("channel", channel)
     check_assignment(assignment)
+    check_integer("step", step)
     num_workers = axis_size(axis_name)
+    _check_state(channel, state, num_workers)
     of_exchanges, _ = keys.split(keys.portable(key))  # The other half is for what is not exchanged.
     channel_key, shift_key = keys.split(jax.random.fold_in(of_exchanges, step))
     worker = jax.lax.axis_index(axis_names(axis_name))
@@ -58,3 +65,13 @@ def draw_exchange(
     if assignment == "random" and delivery.shift is None:
         delivery = delivery._replace(shift=keys.randint(shift_key, num_workers))
     return delivery, state
+
+
+def _check_state(channel: Channel, state: Any, num_workers: int) -> None:
+    expected = jax.eval_shape(lambda: channel.init(num_workers))
+    shapes, wanted = ([jnp.shape(x) for x in jax.tree.leaves(tree)] for tree in (state, expected))
+    if shapes != wanted:
+        raise ValueError(
+            f"the state of {type(channel).__name__} has shapes {shapes}: expected {wanted}, those "
+            f"of its init(num_workers={num_workers})"
+        )

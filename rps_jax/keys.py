@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rps_jax.checks import check_integer
+
 _IMPLEMENTATION = "threefry2x32"
 
 
@@ -24,7 +26,12 @@ def key_data(seed: int | jax.Array) -> jax.Array:
 
     Args:
         seed: an integer; its lowest 32 bits count. May be traced.
+
+    Raises:
+        ValueError: something else.
     """
+    if not isinstance(seed, int):
+        check_integer("seed", seed)
     low = np.uint32(seed & 0xFFFFFFFF) if isinstance(seed, int) else jnp.uint32(seed)
     return jnp.stack([jnp.uint32(0), low])
 

@@ -137,5 +137,5 @@ def _bursts(
         dropped &= dropped << more
     longer = [jnp.zeros_like(dropped)] * (BURST_BINS + 1 - len(at_least))
     at_least_BxLxWxK = jnp.stack(at_least + longer)
-    ended = at_least_BxLxWxK[:-1] - at_least_BxLxWxK[1:] + (digits[None] == bins)
+    ended = at_least_BxLxWxK[:-1] - at_least_BxLxWxK[1:] + (digits[None] == bins).astype(jnp.uint32)
     return ended.sum((1, 2, 3), dtype=jnp.uint32), (packets - 1 - last[:, :, -1]).astype(jnp.uint32)

@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rps_jax.axis import AxisName
+from rps_jax.checks import check_count
 
 _DEVICES, _LOCAL = "workers", "local"
 _PER_WORKER, _SHARED = P(_DEVICES), P()
@@ -95,7 +96,7 @@ class WorkerMesh:
         function: Callable[..., Any],
         in_specs: Sequence[P],
         out_specs: P | tuple[P, ...],
-        donate_argnums: Sequence[int] = (),
+        donate_argnums: int | Sequence[int] = (),
     ) -> "Program":
         """Compiles a function of one worker into one of all workers.
 
@@ -112,7 +113,8 @@ class WorkerMesh:
             lie on the mesh yet are put there, so that a loop compiles it once.
 
         Raises:
-            ValueError: a spec that is neither.
+            ValueError: a spec that is neither; when it is called, an array of `P("workers")` that
+                has not a row for each worker.
         """
         one_result = isinstance(out_specs, P)
         outs: tuple[P, ...] = (out_specs,) if isinstance(out_specs, P) else tuple(out_specs)
@@ -149,8 +151,9 @@ class WorkerMesh:
             check_vma=self.workers_per_device == 1,
         )
 
-        @functools.partial(jax.jit, donate_argnums=tuple(donate_argnums))
+        @functools.partial(jax.jit, donate_argnums=donate_argnums)
         def program(*args: Any) -> Any:
+            _check_rows(args, ins, self.num_workers)
             results = mapped(*args)
             return results[0] if one_result else results
 
@@ -206,9 +209,10 @@ def worker_mesh(
     Raises:
         ValueError: numbers that do not fit together.
     """
+    check_count("num_workers", num_workers)
     devices = list(jax.devices() if devices is None else devices)
-    if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers}: expected at least 1")
+    if not devices:
+        raise ValueError("devices=[]: expected at least one")
     by_process: dict[int, list[jax.Device]] = {}
     for device in devices:
         by_process.setdefault(device.process_index, []).append(device)
@@ -241,14 +245,29 @@ def _place(tree: Any, sharding: NamedSharding) -> Any:
     """Puts the arrays of a tree where they belong, if all of it is this process's."""
     if not sharding.is_fully_addressable:
         return tree
+    rows = sharding.mesh.size if sharding.spec == _PER_WORKER else 1
 
     def place(leaf: Any) -> Any:
         if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
             return leaf
         there = isinstance(leaf, jax.Array) and leaf.sharding == sharding
-        return leaf if there else jax.device_put(leaf, sharding)
+        # What cannot lie there is refused by the program, which can name it.
+        cannot = rows > 1 and (leaf.ndim == 0 or leaf.shape[0] % rows)
+        return leaf if there or cannot else jax.device_put(leaf, sharding)
 
     return jax.tree.map(place, tree)
+
+
+def _check_rows(args: tuple[Any, ...], specs: tuple[P, ...], num_workers: int) -> None:
+    """Raises `ValueError` if an array of `P("workers")` has not a row for each worker."""
+    for place, (tree, spec) in enumerate(zip(args, specs, strict=True)):
+        for path, leaf in jax.tree.leaves_with_path(tree if spec == _PER_WORKER else ()):
+            shape = jnp.shape(leaf)
+            if shape[:1] != (num_workers,):
+                raise ValueError(
+                    f"argument {place}{jax.tree_util.keystr(path)} has shape {shape}: expected "
+                    f"({num_workers}, ...), a row for each worker"
+                )
 
 
 def _vmap_axis(spec: P) -> int | None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rps_jax.averaging import all_reduce
+from rps_jax.averaging import all_reduce, check_leaves
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import to_blocks
 from rps_jax.delivery import Delivery, check_delivery
@@ -56,6 +56,7 @@ def distance_from_mean(params: Any, axis_name: AxisName) -> jax.Array:
         axis_name: the worker axis, or a tuple of axes.
     """
     axis_size(axis_name)
+    check_leaves(params)
 
     def squared_distance(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)

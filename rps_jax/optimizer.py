@@ -10,6 +10,10 @@ DiLoCo, which takes many local steps to an exchange, wraps the chain likewise:
 
     rps.optax_diloco(optax.adamw(1e-3), rps.Bernoulli(0.1), "workers", local_steps=30)
 
+What skips steps on some workers, such as `optax.apply_if_finite`, goes inside of these: each
+`update` is an exchange, in which every worker takes part. (Around them, devices would wait for a
+worker that does not come.)
+
 All keep key and step in their state, so that a checkpoint of the optimizer state resumes the same
 drops; they are those of `make_train_step` with the same seed. `update` must run where `axis_name`
 is bound; `init` may run anywhere.
@@ -27,6 +31,7 @@ from rps_jax.averaging import OnMiss, check_on_miss, gradient_on_miss
 from rps_jax.axis import AxisName
 from rps_jax.carrier import Carrier, MaskedCollectives
 from rps_jax.channels import Channel
+from rps_jax.checks import check_optimizer
 from rps_jax.draw import Assignment
 from rps_jax.keys import key_data, wrap_key
 from rps_jax.rules import make_rule
@@ -172,6 +177,7 @@ def average_models_over(
         start: returns the state before the first exchange.
         optimizer: the whole chain that makes the local step.
     """
+    check_optimizer("optimizer", optimizer)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> AverageModelsState:
@@ -221,6 +227,7 @@ def optax_diloco(
     """
     carrier = MaskedCollectives(channel, axis_name, assignment)
     rule = make_rule("diloco", **options)
+    check_optimizer("optimizer", optimizer)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> DiLoCoState:
@@ -267,7 +274,9 @@ def _updates_to(new: Any, params: Any, updates: Any, local: Any) -> Any:
     """
 
     def step(new: Any, param: Any, update: Any, mine: Any) -> Any:
-        return jnp.where(new == mine, update, (new - param).astype(update.dtype))
+        # Narrow updates could not say where the others are.
+        dtype = jnp.promote_types(update.dtype, param.dtype)
+        return jnp.where(new == mine, update.astype(dtype), (new - param).astype(dtype))
 
     return jax.tree.map(step, new, params, updates, local)
 

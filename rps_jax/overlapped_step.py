@@ -51,7 +51,7 @@ class LocalStep(NamedTuple):
     opt_state: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class OverlappedStep:
     """The step of one worker, in parts; called, it is all of them.
 

@@ -33,6 +33,13 @@ class Seen(NamedTuple):
     arrivals: Arrivals | None
 
 
+class _Exchanged(NamedTuple):
+    """What is averaged in one exchange; errors have its names."""
+
+    params: Any
+    model_state: Any
+
+
 class StepExchange:
     """The exchange of one step, as its rule calls it.
 
@@ -81,11 +88,11 @@ class StepExchange:
         if self._delivery is not None:
             raise ValueError("average() was called twice: expected one exchange a step")
         if server.last is not None:
-            server = dataclasses.replace(server, last=(server.last, self.alongside))
-        pair, fallback = (tree, self.alongside), (otherwise, self.alongside)
+            server = dataclasses.replace(server, last=_Exchanged(server.last, self.alongside))
+        both, fallback = (_Exchanged(each, self.alongside) for each in (tree, otherwise))
         with jax.named_scope("exchange"):
             (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
-                self.state, self._key, self._step, pair, fallback, server
+                self.state, self._key, self._step, both, fallback, server
             )
         self.seen = _seen_by(self.worker, self._delivery, self._record)
         if self.links:
@@ -95,8 +102,8 @@ class StepExchange:
     def sent_or_last(self, tree: Any, last: Any) -> Any:
         """Returns what servers have of this worker; see `rps_jax.rules.Average`."""
         assert self._delivery is not None  # as it is to be called afterwards
-        pair, before = (tree, self.alongside), (last, self.alongside)
-        return sent_or_last(pair, before, self._delivery, self.worker)[0]
+        both, before = (_Exchanged(each, self.alongside) for each in (tree, last))
+        return sent_or_last(both, before, self._delivery, self.worker)[0]
 
 
 def on_params(

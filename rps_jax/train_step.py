@@ -10,6 +10,7 @@ from rps_jax import keys
 from rps_jax.axis import AxisName
 from rps_jax.carrier import AllReduce, Carrier, MaskedCollectives
 from rps_jax.channels import Channel
+from rps_jax.checks import check_optimizer
 from rps_jax.draw import Assignment
 from rps_jax.local_gradients import LossFn, local_gradients
 from rps_jax.overlapped_step import OverlappedStep
@@ -88,6 +89,7 @@ def make_step(
             f"{', '.join(MODEL_STATE_POLICIES)}"
         )
 
+    check_optimizer("optimizer", optimizer)
     if rule.overlaps:
         return OverlappedStep(loss_fn, optimizer, rule, carrier, model_state_policy, record)
 

@@ -218,7 +218,7 @@ def test_local_steps_send_nothing():
         ("rps", {"server": "mean"}, "server='mean': expected one of received, zero-filled"),
         ("rps", {"server": "unbiased"}, r"server_drop_rate=None: expected a number in \[0, 1\)"),
         ("rps", {"server_drop_rate": 0.1}, "server_drop_rate=0.1: expected None, with server"),
-        ("rps", {"local_steps": 0}, "local_steps=0: expected at least 1"),
+        ("rps", {"local_steps": 0}, "local_steps=0: expected an integer of at least 1"),
         ("diloco", {"outer_momentum": 1.0}, r"outer_momentum=1.0: expected a number in \[0, 1\)"),
         (
             "diloco",

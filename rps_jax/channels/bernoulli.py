@@ -11,13 +11,8 @@ import jax.numpy as jnp
 
 from rps_jax import keys
 from rps_jax.channels.channel import REDUCE_SCATTER, sample_links
-from rps_jax.channels.fields import (
-    check_number,
-    check_packets,
-    check_scalar,
-    packet_shape,
-    register_channel,
-)
+from rps_jax.channels.fields import packet_shape, register_channel
+from rps_jax.checks import check_number, check_packets, check_scalar
 from rps_jax.delivery import Delivery
 
 

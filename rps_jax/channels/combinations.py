@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rps_jax import keys
 from rps_jax.channels.channel import Channel
@@ -72,18 +73,21 @@ class Schedule:
             and so on begin. May be traced.
 
     Raises:
-        ValueError: not one boundary fewer than channels.
+        ValueError: not one boundary fewer than channels, or boundaries that do not rise.
     """
 
     channels: tuple[Channel, ...]
     boundaries: jax.Array | tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if jnp.shape(jnp.asarray(self.boundaries)) != (len(self.channels) - 1,):
-            raise ValueError(
-                f"boundaries={self.boundaries}: expected {len(self.channels) - 1}, one fewer than "
-                "channels"
-            )
+        boundaries, fewer = self.boundaries, len(self.channels) - 1
+        if jnp.shape(jnp.asarray(boundaries)) != (fewer,):
+            raise ValueError(f"boundaries={boundaries}: expected {fewer}, one fewer than channels")
+        if not isinstance(boundaries, jax.core.Tracer):
+            numbers = np.asarray(boundaries)
+            rising = np.all(np.diff(numbers, prepend=0) >= 0)
+            if fewer and not (rising and np.issubdtype(numbers.dtype, np.integer)):
+                raise ValueError(f"boundaries={boundaries}: expected rising integers, 0 or more")
 
     @property
     def packets(self) -> int | None:
@@ -111,7 +115,13 @@ class Schedule:
         seconds = None
         if any(wait is not None for wait in waits):
             seconds = jnp.stack([jnp.float32(0) if wait is None else wait for wait in waits])[turn]
-        return Delivery(sent, received, gathered, seconds=seconds), (exchange + 1, states)
+        shifts = [delivery.shift for delivery in deliveries]
+        shift = None
+        if any(each is not None for each in shifts):
+            # Those that do not say who serves which block draw it.
+            drawn = keys.randint(jax.random.fold_in(keys.portable(key), len(shifts)), num_workers)
+            shift = jnp.stack([drawn if each is None else each for each in shifts])[turn]
+        return Delivery(sent, received, gathered, shift, seconds), (exchange + 1, states)
 
 
 @register_channel
@@ -148,7 +158,10 @@ def _packets_of(*channels: Channel) -> int | None:
         ValueError: different numbers.
     """
     each = (getattr(channel, "packets", None) for channel in channels)
-    numbers = {packets for packets in each if packets is not None}
+    return _agreed({packets for packets in each if packets is not None})
+
+
+def _agreed(numbers: set[int]) -> int | None:
     if len(numbers) > 1:
         raise ValueError(f"packets={sorted(numbers)}: expected the same number of all channels")
     return numbers.pop() if numbers else None
@@ -162,16 +175,21 @@ def _sample_all(
     num_workers: int,
 ) -> tuple[list[Delivery], tuple[Any, ...]]:
     """Samples each channel by a key of its own; masks are of packets if any of them are."""
-    packets, key = _packets_of(*channels), keys.portable(key)
-    deliveries, after = [], []
-    for i, (channel, state) in enumerate(zip(channels, states, strict=True)):
-        own_key = jax.random.fold_in(key, i)
-        delivery, state = channel.sample(state, own_key, worker, num_workers)
-        if packets is not None:
-            shape = (num_workers, packets)
-            masks = [jnp.broadcast_to(m.reshape(num_workers, -1), shape) for m in delivery.masks]
-            sent, received, gathered = masks
-            delivery = delivery._replace(sent=sent, received=received, gathered=gathered)
-        deliveries.append(delivery)
-        after.append(state)
-    return deliveries, tuple(after)
+    key = keys.portable(key)
+    sampled = [
+        channel.sample(state, jax.random.fold_in(key, i), worker, num_workers)
+        for i, (channel, state) in enumerate(zip(channels, states, strict=True))
+    ]
+    masks = [mask for delivery, _ in sampled for mask in delivery.masks]
+    packets = _agreed({jnp.shape(mask)[1] for mask in masks if jnp.ndim(mask) == 2})
+
+    def in_packets(delivery: Delivery) -> Delivery:
+        if packets is None:
+            return delivery
+        shape = (num_workers, packets)
+        sent, received, gathered = (
+            jnp.broadcast_to(mask.reshape(num_workers, -1), shape) for mask in delivery.masks
+        )
+        return delivery._replace(sent=sent, received=received, gathered=gathered)
+
+    return [in_packets(delivery) for delivery, _ in sampled], tuple(state for _, state in sampled)

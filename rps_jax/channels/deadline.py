@@ -13,13 +13,8 @@ import numpy as np
 
 from rps_jax import keys
 from rps_jax.channels.channel import REDUCE_SCATTER, link_key, walk_links
-from rps_jax.channels.fields import (
-    check_number,
-    check_packets,
-    check_scalar,
-    packet_shape,
-    register_channel,
-)
+from rps_jax.channels.fields import packet_shape, register_channel
+from rps_jax.checks import check_number, check_packets, check_scalar
 from rps_jax.delivery import Delivery
 
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -160,7 +155,7 @@ class Deadline:
             return seconds <= deadline, seconds
 
         delivery, delays = walk_links(move, ((), (), ()), key, worker, num_workers)
-        others = jnp.arange(num_workers) != worker
+        others = jnp.arange(num_workers, dtype=jnp.int32) != worker
 
         def waited(seconds: jax.Array) -> jax.Array:
             latest = seconds.reshape(num_workers, -1).max(axis=1)

@@ -14,13 +14,8 @@ import numpy as np
 
 from rps_jax import keys
 from rps_jax.channels.channel import walk_links
-from rps_jax.channels.fields import (
-    check_number,
-    check_packets,
-    check_scalar,
-    packet_shape,
-    register_channel,
-)
+from rps_jax.channels.fields import packet_shape, register_channel
+from rps_jax.checks import check_number, check_packets, check_scalar
 from rps_jax.delivery import Delivery
 
 BurstUnit = Literal["packets", "exchanges"]

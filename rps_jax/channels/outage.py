@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rps_jax import keys
-from rps_jax.channels.fields import check_number, check_scalar, register_channel
+from rps_jax.channels.fields import register_channel
+from rps_jax.checks import check_number, check_scalar
 from rps_jax.delivery import Delivery
 
 
@@ -87,7 +88,7 @@ class Outage:
             check_scalar(name, getattr(self, name))
         at_random = self._move(state, key, num_workers)
         there = ~(at_random | self._scheduled(state.exchange, num_workers))
-        me = jnp.arange(num_workers) == worker
+        me = jnp.arange(num_workers, dtype=jnp.int32) == worker
         arrives = (there & there[worker]) | me
         return Delivery(arrives, arrives, arrives), WorkersAway(state.exchange + 1, at_random)
 
@@ -129,6 +130,11 @@ def _check_schedule(rows: np.ndarray) -> None:
         )
     if (rows < 0).any():
         raise ValueError(f"schedule has {rows.min()}: expected numbers of at least 0")
+    if (backwards := rows[:, 1] > rows[:, 2]).any():
+        raise ValueError(
+            f"schedule has {rows[backwards][0].tolist()}: expected the first exchange after an "
+            "outage behind its first"
+        )
 
 
 def _check_possible(away_rate: np.ndarray, mean_outage: np.ndarray) -> None:

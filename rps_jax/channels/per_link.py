@@ -9,7 +9,8 @@ import numpy as np
 
 from rps_jax import keys
 from rps_jax.channels.channel import sample_links
-from rps_jax.channels.fields import check_number, check_packets, packet_shape, register_channel
+from rps_jax.channels.fields import packet_shape, register_channel
+from rps_jax.checks import check_number, check_packets
 from rps_jax.delivery import Delivery
 
 

@@ -7,12 +7,16 @@ In fragments that take turns: Douillard et al., "Streaming DiLoCo with overlappi
 """
 
 import dataclasses
+import math
+import sys
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rps_jax.checks import BELOW_ONE, check_count, check_number, check_optimizer
+from rps_jax.rules.lossy import copied
 from rps_jax.rules.models import AverageModels
 from rps_jax.rules.rule import Average
 
@@ -76,15 +80,15 @@ class DiLoCo(AverageModels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.outer_learning_rate < float("inf"):
-            raise ValueError(
-                f"outer_learning_rate={self.outer_learning_rate}: expected a positive number"
-            )
-        if not 0 <= self.outer_momentum < 1:
-            raise ValueError(f"outer_momentum={self.outer_momentum}: expected a number in [0, 1)")
+        positive = math.ulp(0), sys.float_info.max, "a positive number"
+        check_number("outer_learning_rate", self.outer_learning_rate, *positive)
+        check_number("outer_momentum", self.outer_momentum, 0, BELOW_ONE, "a number in [0, 1)")
+        if self.outer is not None:
+            check_optimizer("outer", self.outer)
 
         steps = super().every
-        if self.fragments < 1 or steps % self.fragments:
+        check_count("fragments", self.fragments, f"a divisor of {steps} local steps")
+        if steps % self.fragments:
             raise ValueError(
                 f"fragments={self.fragments}: expected a divisor of {steps} local steps"
             )
@@ -118,7 +122,7 @@ class DiLoCo(AverageModels):
         return joined, Fragments((turn + 1) % self.fragments, outer)
 
     def _begin(self, params: Any) -> Outer:
-        return Outer(params, self._outer().init(params), self.remember(params))
+        return Outer(copied(params), self._outer().init(params), self.remember(params))
 
     def _outer_step(self, params: Any, memory: Outer, average: Average) -> tuple[Any, Outer]:
         averaged, policies = self.exchange(params, memory.policies, average)

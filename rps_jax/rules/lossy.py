@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from rps_jax.checks import BELOW_ONE, check_number
 from rps_jax.rules.rule import Average, Rule
 from rps_jax.servers import SERVERS, Server, ServerName
 
@@ -23,6 +24,11 @@ class Memory(NamedTuple):
 
     average: Any = ()
     sent: Any = ()
+
+
+def copied(tree: Any) -> Any:
+    """Returns a pytree in buffers of its own: a step may be given those of the model, too."""
+    return jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +69,9 @@ class LossyRule(Rule):
             expected = ", ".join(self.may_miss)
             raise ValueError(f"on_miss={self.on_miss!r}: expected one of {expected}")
         Server(self.server, self.server_drop_rate)
-        if self.server_drop_rate is not None and not 0 <= self.server_drop_rate < 1:
-            raise ValueError(
-                f"server_drop_rate={self.server_drop_rate}: expected a number in [0, 1)"
-            )
+        if self.server_drop_rate is not None:
+            expected = "a number in [0, 1)"
+            check_number("server_drop_rate", self.server_drop_rate, 0, BELOW_ONE, expected)
 
     def remember(self, tree: Any) -> Any:
         """Returns what is remembered before the first exchange: `()` if nothing.
@@ -75,7 +80,7 @@ class LossyRule(Rule):
             tree: what stands for averages and messages before there were any.
         """
         stale = self.on_miss == "stale", self.server == "stale"
-        return Memory(*(tree if each else () for each in stale)) if any(stale) else ()
+        return Memory(*(copied(tree) if each else () for each in stale)) if any(stale) else ()
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages a tree by these policies; returns it, and the memory."""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from rps_jax.checks import check_count
 from rps_jax.rules.lossy import LossyRule, Missed
 from rps_jax.rules.rule import Average
 
@@ -25,8 +26,8 @@ class AverageModels(LossyRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.local_steps is not None and self.local_steps < 1:
-            raise ValueError(f"local_steps={self.local_steps}: expected at least 1")
+        if self.local_steps is not None:
+            check_count("local_steps", self.local_steps)
 
     @property
     def every(self) -> int:
