@@ -148,12 +148,72 @@ def test_when_everything_is_dropped_every_worker_keeps_its_own_and_none_waits_lo
         params = [network.average_models(params_of(worker)) for _ in range(4)]
         return params, time.monotonic() - began
 
-    done = run_workers(work, unruly={"drop": 1.0}, deadline=0.3, start_timeout=0.3)
+    with pytest.warns(UserWarning, match="has heard no other in .* datagrams that came: none"):
+        done = run_workers(work, unruly={"drop": 1.0}, deadline=0.3, start_timeout=0.3)
     for worker, (results, seconds) in enumerate(done):
         for result in results:
             jax.tree.map(np.testing.assert_array_equal, result, params_of(worker))
         # Two phases of an exchange; then nobody is waited for who has never been heard.
         assert seconds < 30
+
+
+@pytest.mark.parametrize("unlike", ["seed", "tree"])
+def test_workers_that_exchange_something_else_are_not_averaged(unlike):
+    places, params = addresses(2), {"w": jnp.arange(1000.0)}
+
+    def run(worker):
+        seed = worker if unlike == "seed" else 0
+        mine = {"v": params["w"]} if unlike == "tree" and worker else params
+        with transport.join(places, worker, KEY, seed=seed, deadline=20.0) as network:
+            (averaged,) = network.average_models(mine).values()
+            return averaged, network.counts["unlike"]
+
+    said = "averages nothing of [01]: another pytree, seed, assignment or number of workers"
+    with pytest.warns(UserWarning, match=said), ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(run, range(2)))
+    for averaged, count in done:
+        np.testing.assert_array_equal(averaged, params["w"])
+        assert count > 0
+
+
+def test_pytrees_of_different_sizes_may_take_turns():
+    def work(network, worker):
+        params, stats = {"w": jnp.full(2000, float(worker))}, jnp.full(5, float(worker))
+        for _ in range(10):
+            params, stats = network.average_models(params), network.average_models(stats)
+        return params["w"], stats
+
+    # What is early of the other tree is lost: means of fewer, and no failure.
+    for params, stats in run_workers(work):
+        assert 0 <= params.min() <= params.max() <= N - 1
+        assert 0 <= stats.min() <= stats.max() <= N - 1
+
+
+def test_a_receiver_that_fails_is_told(monkeypatch):
+    def fails(*arguments):
+        raise OSError("no such device")
+
+    def work(network, worker):
+        monkeypatch.setattr(network._inbox, "take", fails)
+        for _ in range(2):
+            network.average_models(params_of(worker))
+
+    with (
+        pytest.warns(UserWarning, match="has heard no other"),
+        pytest.raises(RuntimeError, match=r"no longer received: OSError\('no such device'\)"),
+    ):
+        run_workers(work, deadline=0.3, start_timeout=0.3)
+
+
+def test_a_model_on_several_devices_is_refused():
+    mesh = jax.make_mesh((2,), ("x",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = {"w": jax.device_put(jnp.zeros(4), spec)}
+    with (
+        transport.join(addresses(1), 0, KEY) as network,
+        pytest.raises(ValueError, match=r"leaf \['w'\] lies on 2 devices: expected one"),
+    ):
+        network.average_models(params)
 
 
 def test_models_that_are_equal_stay_equal():

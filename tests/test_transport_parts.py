@@ -103,6 +103,15 @@ def test_datagrams_that_come_together_are_filed_as_one_by_one():
         assert (rows[arrived] == expected[arrived]).all()
 
 
+def test_datagrams_of_another_length_or_pytree_are_counted():
+    sealer, inbox = Sealer(7, None), Inbox(0, N, Sealer(7, None))
+    inbox.open_exchange(0, 4, 8, digest=5)
+    for length, digest in ((8, 6), (9, 5), (8, 5)):
+        inbox.take(sealer.seal(0, 0, 1, 0, np.zeros((4, length), np.uint8), digest=digest))
+    assert inbox.counts == {"unlike": 4, "stray": 4, "accepted": 4, "duplicate": 0}
+    assert inbox.unlike() == []
+
+
 def test_few_datagrams_are_kept_before_the_first_exchange(monkeypatch):
     monkeypatch.setattr(inbox_module, "_MOST_WAITING", 120)
     sealer = Sealer(7, None)

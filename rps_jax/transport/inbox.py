@@ -53,7 +53,8 @@ class Inbox:
 
     Attributes:
         counts: datagrams by what became of them: "accepted", "duplicate", "late", "early" (this
-            worker has fallen behind), "stray" (genuine, but of no place here), and the kinds that
+            worker has fallen behind), "stray" (genuine, but of no place here), "unlike" (of
+            another pytree than is exchanged here, or of other servers), and the kinds that
             `Sealer.open` refuses.
     """
 
@@ -68,7 +69,8 @@ class Inbox:
         self.counts: Counter[str] = Counter()
         self._me, self._num_workers, self._sealer = worker, num_workers, sealer
         self._changed = threading.Condition()
-        self._shape = (0, 0)
+        self._shape, self._digest = (0, 0), 0
+        self._unlike = np.zeros(num_workers, bool)
         # Of this exchange and of the next, in turn.
         self._phases: list[list[_Phase]] = []
         self._exchange = -1
@@ -90,13 +92,27 @@ class Inbox:
             awaited = np.flatnonzero(self._awaited(self._of(self._exchange)[phase]))
             return not self._unmet.isdisjoint(awaited.tolist())
 
-    def open_exchange(self, exchange: int, packets: int, length: int) -> tuple[int, bool]:
+    def heard_nobody(self) -> bool:
+        """Returns whether none of the others has been heard yet."""
+        with self._changed:
+            return len(self._unmet) == self._num_workers - 1 > 0
+
+    def unlike(self) -> list[int]:
+        """Returns of whom all that came in this exchange is of another pytree, or other servers."""
+        with self._changed:
+            arrived = np.any([phase.arrived for phase in self._of(self._exchange)], axis=(0, 2))
+            return np.flatnonzero(self._unlike & ~arrived).tolist()
+
+    def open_exchange(
+        self, exchange: int, packets: int, length: int, digest: int = 0
+    ) -> tuple[int, bool]:
         """Goes on to an exchange; what is kept of it already counts.
 
         Args:
             exchange: its number, larger than that of the last.
             packets: how many packets a block has.
             length: bytes of a packet.
+            digest: of what is exchanged.
 
         Returns:
             The number of the exchange that the others are in, if this worker has fallen behind,
@@ -104,6 +120,8 @@ class Inbox:
         """
         with self._changed:
             behind = self._ahead > exchange
+            self._digest = digest
+            self._unlike[...] = False
             if (packets, length) != self._shape:
                 self._shape = packets, length
                 self._phases = [
@@ -248,10 +266,16 @@ class Inbox:
 
     def _file_rows(self, phase: _Phase, opened: Opened) -> None:
         packets, length = self._shape
+        if opened.digest != self._digest:
+            self.counts["unlike"] += len(opened.places)
+            self._unlike[opened.sources] = True
+            return
         here = (opened.places < packets) & (opened.payloads.shape[1] == length)
         if not here.all():
             self.counts["stray"] += int(np.count_nonzero(~here))
             opened = opened.only(here)
+            if not here.any():
+                return
         sources, places = opened.sources, opened.places
         # Where one source has several, the last assignment counts.
         begins = phase.latest[sources] < 0

@@ -5,6 +5,7 @@ wire drops is what a channel with as many packets drops.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,10 +25,12 @@ class Layout:
     Attributes:
         packets: how many packets a block has.
         parts: dtype and number of elements of each dtype's slice of a packet.
+        digest: of the pytree's structure, shapes and dtypes, below 2^32.
     """
 
     packets: int
     parts: tuple[tuple[np.dtype, int], ...]
+    digest: int = 0
 
     @property
     def length(self) -> int:
@@ -117,8 +120,10 @@ def layout_of(tree: Any, num_workers: int) -> Layout:
             number of 4 bits).
     """
     sizes: dict[np.dtype, int] = {}
+    described = []
     for path, leaf in jax.tree.leaves_with_path(tree):
         dtype = jnp.result_type(leaf)
+        described.append((jax.tree_util.keystr(path), jnp.shape(leaf), str(dtype)))
         real = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
         if not real or jax.dtypes.itemsize_bits(dtype) < _BYTE:
             raise TypeError(
@@ -127,10 +132,10 @@ def layout_of(tree: Any, num_workers: int) -> Layout:
             )
         if size := int(np.prod(np.shape(leaf))):
             sizes[np.dtype(dtype)] = sizes.get(np.dtype(dtype), 0) + size
-    packets = 1
+    packets, digest = 1, zlib.crc32(repr(described).encode())
     while True:
         parts = tuple((dtype, -(-size // (num_workers * packets))) for dtype, size in sizes.items())
-        layout = Layout(packets, parts)
+        layout = Layout(packets, parts, digest)
         if layout.length <= MOST_BYTES:
             return layout
         packets = max(packets + 1, packets * layout.length // MOST_BYTES)

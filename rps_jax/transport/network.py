@@ -3,6 +3,8 @@
 import hashlib
 import threading
 import time
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -74,12 +76,8 @@ class Network:
         self._others = [
             (worker + distance) % self.num_workers for distance in range(1, self.num_workers)
         ]
-        self._seed, self._assignment, self._record, self._start_timeout = (
-            seed,
-            assignment,
-            record,
-            start_timeout,
-        )
+        self._seed, self._assignment, self._record = seed, assignment, record
+        self._start_timeout, self._started = start_timeout, 0.0
         self._pacer = Pacer(link_rate or 1.0)
         self._feedback = Feedback(self._pacer, Rate()) if link_rate is None else None
         self._reports = [_NOTHING] * self.num_workers
@@ -89,7 +87,8 @@ class Network:
         self._next = 0
         self._catching_up = CatchingUp()
         self._stopwatch, self._opening = Stopwatch(), 0.0
-        self._closed = threading.Event()
+        self._closed, self._warned = threading.Event(), False
+        self._failure: Exception | None = None
         self._receiver = threading.Thread(target=self._receive, daemon=True)
 
     def __enter__(self) -> Self:
@@ -118,8 +117,15 @@ class Network:
         Raises:
             RuntimeError: the network is not entered as a context manager, or was left.
             TypeError: a leaf that has no average.
+            ValueError: a leaf that is cut over several devices.
         """
         self._check_joined()
+        for path, leaf in jax.tree.leaves_with_path(params):
+            if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+                raise ValueError(
+                    f"leaf {jax.tree_util.keystr(path) or 'params'} lies on "
+                    f"{len(leaf.sharding.device_set)} devices: expected one, this worker's"
+                )
         # JAX would return at once, and the network could be left before the exchange.
         return jax.block_until_ready(average(Datagrams(self), params))
 
@@ -168,7 +174,9 @@ class Network:
         me, n = self.worker, self.num_workers
         self._stopwatch, opening = Stopwatch(), self._opening
         asked = max(step, self._next)
-        number, behind = self._inbox.open_exchange(asked, layout.packets, layout.length)
+        digest = self._digest(layout)
+        number, behind = self._inbox.open_exchange(asked, layout.packets, layout.length, digest)
+        self._started = self._started or time.monotonic()
         self._next = number + 1
         if number - asked >= _AWAY:
             self._catching_up.begin(self._of_others(layout.packets))
@@ -177,7 +185,7 @@ class Network:
         blocks = {other: rows[(other - shift) % n] for other in self._others}
 
         if not listens:
-            self._send(0, number, layout.packets, self._scatter(number, blocks))
+            self._send(0, number, layout.packets, self._scatter(number, digest, blocks))
         self._end_phase(0, number)
         contributions, received = self._close_phase(0, sent=not listens)
         contributions[me], received[me] = rows[(me - shift) % n], True
@@ -185,19 +193,42 @@ class Network:
         self._stopwatch.lap("averaging")
 
         if not listens:
-            self._send(1, number, layout.packets, self._gather(number, average))
+            self._send(1, number, layout.packets, self._gather(number, digest, average))
         self._end_phase(1, number)
         averages, gathered = self._close_phase(1, sent=not listens)
         if listens:
             self._catching_up.heard(np.roll(gathered, -shift, axis=0))
         averages[me], gathered[me] = average, True
+        self._warn()
         seconds = Seconds(**self._stopwatch.seconds, opening=self._opening - opening)
         seen = Exchanged(number, averages, received, gathered, shift, seconds)
         if self._record:
             self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
 
+    def _warn(self) -> None:
+        """Says, once, what goes wrong in silence: a wrong key or address, another pytree."""
+        if not self._warned and self._inbox.heard_nobody():
+            self._warned = True
+            waited = time.monotonic() - self._started
+            came = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)
+            warnings.warn(
+                f"worker {self.worker} has heard no other in {waited:.1f} s and goes on alone; "
+                f"datagrams that came: {came or 'none'}",
+                stacklevel=2,
+            )
+        if not self._warned and (others := self._inbox.unlike()):
+            self._warned = True
+            warnings.warn(
+                f"worker {self.worker} averages nothing of {', '.join(map(str, others))}: another "
+                "pytree, seed, assignment or number of workers is exchanged there",
+                stacklevel=2,
+            )
+
     def _check_joined(self) -> None:
+        if self._failure is not None:
+            said = f"datagrams are no longer received: {self._failure!r}"
+            raise RuntimeError(said) from self._failure
         if not self._receiver.is_alive():
             raise RuntimeError(
                 "the network is not joined: expected exchanges inside of "
@@ -209,7 +240,9 @@ class Network:
         began, deadline = time.monotonic(), self._deadlines[phase]
         # Programs start, and compile, at very different speeds.
         starts = self._inbox.waits_for_unmet(phase)
-        allowed = self._start_timeout if starts else deadline.seconds()
+        allowed = deadline.seconds()
+        if starts:
+            allowed = max(allowed, self._started + self._start_timeout - began)
         rows, arrived, timed_out = self._inbox.close_phase(phase, allowed)
         if not starts:
             deadline.took(2 * allowed if timed_out else time.monotonic() - began)
@@ -224,7 +257,9 @@ class Network:
             self._feedback.heard(reports, anyone=bool(packets.any()))
         return rows, arrived
 
-    def _scatter(self, exchange: int, blocks: dict[int, np.ndarray]) -> Iterator[_Chunk]:
+    def _scatter(
+        self, exchange: int, digest: int, blocks: dict[int, np.ndarray]
+    ) -> Iterator[_Chunk]:
         """Yields a block for each destination."""
         packets = len(next(iter(blocks.values()), _NOTHING))
         for start in range(0, packets, _SEALED):
@@ -232,17 +267,19 @@ class Network:
             yield from self._in_turn(
                 {
                     other: self._sealer.seal(
-                        0, exchange, self.worker, other, rows[start:stop], start
+                        0, exchange, self.worker, other, rows[start:stop], start, digest=digest
                     )
                     for other, rows in blocks.items()
                 }
             )
 
-    def _gather(self, exchange: int, average: np.ndarray) -> Iterator[_Chunk]:
+    def _gather(self, exchange: int, digest: int, average: np.ndarray) -> Iterator[_Chunk]:
         """Yields one block for every destination."""
         for start in range(0, len(average), _SEALED):
             rows = average[start : start + _SEALED]
-            sealed = self._sealer.seal(1, exchange, self.worker, EVERYONE, rows, start)
+            sealed = self._sealer.seal(
+                1, exchange, self.worker, EVERYONE, rows, start, digest=digest
+            )
             yield from self._in_turn(dict.fromkeys(self._others, sealed))
 
     def _in_turn(self, sealed: dict[int, np.ndarray]) -> Iterator[_Chunk]:
@@ -287,6 +324,11 @@ class Network:
         of_others[self.worker] = self._assignment == "random"
         return of_others
 
+    def _digest(self, layout: Layout) -> int:
+        """Returns a digest of all that the workers have to agree on, below 2^32."""
+        about = (layout.digest, self._seed, self._assignment, self.num_workers)
+        return zlib.crc32(repr(about).encode())
+
     def _shift(self, exchange: int) -> int:
         """Draws which worker serves which block, the same on every worker."""
         if self._assignment == "fixed":
@@ -295,6 +337,12 @@ class Network:
         return int.from_bytes(drawn) % self.num_workers
 
     def _receive(self) -> None:
+        try:
+            self._take_all()
+        except Exception as error:  # It is raised by the next exchange.
+            self._failure = error
+
+    def _take_all(self) -> None:
         while not self._closed.is_set():
             for datagrams, seconds in self._socket.receive():
                 self._inbox.take(datagrams, seconds)

@@ -2,7 +2,7 @@
 
     offset  bytes
          0      2  "RP"
-         2      1  version, 2
+         2      1  version, 3
          3      1  phase: 0 reduce-scatter, 1 all-gather; + 2 in the last datagram of a phase, whose
                    payload is a report
          4      8  run
@@ -10,9 +10,11 @@
         16      2  source: the worker that sends it
         18      2  destination: the worker that it is for; 65535 for everyone, in the all-gather
         20      4  place: which packet of the block
-        24      2  length of the payload in bytes
-        26      n  payload
-      26+n     16  tag: HMAC-SHA-256 (RFC 2104) of all before, the first half; absent without
+        24      4  digest of what is exchanged: structure, shapes and dtypes, number of workers, how
+                   blocks get their servers
+        28      2  length of the payload in bytes
+        30      n  payload
+      30+n     16  tag: HMAC-SHA-256 (RFC 2104) of all before, the first half; absent without
                    authentication
 
 A report says what the source received of the destination's in the last phase that it has closed:
@@ -46,11 +48,12 @@ _HEADER = np.dtype(
         ("source", ">u2"),
         ("destination", ">u2"),
         ("place", ">u4"),
+        ("digest", ">u4"),
         ("length", ">u2"),
     ]
 )
 _REPORT = struct.Struct("!IBIQ")
-_START = int.from_bytes(b"RP\x02\x00")
+_START = int.from_bytes(b"RP\x03\x00")
 _PHASES = np.uint32(3)
 """The bits of `start` in which datagrams of a run differ."""
 _END = 2
@@ -65,6 +68,7 @@ class Opened(NamedTuple):
         last: whether they end the phase.
         exchange: number of the exchange.
         destination: the worker that they are for, or `EVERYONE`.
+        digest: of what is exchanged.
         sources: `[count]`, the workers that sent them.
         places: `[count]`, which packets of the block they are.
         payloads: uint8 `[count, length]`.
@@ -75,6 +79,7 @@ class Opened(NamedTuple):
     last: bool
     exchange: int
     destination: int
+    digest: int
     sources: np.ndarray
     places: np.ndarray
     payloads: np.ndarray
@@ -83,7 +88,7 @@ class Opened(NamedTuple):
     def only(self, chosen: np.ndarray) -> "Opened":
         """Returns some of them, those of a mask, bool `[count]`."""
         each = (self.sources, self.places, self.payloads, self.seconds)
-        return Opened(*self[:4], *(values[chosen] for values in each))
+        return Opened(*self[:5], *(values[chosen] for values in each))
 
 
 class Report(NamedTuple):
@@ -140,6 +145,7 @@ class Sealer:
         rows: np.ndarray,
         first: int = 0,
         *,
+        digest: int = 0,
         last: bool = False,
     ) -> np.ndarray:
         """Returns datagrams of a block.
@@ -151,6 +157,7 @@ class Sealer:
             destination: the worker that they are for, or `EVERYONE`.
             rows: uint8 `[packets, length]`, the payloads.
             first: which packet of the block the first of them is.
+            digest: of what is exchanged.
             last: whether they end the phase.
 
         Returns:
@@ -160,7 +167,7 @@ class Sealer:
         sealed = np.empty((packets, length + self.overhead), np.uint8)
         start = _START + phase + _END * last
         headers = _headers(sealed)
-        headers[...] = (start, self._run, exchange, source, destination, 0, length)
+        headers[...] = (start, self._run, exchange, source, destination, 0, digest, length)
         headers["place"] = np.arange(first, first + packets)
         body = _HEADER.itemsize + length
         sealed[:, _HEADER.itemsize : body] = rows
@@ -252,17 +259,18 @@ def _alike(datagrams: np.ndarray, seconds: np.ndarray, end: int) -> Iterator[Ope
     headers = _headers(datagrams)
     sources, places = headers["source"].astype(np.int64), headers["place"].astype(np.int64)
     change = np.zeros(len(datagrams) - 1, bool)
-    for field in ("start", "exchange", "destination"):
+    for field in ("start", "exchange", "destination", "digest"):
         values = headers[field]
         change |= values[1:] != values[:-1]
     for first, until in pairwise([0, *(np.flatnonzero(change) + 1).tolist(), len(datagrams)]):
-        start, _, exchange, _, destination, _, _ = headers[first].tolist()
+        start, _, exchange, _, destination, _, digest, _ = headers[first].tolist()
         part = slice(first, until)
         yield Opened(
             start % _END,
             bool(start & _END),
             exchange,
             destination,
+            digest,
             sources[part],
             places[part],
             datagrams[part, _HEADER.itemsize : end],
