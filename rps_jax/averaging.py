@@ -149,6 +149,10 @@ def average_or_else(
     delivery = check_delivery(delivery, num_workers)
     check_integer("shift", shift)
     check_leaves(tree)
+    if server.name == "stale":
+        last: Any = jax.tree.structure(server.last)
+        if last != jax.tree.structure(tree):
+            raise ValueError(f"server.last is {last}: expected a pytree like what is averaged")
     me = jax.lax.axis_index(axis_names(axis_name))
     sent, gathered, myself = _in_blocks(delivery, me, shift)
     # All numbers to everybody: they are few, and all-reduces are exact wherever there are any.

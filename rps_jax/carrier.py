@@ -7,7 +7,7 @@ has.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,16 @@ from rps_jax.servers import RECEIVED, Server
 
 
 class Carrier(Protocol):
-    """Moves the blocks of one worker's exchanges.
+    """Moves the blocks of one worker's exchanges; carriers inherit from it.
 
-    One with a true attribute `numbers_exchanges` is given the number of the exchange where others
-    are given that of the step: under rules that take local steps, these differ.
+    Attributes:
+        lossy: whether messages may be dropped.
+        numbers_exchanges: whether `exchange` is given the number of the exchange instead of that of
+            the step: under rules that take local steps, these differ.
     """
+
+    lossy: ClassVar[bool] = True
+    numbers_exchanges: ClassVar[bool] = False
 
     def init(self, num_workers: int) -> Any:
         """Returns one worker's state before the first exchange."""
@@ -70,7 +75,7 @@ class Carrier(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedCollectives:
+class MaskedCollectives(Carrier):
     """Collectives over a named axis, masked by what a channel says of every message.
 
     Attributes:
@@ -127,6 +132,8 @@ class MaskedCollectives:
 class AllReduce(MaskedCollectives):
     """The reliable network: one all-reduce, whatever the channel says."""
 
+    lossy: ClassVar[bool] = False
+
     def exchange(
         self,
         state: Any,
@@ -140,3 +147,11 @@ class AllReduce(MaskedCollectives):
         del key, step, otherwise, server
         everything = jnp.ones(axis_size(self.axis_name), bool)
         return all_reduce(tree, self.axis_name), Delivery(*[everything] * 3), state
+
+
+def collectives(
+    lossy: bool, channel: Channel, axis_name: AxisName, assignment: Assignment = "random"
+) -> MaskedCollectives:
+    """Returns the carrier of a rule that is `lossy`, or of one that needs a reliable network."""
+    kind = MaskedCollectives if lossy else AllReduce
+    return kind(channel, axis_name, assignment)

@@ -121,9 +121,11 @@ def _terms(values: jax.Array, last: jax.Array | None, masks: Masks, server: Serv
     """Returns what is summed of this worker's packets: `summands` of `[..., E]`, masks `[...]`."""
     server = _policy(server, values.dtype)
     terms, instead = summands(values), jnp.zeros(())
-    if server.name == "unbiased" and masks.weight is not None:
+    if server.name == "unbiased":
+        assert masks.weight is not None
         terms = terms * masks.weight[None, ..., None].astype(terms.dtype)
-    if server.name == "stale" and last is not None:
+    if server.name == "stale":
+        assert last is not None
         instead = summands(last)
     # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
     return jnp.where(masks.sent[..., None], terms, instead.astype(terms.dtype))

@@ -12,7 +12,7 @@ from rps_jax.carrier import Carrier
 from rps_jax.local_gradients import LossFn, local_gradients
 from rps_jax.rules import Rule
 from rps_jax.step_exchange import Seen, StepExchange, metrics_of, on_params
-from rps_jax.train_state import ModelStatePolicy, StepMetrics, TrainState
+from rps_jax.train_state import ModelStatePolicy, StepMetrics, TrainState, check_rule_state
 
 
 class Exchanged(NamedTuple):
@@ -82,6 +82,7 @@ class OverlappedStep:
 
     def exchange(self, state: TrainState) -> Exchanged:
         """Averages the model as it is before the step."""
+        check_rule_state(self.rule, state)
         alongside = state.model_state if self.model_state_policy == "exchange" else ()
         remembered = state.channel_state, alongside, state.links
         key = keys.wrap_key(state.key)

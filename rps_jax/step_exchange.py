@@ -79,7 +79,7 @@ class StepExchange:
             every: steps to an exchange.
             *remembered: as above.
         """
-        counted = every if getattr(self._carrier, "numbers_exchanges", False) else 1
+        counted = every if self._carrier.numbers_exchanges else 1
         step = self._step // counted
         return StepExchange(self._carrier, self._key, step, self._record, *remembered)
 

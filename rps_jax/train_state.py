@@ -109,3 +109,14 @@ def init_train_state(
         rule_state=make_rule(algorithm, **options).init(params),
         links=LinkCounts.zero(num_workers) if count_links else (),
     )
+
+
+def check_rule_state(rule: Rule, state: TrainState) -> None:
+    """Raises `ValueError` if a state remembers what another rule or other options would."""
+    expected: Any = jax.tree.structure(jax.eval_shape(rule.init, state.params))
+    found = jax.tree.structure(state.rule_state)
+    if found != expected:
+        raise ValueError(
+            f"state.rule_state is {found}: expected that of {rule}, of init_train_state with the "
+            "algorithm and the options of the step"
+        )

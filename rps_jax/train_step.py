@@ -8,7 +8,7 @@ import optax
 
 from rps_jax import keys
 from rps_jax.axis import AxisName
-from rps_jax.carrier import AllReduce, Carrier, MaskedCollectives
+from rps_jax.carrier import Carrier, collectives
 from rps_jax.channels import Channel
 from rps_jax.checks import check_optimizer
 from rps_jax.draw import Assignment
@@ -16,7 +16,13 @@ from rps_jax.local_gradients import LossFn, local_gradients
 from rps_jax.overlapped_step import OverlappedStep
 from rps_jax.rules import Rule, make_rule
 from rps_jax.step_exchange import StepExchange, metrics_of, on_params
-from rps_jax.train_state import MODEL_STATE_POLICIES, ModelStatePolicy, StepMetrics, TrainState
+from rps_jax.train_state import (
+    MODEL_STATE_POLICIES,
+    ModelStatePolicy,
+    StepMetrics,
+    TrainState,
+    check_rule_state,
+)
 
 
 def make_train_step(
@@ -53,8 +59,7 @@ def make_train_step(
         ValueError: an unknown algorithm, option, policy or assignment.
     """
     rule = make_rule(algorithm, **options)
-    network = MaskedCollectives if rule.lossy else AllReduce
-    carrier = network(channel, axis_name, assignment)
+    carrier = collectives(rule.lossy, channel, axis_name, assignment)
     return make_step(loss_fn, optimizer, rule, carrier, model_state_policy=model_state_policy)
 
 
@@ -81,7 +86,9 @@ def make_step(
         `train_step(state, batch) -> (state, metrics)`, of one worker.
 
     Raises:
-        ValueError: an unknown policy.
+        TypeError: something else than an optimizer.
+        ValueError: an unknown policy, or a rule that needs a reliable network and a carrier that is
+            none; in the step, a state of another rule or of other options.
     """
     if model_state_policy not in MODEL_STATE_POLICIES:
         raise ValueError(
@@ -90,10 +97,16 @@ def make_step(
         )
 
     check_optimizer("optimizer", optimizer)
+    if carrier.lossy and not rule.lossy:
+        raise ValueError(
+            f"carrier={carrier}: expected one that drops nothing, such as rps_jax.AllReduce, for "
+            f"{rule}"
+        )
     if rule.overlaps:
         return OverlappedStep(loss_fn, optimizer, rule, carrier, model_state_policy, record)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
+        check_rule_state(rule, state)
         key = keys.wrap_key(state.key)
         loss, model_state, grads = local_gradients(loss_fn, carrier, state, batch)
         alongside = model_state if model_state_policy == "exchange" else ()

@@ -376,7 +376,17 @@ def test_output_sharding_is_the_input_sharding():
         (
             lambda p, d: rps.average_models(p, d, "workers", shift=0.5),
             ValueError,
-            "shift has shape .* dtype float32: expected an integer scalar",
+            "shift=0.5: expected an integer scalar",
+        ),
+        (
+            lambda p, d: rps.average_models(p, d._replace(shift=jnp.ones(4)), "workers"),
+            ValueError,
+            r"delivery.shift has shape \(4,\) and dtype float32: expected an integer scalar",
+        ),
+        (
+            lambda p, d: rps.average_models(p, rps.Bernoulli(0.1), "workers"),
+            TypeError,
+            r"delivery=Bernoulli\(.*\): expected an rps_jax.Delivery",
         ),
         (
             lambda p, d: rps.average_gradients(p, d, "workers", on_miss="skip"),
@@ -395,3 +405,27 @@ def test_bad_arguments_raise_at_trace_time(call, error, message):
     delivery = rps.Delivery(*[jnp.ones((n, n), bool)] * 3)
     with pytest.raises(error, match=message):
         jax.vmap(call, axis_name="workers")(jnp.zeros((n, 3)), delivery)
+
+
+def test_where_workers_disagree_on_the_servers_what_nobody_sends_is_kept():
+    nothing, everything = jnp.zeros((4, 4), bool), jnp.ones((4, 4), bool)
+
+    def one_worker(params, delivery, shift):
+        return rps.average_models(params, delivery, "workers", shift)
+
+    mapped = jax.vmap(one_worker, axis_name="workers")
+    params = jnp.arange(16.0).reshape(4, 4)
+    averaged = mapped(params, rps.Delivery(nothing, nothing, everything), jnp.arange(4))
+    # Every worker serves the first block, and nobody any other.
+    np.testing.assert_array_equal(averaged, params.at[:, 0].set(params[:, 0].mean()))
+
+
+def test_strict_promotion_in_64_bits():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        delivery = rps.Delivery(*[jnp.ones((4, 4), bool)] * 3)
+        average = functools.partial(rps.average_models, axis_name="workers")
+        params = {"wide": jnp.arange(4.0), "narrow": jnp.arange(4, dtype=jnp.float32)}
+        averaged = jax.vmap(average, axis_name="workers")(params, delivery)
+        np.testing.assert_array_equal(averaged["wide"], np.full(4, 1.5))
+        counts = rps.LinkCounts.zero(4).add(jax.tree.map(lambda mask: mask[0], delivery))
+        assert counts.delivered.sum() == 8

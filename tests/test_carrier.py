@@ -39,7 +39,7 @@ class HostMemory:
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedMemory:
+class SharedMemory(rps.Carrier):
     """A carrier of one worker, called by the host from inside its compiled step."""
 
     memory: HostMemory

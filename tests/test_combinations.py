@@ -60,3 +60,43 @@ def test_different_numbers_of_packets_are_refused():
 def test_a_schedule_needs_its_boundaries():
     with pytest.raises(ValueError, match=r"boundaries=\(\): expected 1, one fewer than channels"):
         rps.Schedule((rps.Reliable(), rps.Reliable()), ())
+
+
+def test_a_schedule_keeps_who_served_what():
+    trace = rps.Trace(
+        np.full((3, 2, 4, 4, 1), 255, np.uint8), 5, shifts=np.array([1, 2, 3], np.int32)
+    )
+    alone = rps.Schedule((trace,), ())
+    state, shifts = alone.init(4), []
+    for exchange in range(3):
+        delivery, state = alone.sample(state, jax.random.key(exchange), 0, 4)
+        shifts.append(int(delivery.shift))
+    assert shifts == [1, 2, 3]
+
+    mixed = rps.Schedule((rps.Reliable(), trace), (1,))
+    state, shifts = mixed.init(4), []
+    for exchange in range(3):
+        delivery, state = mixed.sample(state, jax.random.key(exchange), 0, 4)
+        shifts.append(int(delivery.shift))
+    assert 0 <= shifts[0] < 4
+    assert shifts[1:] == [2, 3]
+
+
+def test_a_channel_does_not_have_to_say_how_many_packets_it_has():
+    class Odd:
+        def init(self, num_workers):
+            return ()
+
+        def sample(self, state, key, worker, num_workers):
+            arrives = np.arange(num_workers)[:, None] != 2
+            return rps.Delivery(*[arrives] * 3), state
+
+    channel = rps.Either(Odd(), rps.Reliable())
+    delivery, _ = channel.sample(channel.init(4), jax.random.key(0), 0, 4)
+    assert delivery.sent[:, 0].tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("boundaries", [(5, 2), (2.7, 3), (-2, 3)])
+def test_boundaries_rise(boundaries):
+    with pytest.raises(ValueError, match=r"boundaries=.*: expected rising integers, 0 or more"):
+        rps.Schedule((rps.Reliable(),) * 3, boundaries)

@@ -52,7 +52,9 @@ def test_replicate_gives_each_worker_a_copy_on_its_device():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_workers": 0}, "num_workers=0: expected at least 1"),
+        ({"num_workers": 0}, "num_workers=0: expected an integer of at least 1"),
+        ({"num_workers": 2.5}, "num_workers=2.5: expected an integer of at least 1"),
+        ({"num_workers": 2, "devices": []}, r"devices=\[\]: expected at least one"),
         ({"num_workers": 8, "workers_per_device": 3}, "workers_per_device=3: expected one of 1, 2"),
         (
             {"num_workers": 32, "workers_per_device": 2},
@@ -107,3 +109,13 @@ def test_an_argument_without_a_spec_is_refused():
     program = rps.worker_mesh(4).spmd(lambda x: x, (P("workers"),), P("workers"))
     with pytest.raises(TypeError, match="2 arguments: expected 1, as in_specs has"):
         program(np.zeros(4), np.zeros(4))
+
+
+@pytest.mark.parametrize("workers_per_device", [1, 2])
+@pytest.mark.parametrize("rows", [4, 5, 16])
+def test_arrays_have_a_row_for_each_worker(workers_per_device, rows):
+    mesh = rps.worker_mesh(8, workers_per_device)
+    program = mesh.spmd(lambda state, x: (x, state), (P(), P("workers")), (P("workers"), P()))
+    message = rf"argument 1\['x'\] has shape \({rows}, 3\): expected \(8, ...\), a row for each"
+    with pytest.raises(ValueError, match=message):
+        program(0, {"x": np.zeros((rows, 3))})

@@ -186,3 +186,58 @@ def test_a_channel_with_state_needs_the_number_of_workers():
         rps.optax_average_gradients(Stateful(0.1), "w").init({})
     state = rps.optax_average_gradients(Stateful(0.1), "w", num_workers=5).init({})
     assert state.channel.shape == (5,)
+
+
+def test_updates_narrower_than_the_parameters_keep_the_average():
+    optimizer = rps.optax_average_models(optax.sgd(0.1), rps.Reliable(), "w")
+
+    def one_worker(params):
+        grads = params.astype(jnp.bfloat16)
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    params = jax.random.normal(jax.random.key(0), (8, 100))
+    averaged = jax.vmap(one_worker, axis_name="w")(params)
+    assert averaged.dtype == jnp.float32
+    assert jnp.ptp(averaged, axis=0).max() < 1e-6
+
+
+@pytest.mark.parametrize("make", [rps.optax_average_models, rps.optax_diloco])
+def test_the_first_state_can_be_donated(make):
+    optimizer = make(optax.sgd(0.1), rps.Bernoulli(0.1), "w")
+
+    def one_worker(params, state):
+        updates, state = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.ones((4, 3))
+    state = jax.vmap(optimizer.init)(params)
+    jax.jit(jax.vmap(one_worker, axis_name="w"), donate_argnums=(0, 1))(params, state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((rps.Bernoulli(0.1), optax.sgd(0.1)), r"channel=Gradient.*: expected a channel, with"),
+        ((optax.sgd(0.1), 0.1), "channel=0.1: expected a channel, with init and sample"),
+        ((optax.sgd, rps.Bernoulli(0.1)), "optimizer=<function.*: expected an optax.Gradient"),
+    ],
+)
+def test_what_is_no_channel_and_no_optimizer_is_refused(arguments, message):
+    for make in (rps.optax_average_models, rps.optax_diloco):
+        with pytest.raises(TypeError, match=message):
+            make(*arguments, "w")
+
+
+@pytest.mark.parametrize("seed", [0.5, jax.random.key(0), jnp.zeros(2, jnp.uint32)])
+def test_a_seed_is_an_integer(seed):
+    with pytest.raises(ValueError, match=r"seed.*: expected an integer scalar"):
+        rps.optax_average_models(optax.sgd(0.1), CHANNEL, "w", seed=seed).init(jnp.zeros(3))
+
+
+def test_a_state_of_another_number_of_workers_is_refused():
+    channel = rps.GilbertElliott(0.1, 2.0)
+    optimizer = rps.optax_average_gradients(channel, "w", num_workers=3)
+    state = jax.vmap(optimizer.init)(jnp.zeros((4, 2)))
+    with pytest.raises(ValueError, match=r"state of GilbertElliott .*init\(num_workers=4\)"):
+        jax.vmap(optimizer.update, axis_name="w")(jnp.zeros((4, 2)), state)

@@ -60,6 +60,7 @@ def test_the_schedule_may_be_traced():
         (lambda: rps.Outage(0.9, 2), "mean_outage=2.0: expected at least 9, for away_rate=0.9"),
         (lambda: rps.Outage(schedule=[[1, 2]]), r"schedule has shape \(1, 2\)"),
         (lambda: rps.Outage(schedule=[[1.0, 2, 3]]), "dtype float64: expected int32"),
+        (lambda: rps.Outage(schedule=[[0, 9, 3]]), r"schedule has \[0, 9, 3\]: expected the first"),
         (lambda: rps.Outage(schedule=[[-1, 2, 3]]), "schedule has -1: expected numbers of at lea"),
     ],
 )

@@ -98,3 +98,10 @@ def test_it_trains_alike_in_one_program_and_in_two_threads(tmp_path):
     for expected, found in zip(one, two, strict=True):
         for name in ("train_loss", "consensus_distance", "delivered_fraction"):
             assert found[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_any_channel_runs_under_pmap():
+    channel = rps.PerLink(np.full((N, N), 0.1, np.float32))
+    step, state = make(channel, "overlap", 20)
+    _, metrics = jax.pmap(step, axis_name="workers")(state, batches(0, 20))
+    assert (metrics.delivered.all_gather < 1).all()

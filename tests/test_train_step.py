@@ -219,6 +219,9 @@ def test_local_steps_send_nothing():
         ("rps", {"server": "unbiased"}, r"server_drop_rate=None: expected a number in \[0, 1\)"),
         ("rps", {"server_drop_rate": 0.1}, "server_drop_rate=0.1: expected None, with server"),
         ("rps", {"local_steps": 0}, "local_steps=0: expected an integer of at least 1"),
+        ("rps", {"local_steps": 2.5}, "local_steps=2.5: expected an integer of at least 1"),
+        ("diloco", {"fragments": 1.5}, "fragments=1.5: expected a divisor of 30 local steps"),
+        ("diloco", {"outer_learning_rate": "x"}, "outer_learning_rate='x': expected a positive"),
         ("diloco", {"outer_momentum": 1.0}, r"outer_momentum=1.0: expected a number in \[0, 1\)"),
         (
             "diloco",
@@ -339,3 +342,40 @@ def test_workers_and_steps_have_keys_of_their_own():
 def test_bad_arguments_raise(options, message):
     with pytest.raises(ValueError, match=message):
         run(1, **options)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("rps", {"server": "stale"}),
+        ("gradient-averaging", {"on_miss": "stale"}),
+        ("diloco", {}),
+        ("overlap", {"server": "stale"}),
+    ],
+)
+def test_a_state_of_another_rule_is_refused(algorithm, options):
+    optimizer = optax.sgd(RATE)
+    step = rps.make_train_step(loss_fn, optimizer, CHANNEL, "w", algorithm=algorithm, **options)
+    of_all = jax.tree.map(lambda x: jnp.stack([x] * N), start(optimizer))
+    with pytest.raises(ValueError, match=r"state.rule_state is .*: expected that of"):
+        jax.vmap(step, axis_name="w")(of_all, batches(0))
+
+
+def test_a_rule_that_needs_a_reliable_network_is_refused_another():
+    rule, carrier = rps.rules.AllReduceModels(), rps.MaskedCollectives(CHANNEL, "w")
+    with pytest.raises(ValueError, match=r"carrier=Masked.*: expected one that drops nothing"):
+        rps.make_step(loss_fn, optax.sgd(RATE), rule, carrier)
+
+
+def test_errors_name_the_leaf_of_the_model_state():
+    optimizer = optax.sgd(RATE)
+    step = rps.make_train_step(loss_of_flag, optimizer, CHANNEL, "w")
+    state = rps.init_train_state(params(), {"flag": jnp.array(True)}, optimizer, CHANNEL, N)
+    of_all = jax.tree.map(lambda x: jnp.stack([x] * N), state)
+    with pytest.raises(TypeError, match=r"leaf .model_state\['flag'\] has dtype bool"):
+        jax.vmap(step, axis_name="w")(of_all, batches(0))
+
+
+def loss_of_flag(params, model_state, batch, key):
+    del key
+    return jnp.sum((params["x"] - batch) ** 2), model_state

@@ -7,6 +7,7 @@ import jax
 
 import rps_jax as rps
 from launch.config import TrainConfig, make_rule
+from rps_jax.carrier import collectives
 
 
 class Network(Protocol):
@@ -90,8 +91,7 @@ class Simulated:
 
     def carrier(self, channel: Any) -> rps.Carrier:
         """Returns collectives over the mesh."""
-        kind = rps.MaskedCollectives if self.rule.lossy else rps.AllReduce
-        return kind(channel, self.mesh.axis_name, self.assignment)
+        return collectives(self.rule.lossy, channel, self.mesh.axis_name, self.assignment)
 
     def catch_up(self, state: rps.TrainState, step: int) -> tuple[rps.TrainState, int]:
         """Returns both as they are: nobody is ahead."""

@@ -11,6 +11,7 @@ from jax.experimental import io_callback
 from jax.experimental.buffer_callback import buffer_callback
 
 from rps_jax.blocks import to_blocks
+from rps_jax.carrier import Carrier
 from rps_jax.delivery import Delivery
 from rps_jax.servers import RECEIVED, Server
 from rps_jax.transport.layout import Layout, layout_of
@@ -50,7 +51,7 @@ class Endpoint(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Datagrams:
+class Datagrams(Carrier):
     """Carries the exchanges of one worker, a compiled program that calls the host.
 
     Attributes:
