@@ -27,7 +27,9 @@ from rps_jax.channels import PerLink as PerLink
 from rps_jax.channels import Reliable as Reliable
 from rps_jax.channels import Schedule as Schedule
 from rps_jax.channels import Trace as Trace
+from rps_jax.channels import register_channel as register_channel
 from rps_jax.channels import sample_links as sample_links
+from rps_jax.channels import walk_links as walk_links
 from rps_jax.delivery import Delivery as Delivery
 from rps_jax.draw import draw_exchange as draw_exchange
 from rps_jax.links import LinkCounts as LinkCounts
@@ -40,7 +42,6 @@ from rps_jax.metrics import distance_from_mean as distance_from_mean
 from rps_jax.metrics import exchange_bytes as exchange_bytes
 from rps_jax.metrics import mean_model as mean_model
 from rps_jax.optimizer import AverageModelsState as AverageModelsState
-from rps_jax.optimizer import DiLoCoState as DiLoCoState
 from rps_jax.optimizer import ExchangeState as ExchangeState
 from rps_jax.optimizer import optax_average_gradients as optax_average_gradients
 from rps_jax.optimizer import optax_average_models as optax_average_models

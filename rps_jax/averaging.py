@@ -90,7 +90,10 @@ def average_gradients(
     Raises:
         ValueError, TypeError: as `average_models`, or an unknown `on_miss`.
     """
-    return average_or_else(grads, gradient_on_miss(grads, on_miss), delivery, axis_name, shift)
+    if on_miss not in ON_MISS:
+        raise ValueError(f"on_miss={on_miss!r}: expected one of {', '.join(ON_MISS)}")
+    otherwise = grads if on_miss == "own" else jax.tree.map(jnp.zeros_like, grads)
+    return average_or_else(grads, otherwise, delivery, axis_name, shift)
 
 
 def all_reduce(params: Any, axis_name: AxisName) -> Any:
@@ -118,18 +121,6 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
         return mean_of_sum(total, num_workers, leaf.dtype)
 
     return jax.tree.map(mean, params)
-
-
-def check_on_miss(on_miss: str) -> None:
-    """Raises `ValueError` for an unknown `on_miss`."""
-    if on_miss not in ON_MISS:
-        raise ValueError(f"on_miss={on_miss!r}: expected one of {', '.join(ON_MISS)}")
-
-
-def gradient_on_miss(grads: Any, on_miss: OnMiss) -> Any:
-    """Returns what a worker applies instead of averaged gradients that it missed."""
-    check_on_miss(on_miss)
-    return grads if on_miss == "own" else jax.tree.map(jnp.zeros_like, grads)
 
 
 def average_or_else(

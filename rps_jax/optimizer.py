@@ -27,55 +27,45 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rps_jax.averaging import OnMiss, check_on_miss, gradient_on_miss
 from rps_jax.axis import AxisName
 from rps_jax.carrier import Carrier, MaskedCollectives
 from rps_jax.channels import Channel
 from rps_jax.checks import check_optimizer
 from rps_jax.draw import Assignment
 from rps_jax.keys import key_data, wrap_key
-from rps_jax.rules import make_rule
+from rps_jax.rules import Rule, make_rule
 from rps_jax.step_exchange import StepExchange, on_params
+
+Start = Callable[[], tuple[jax.Array, Any]]
+"""Returns the raw key of a run, and a carrier's state before the first exchange."""
 
 
 class ExchangeState(NamedTuple):
-    """What decides every future drop.
+    """What decides every future exchange; the state of `optax_average_gradients`.
 
     Attributes:
         key: uint32 `[2]`, the raw key of the run; raw, so that any checkpoint format can hold it.
-        step: int32 scalar, exchanges so far.
+        step: int32 scalar, steps so far.
         channel: this worker's channel state.
+        memory: what the rule remembers, such as the state of an outer optimizer; `()` if nothing.
     """
 
     key: jax.Array
     step: jax.Array
     channel: Any
+    memory: Any
 
 
 class AverageModelsState(NamedTuple):
-    """State of `optax_average_models`.
+    """State of `optax_average_models` and of `optax_diloco`.
 
     Attributes:
-        exchange: what decides every future drop.
+        exchange: what decides every future exchange.
         inner: the state of the wrapped chain.
     """
 
     exchange: ExchangeState
     inner: Any
-
-
-class DiLoCoState(NamedTuple):
-    """State of `optax_diloco`.
-
-    Attributes:
-        exchange: what decides every future drop; its steps are local ones.
-        inner: the state of the wrapped chain.
-        outer: what the rule remembers, such as the state of the outer optimizer.
-    """
-
-    exchange: ExchangeState
-    inner: Any
-    outer: Any
 
 
 def optax_average_gradients(
@@ -83,9 +73,9 @@ def optax_average_gradients(
     axis_name: AxisName,
     *,
     seed: int | jax.Array = 0,
-    on_miss: OnMiss = "own",
     assignment: Assignment = "random",
     num_workers: int | None = None,
+    **options: Any,
 ) -> optax.GradientTransformation:
     """Averages gradients over a lossy network; to be placed first in a chain.
 
@@ -93,40 +83,37 @@ def optax_average_gradients(
         channel: where drops come from.
         axis_name: the worker axis, or a tuple of axes.
         seed: decides the drops, together with the step; the same on every worker.
-        on_miss: what a worker applies where no average arrived: its "own" gradient or "zero".
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
         num_workers: needed only by a channel with state, which may depend on it.
+        options: fields of `rules.AverageGradients`, such as `on_miss`: what a worker applies where
+            no average arrived, its "own" gradient, "zero", or the "stale" average before.
 
     Returns:
         A `GradientTransformation` with an `ExchangeState`.
 
     Raises:
-        ValueError: an unknown `on_miss` or `assignment`.
+        TypeError: something else than a channel.
+        ValueError: an unknown `assignment` or option.
     """
     carrier = MaskedCollectives(channel, axis_name, assignment)
-    start = functools.partial(_init_exchange, channel, seed, num_workers)
-    return average_gradients_over(carrier, start, on_miss)
+    start = functools.partial(_start, channel, seed, num_workers)
+    return average_gradients_over(carrier, start, **options)
 
 
 def average_gradients_over(
-    carrier: Carrier, start: Callable[[], ExchangeState], on_miss: OnMiss = "own"
+    carrier: Carrier, start: Start, **options: Any
 ) -> optax.GradientTransformation:
-    """Averages gradients over any carrier; see `optax_average_gradients`.
-
-    Args:
-        carrier: what moves the blocks.
-        start: returns the state before the first exchange.
-        on_miss: what a worker applies where no average arrived.
-    """
-    check_on_miss(on_miss)
+    """Averages gradients over any carrier; see `optax_average_gradients`."""
+    rule = make_rule("gradient-averaging", **options)
 
     def init(params: Any) -> ExchangeState:
-        del params
-        return start()
+        return _begin(start, rule, params)
 
     def update(updates: Any, state: ExchangeState, params: Any = None) -> tuple[Any, ExchangeState]:
         del params
-        return _exchange(carrier, state, updates, gradient_on_miss(updates, on_miss))
+        average = _exchange(carrier, state)
+        updates, memory = rule.on_gradients(updates, state.memory, average)
+        return updates, _after(state, average, memory)
 
     return optax.GradientTransformation(init, update)
 
@@ -139,6 +126,7 @@ def optax_average_models(
     seed: int | jax.Array = 0,
     assignment: Assignment = "random",
     num_workers: int | None = None,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """RPS around an optimizer: its local step, then the average of the workers' models.
 
@@ -154,44 +142,19 @@ def optax_average_models(
         seed: decides the drops, together with the step; the same on every worker.
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
         num_workers: needed only by a channel with state, which may depend on it.
+        options: fields of `rules.AverageModels`, such as `local_steps`, `server` and `on_miss`.
 
     Returns:
         A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs
         `params`.
 
     Raises:
-        ValueError: an unknown `assignment`.
+        TypeError: something else than an optimizer or a channel.
+        ValueError: an unknown `assignment` or option.
     """
     carrier = MaskedCollectives(channel, axis_name, assignment)
-    start = functools.partial(_init_exchange, channel, seed, num_workers)
-    return average_models_over(carrier, start, optimizer)
-
-
-def average_models_over(
-    carrier: Carrier, start: Callable[[], ExchangeState], optimizer: optax.GradientTransformation
-) -> optax.GradientTransformationExtraArgs:
-    """RPS around an optimizer, over any carrier; see `optax_average_models`.
-
-    Args:
-        carrier: what moves the blocks.
-        start: returns the state before the first exchange.
-        optimizer: the whole chain that makes the local step.
-    """
-    check_optimizer("optimizer", optimizer)
-    inner = optax.with_extra_args_support(optimizer)
-
-    def init(params: Any) -> AverageModelsState:
-        return AverageModelsState(start(), inner.init(params))
-
-    def update(
-        updates: Any, state: AverageModelsState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, AverageModelsState]:
-        updates, inner_state, local = _local_step(inner, updates, state.inner, params, extra_args)
-        averaged, exchange = _exchange(carrier, state.exchange, local, local)
-        updates = _updates_to(averaged, params, updates, local)
-        return updates, AverageModelsState(exchange, inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    start = functools.partial(_start, channel, seed, num_workers)
+    return average_models_over(carrier, start, optimizer, **options)
 
 
 def optax_diloco(
@@ -220,29 +183,40 @@ def optax_diloco(
             optax optimizer.
 
     Returns:
-        A `GradientTransformationExtraArgs` with a `DiLoCoState`; its `update` needs `params`.
+        As `optax_average_models`.
 
     Raises:
-        ValueError: an unknown `assignment` or option.
+        TypeError, ValueError: as `optax_average_models`.
     """
     carrier = MaskedCollectives(channel, axis_name, assignment)
-    rule = make_rule("diloco", **options)
+    start = functools.partial(_start, channel, seed, num_workers)
+    return average_models_over(carrier, start, optimizer, algorithm="diloco", **options)
+
+
+def average_models_over(
+    carrier: Carrier,
+    start: Start,
+    optimizer: optax.GradientTransformation,
+    algorithm: str = "rps",
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A rule of models around an optimizer, over any carrier; see `optax_average_models`."""
     check_optimizer("optimizer", optimizer)
+    rule = make_rule(algorithm, **options)
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> DiLoCoState:
-        start = _init_exchange(channel, seed, num_workers)
-        return DiLoCoState(start, inner.init(params), rule.init(params))
+    def init(params: Any) -> AverageModelsState:
+        return AverageModelsState(_begin(start, rule, params), inner.init(params))
 
     def update(
-        updates: Any, state: DiLoCoState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, DiLoCoState]:
+        updates: Any, state: AverageModelsState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, AverageModelsState]:
         updates, inner_state, local = _local_step(inner, updates, state.inner, params, extra_args)
-        key, step, channel_state = state.exchange
-        average = StepExchange(carrier, wrap_key(key), step, False, channel_state, (), ())
-        new, outer = on_params(rule, local, state.outer, average, step)
+        before = state.exchange
+        average = _exchange(carrier, before)
+        new, memory = on_params(rule, local, before.memory, average, before.step)
         updates = _updates_to(new, params, updates, local)
-        return updates, DiLoCoState(ExchangeState(key, step + 1, average.state), inner_state, outer)
+        return updates, AverageModelsState(_after(before, average, memory), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -281,21 +255,30 @@ def _updates_to(new: Any, params: Any, updates: Any, local: Any) -> Any:
     return jax.tree.map(step, new, params, updates, local)
 
 
-def _init_exchange(
+def _start(
     channel: Channel, seed: int | jax.Array, num_workers: int | None
-) -> ExchangeState:
+) -> tuple[jax.Array, Any]:
     if num_workers is None and jax.tree.leaves(channel.init(1)):
         raise ValueError(
             f"num_workers=None: expected the number of workers, for {type(channel).__name__} keeps "
             "a state that may depend on it"
         )
-    return ExchangeState(key_data(seed), jnp.int32(0), channel.init(num_workers or 1))
+    return key_data(seed), channel.init(num_workers or 1)
 
 
-def _exchange(
-    carrier: Carrier, state: ExchangeState, tree: Any, otherwise: Any
-) -> tuple[Any, ExchangeState]:
-    tree, _, channel_state = carrier.exchange(
-        state.channel, wrap_key(state.key), state.step, tree, otherwise
-    )
-    return tree, ExchangeState(state.key, state.step + 1, channel_state)
+def _begin(start: Start, rule: Rule, params: Any) -> ExchangeState:
+    key, channel = start()
+    return ExchangeState(key, jnp.int32(0), channel, rule.init(params))
+
+
+def _exchange(carrier: Carrier, state: ExchangeState) -> StepExchange:
+    if jnp.shape(state.key) != (2,):
+        raise ValueError(
+            f"state.key has shape {jnp.shape(state.key)}: expected (2,), that of one worker; a "
+            "block of a shard_map keeps its leading axis"
+        )
+    return StepExchange(carrier, wrap_key(state.key), state.step, state=state.channel)
+
+
+def _after(state: ExchangeState, average: StepExchange, memory: Any) -> ExchangeState:
+    return ExchangeState(state.key, state.step + 1, average.state, memory)

@@ -84,9 +84,15 @@ class OverlappedStep:
         """Averages the model as it is before the step."""
         check_rule_state(self.rule, state)
         alongside = state.model_state if self.model_state_policy == "exchange" else ()
-        remembered = state.channel_state, alongside, state.links
-        key = keys.wrap_key(state.key)
-        average = StepExchange(self.carrier, key, state.step, self.record, *remembered)
+        average = StepExchange(
+            self.carrier,
+            keys.wrap_key(state.key),
+            state.step,
+            record=self.record,
+            state=state.channel_state,
+            alongside=alongside,
+            links=state.links,
+        )
         params, memory = on_params(self.rule, state.params, state.rule_state, average, state.step)
         return Exchanged(
             params, average.alongside, memory, average.state, average.links, average.seen

@@ -56,10 +56,11 @@ class StepExchange:
         carrier: Carrier,
         key: jax.Array,
         step: jax.Array,
-        record: bool,
+        *,
+        record: bool = False,
         state: Any,
-        alongside: Any,
-        links: Any,
+        alongside: Any = (),
+        links: Any = (),
     ) -> None:
         self._carrier, self._key, self._step, self._record = carrier, key, step, record
         self.state, self.alongside, self.links = state, alongside, links
@@ -81,7 +82,16 @@ class StepExchange:
         """
         counted = every if self._carrier.numbers_exchanges else 1
         step = self._step // counted
-        return StepExchange(self._carrier, self._key, step, self._record, *remembered)
+        state, alongside, links = remembered
+        return StepExchange(
+            self._carrier,
+            self._key,
+            step,
+            record=self._record,
+            state=state,
+            alongside=alongside,
+            links=links,
+        )
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""

@@ -107,11 +107,17 @@ def make_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         check_rule_state(rule, state)
-        key = keys.wrap_key(state.key)
         loss, model_state, grads = local_gradients(loss_fn, carrier, state, batch)
         alongside = model_state if model_state_policy == "exchange" else ()
-        remembered = state.channel_state, alongside, state.links
-        average = StepExchange(carrier, key, state.step, record, *remembered)
+        average = StepExchange(
+            carrier,
+            keys.wrap_key(state.key),
+            state.step,
+            record=record,
+            state=state.channel_state,
+            alongside=alongside,
+            links=state.links,
+        )
         grads, memory = rule.on_gradients(grads, state.rule_state, average)
         with jax.named_scope("local_step"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
