@@ -105,6 +105,19 @@ def test_what_is_missed_is_the_worker_s_own_to_the_bit():
                 rps.optax_average_gradients(CHANNEL, "workers", seed=SEED), inner
             ),
         ),
+        (
+            rps.rules.AverageModels(local_steps=2, server="stale", on_miss="stale"),
+            lambda inner: rps.optax_average_models(
+                *(inner, CHANNEL, "workers"),
+                **{"seed": SEED, "local_steps": 2, "server": "stale", "on_miss": "stale"},
+            ),
+        ),
+        (
+            rps.rules.AverageGradients(on_miss="stale"),
+            lambda inner: optax.chain(
+                rps.optax_average_gradients(CHANNEL, "workers", seed=SEED, on_miss="stale"), inner
+            ),
+        ),
         *(
             pytest.param(
                 rps.rules.DiLoCo(local_steps=4, **options),
@@ -241,3 +254,11 @@ def test_a_state_of_another_number_of_workers_is_refused():
     state = jax.vmap(optimizer.init)(jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match=r"state of GilbertElliott .*init\(num_workers=4\)"):
         jax.vmap(optimizer.update, axis_name="w")(jnp.zeros((4, 2)), state)
+
+
+def test_a_state_with_a_leading_axis_is_refused():
+    optimizer = rps.optax_average_gradients(CHANNEL, "w")
+    state = jax.vmap(optimizer.init)(jnp.zeros((1, 2)))
+    message = r"state.key has shape \(1, 2\): expected \(2,\), that of one worker"
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(jnp.zeros((1, 2)), state)

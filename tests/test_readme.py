@@ -32,6 +32,15 @@ def test_the_readme_s_python_runs(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_the_channel_of_one_s_own_runs():
+    (script,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/channels.md").read_text(), re.DOTALL
+    )
+    names = {}
+    exec(script, names)
+    assert names["delivery"].sent.shape == (8,)
+
+
 def test_the_script_for_hosts_of_one_s_own_runs(tmp_path):
     """As docs/wire.md has it, but for the addresses: three processes on the loopback."""
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/wire.md").read_text(), re.DOTALL)
