@@ -49,6 +49,8 @@ from rps_jax.optimizer import optax_diloco as optax_diloco
 from rps_jax.overlapped_step import OverlappedStep as OverlappedStep
 from rps_jax.rules import RULES as RULES
 from rps_jax.rules import Rule as Rule
+from rps_jax.servers import RECEIVED as RECEIVED
+from rps_jax.servers import Server as Server
 from rps_jax.train_state import Arrivals as Arrivals
 from rps_jax.train_state import StepMetrics as StepMetrics
 from rps_jax.train_state import TrainState as TrainState

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import empty_like, to_pieces
 from rps_jax.checks import check_integer
-from rps_jax.delivery import Delivery, check_delivery
+from rps_jax.delivery import Delivery, in_packets
 from rps_jax.exchange import Masks, exchange
 from rps_jax.servers import RECEIVED, Server
 from rps_jax.sums import mean_of_sum, summands
@@ -137,7 +137,7 @@ def average_or_else(
     averages what it received, whatever its policy.
     """
     num_workers = axis_size(axis_name)
-    delivery = check_delivery(delivery, num_workers)
+    delivery = in_packets(delivery, num_workers)
     check_integer("shift", shift)
     check_leaves(tree)
     if server.name == "stale":
@@ -169,7 +169,7 @@ def sent_or_last(tree: Any, last: Any, delivery: Delivery, worker: jax.Array) ->
         delivery: what arrived.
         worker: int32 scalar, this worker's index.
     """
-    sent, _, _ = _in_blocks(check_delivery(delivery, len(delivery.sent)), worker, 0)
+    sent, _, _ = _in_blocks(in_packets(delivery, len(delivery.sent)), worker, 0)
     (pieces, from_pieces), (lasts, _) = (to_pieces(each, *sent.shape) for each in (tree, last))
     return from_pieces(
         [

@@ -37,8 +37,8 @@ class Delivery(NamedTuple):
         return self.sent, self.received, self.gathered
 
 
-def check_delivery(delivery: Delivery, num_workers: int) -> Delivery:
-    """Returns a delivery with masks `[num_workers, packets]`.
+def in_packets(delivery: Delivery, num_workers: int) -> Delivery:
+    """Returns a delivery, checked, with masks `[num_workers, packets]`.
 
     Raises:
         TypeError: something else than a delivery.
@@ -68,4 +68,4 @@ def check_delivery(delivery: Delivery, num_workers: int) -> Delivery:
                 f"{name} has shape {jnp.shape(value)}: expected {shape}, that of delivery.sent"
             )
     sent, received, gathered = (jnp.reshape(mask, (num_workers, -1)) for mask in delivery.masks)
-    return Delivery(sent, received, gathered, delivery.shift)
+    return delivery._replace(sent=sent, received=received, gathered=gathered)

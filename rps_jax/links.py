@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rps_jax.delivery import Delivery, check_delivery
+from rps_jax.delivery import Delivery, in_packets
 
 BURST_BINS = 12
 """Bins of the lengths of bursts: 1, 2 to 3, 4 to 7, and so on; the last is open."""
@@ -74,7 +74,7 @@ class LinkCounts(NamedTuple):
 
     def add(self, delivery: Delivery) -> "LinkCounts":
         """Returns the counts with one more exchange, as the worker sees it."""
-        _, received, gathered, *_ = check_delivery(delivery, self.num_workers)
+        _, received, gathered, *_ = in_packets(delivery, self.num_workers)
         arrived_2xWxK = _in_words(jnp.stack([received, gathered]))
         bursts, dropping = _bursts(arrived_2xWxK, self.dropping, received.shape[1])
         reached_P = received.sum(0, dtype=jnp.uint32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rps_jax.averaging import all_reduce, check_leaves
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import to_blocks
-from rps_jax.delivery import Delivery, check_delivery
+from rps_jax.delivery import Delivery, in_packets
 
 
 class DeliveredFraction(NamedTuple):
@@ -111,7 +111,7 @@ def count_incoming(delivery: Delivery, num_workers: int) -> tuple[jax.Array, int
     Returns:
         How many messages (or packets) arrived, int32 `[2]`, by phase; and how many there were.
     """
-    delivery = check_delivery(delivery, num_workers)
+    delivery = in_packets(delivery, num_workers)
     incoming = jnp.stack([delivery.received, delivery.gathered]).reshape(2, -1)
     packets = incoming.shape[1] // num_workers
     return incoming.sum(1, dtype=jnp.int32) - packets, (num_workers - 1) * packets
