@@ -82,6 +82,20 @@ def test_real_exchanges_of_many_workers_do_what_moments_say(server, on_miss):
     assert found.errors.contraction < 0.1 * expected[0]
 
 
+def test_links_that_never_recover_are_measured_from_many_beginnings():
+    """Within five standard errors; the exchanges after one beginning are all alike."""
+    exact = theory.contraction(2, 0.3)
+    found = theory.measure(rps.GilbertElliott(0.3, 1e6), 2, 200, assignment="fixed")
+    assert abs(found.means.contraction - exact) < 5 * found.errors.contraction
+    assert found.errors.contraction < 0.2 * exact
+
+
+@pytest.mark.parametrize("channel", [rps.Bernoulli(0.3), rps.GilbertElliott(0.3, 1 / 0.7)])
+def test_standard_errors_are_of_all_exchanges_whatever_divides_them(channel):
+    one, other = (theory.measure(channel, 2, number).errors for number in (199, 200))
+    assert one.contraction == pytest.approx(other.contraction, rel=0.3)
+
+
 INSIDE = {"good_drop_rate": 0.1, "bad_drop_rate": 0.8}
 
 
@@ -166,6 +180,8 @@ def test_bursts_of_very_many_workers_are_near_their_limits(inside):
         (lambda: theory.moments(4, 0.1, server="unbiased"), "server_drop_rate=None"),
         (lambda: theory.moments(4, 1.5), "drop_rate=1.5: expected a probability"),
         (lambda: theory.moments(0, 0.5), "num_workers=0: expected at least 1"),
+        (lambda: theory.burst_limits(0.1, 8, 0), "exchanges=0: expected at least 1"),
+        (lambda: theory.burst_limits(0.1, 8, -3, "random"), "exchanges=-3: expected at least 1"),
         (
             lambda: theory.burst_contractions(9, 0.1, 8, 1),
             "num_workers=9: expected 2 to 8, with fixed servers; theory.measure estimates",

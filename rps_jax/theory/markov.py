@@ -70,8 +70,7 @@ def burst_contractions(
             f"num_workers={n}: expected 2 to {8 if fixed else 3}, with {assignment} servers; "
             "theory.measure estimates what more do"
         )
-    if exchanges < 1:
-        raise ValueError(f"exchanges={exchanges}: expected at least 1")
+    _check_exchanges(exchanges)
     stationary: npt.NDArray[Any] = np.ones(1)
     for _ in range(links):
         stationary = np.kron(stationary, of_link)
@@ -109,11 +108,18 @@ def burst_limits(
     """
     check_assignment(assignment)
     states, moves = burst_chain(drop_rate, mean_burst, good_drop_rate, bad_drop_rate)
+    _check_exchanges(exchanges)
     if assignment == "random":
         return [drop_rate**count for count in range(1, exchanges + 1)]
     drops = np.diag([good_drop_rate, bad_drop_rate])
     again = (np.linalg.matrix_power(moves @ drops, more) for more in range(exchanges))
     return [float(np.sum(states @ drops @ each)) for each in again]
+
+
+def _check_exchanges(exchanges: int) -> None:
+    """Raises `ValueError` for less than one."""
+    if exchanges < 1:
+        raise ValueError(f"exchanges={exchanges}: expected at least 1")
 
 
 class _Mixing(NamedTuple):

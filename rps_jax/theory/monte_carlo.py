@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rps_jax import averaging, rules
 from rps_jax.channels import Channel, Reliable
@@ -14,7 +15,7 @@ from rps_jax.servers import RECEIVED, Server
 from rps_jax.theory.policies import Moments
 
 _AXIS = "workers"
-_BATCHES = 100
+_REPLICAS = 50
 
 
 class Measured(NamedTuple):
@@ -23,8 +24,8 @@ class Measured(NamedTuple):
     Attributes:
         means: what exchanges did on average.
         errors: the standard error of each mean.
-        samples: of how many values, as good as independent, each is the mean: a 95% confidence
-            interval has Student's t of so many, less one, degrees of freedom.
+        samples: of how many independent values each is the mean: a 95% confidence interval has
+            Student's t of so many, less one, degrees of freedom.
     """
 
     means: Moments
@@ -48,12 +49,16 @@ def measure(
     Workers that agree at zero, and have agreed there before, change their models (or, of rules of
     gradients, their gradients) by normally distributed numbers, eight coordinates a block, which
     differ between the workers or, for what is called equal, do not. What exchanges make of that is
-    measured. A channel with state goes on from one to the next.
+    measured.
+
+    A channel with state goes on from one to the next. It begins anew, with other drops, 50 times:
+    exchanges in a row depend on each other, those of different beginnings do not. So of a trace or
+    a schedule the first `num_exchanges` / 50 are seen (times `in_a_row`), again and again.
 
     Args:
         channel: where drops come from.
         num_workers: at least 2: a single worker has no consensus distance.
-        num_exchanges: how many to average over.
+        num_exchanges: how many to average over; of a single one, errors are NaN.
         seed: of the drops and the models.
         rule: a rule, or its name in `rps_jax.rules.RULES`.
         assignment: whether servers of blocks are drawn anew for each exchange.
@@ -77,7 +82,14 @@ def measure(
     drop_key, model_key = jax.random.split(jax.random.key(seed))
     size = 8 * num_workers
 
-    def sample(state: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+    first = simulation.init()
+    replicas = min(_REPLICAS, num_exchanges) if jax.tree.leaves(first) else num_exchanges
+    replica = np.arange(num_exchanges) * replicas // num_exchanges
+    begins = np.diff(replica, prepend=-1) > 0
+
+    def sample(state: Any, now: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        number, anew = now
+        state = jax.tree.map(lambda start, last: jnp.where(anew, start, last), first, state)
         key = jax.random.fold_in(model_key, number)
         normal = jax.random.normal(key, (num_workers, size))
         mean = normal.mean(0, keepdims=True)
@@ -92,13 +104,13 @@ def measure(
         )
         return state, jnp.stack(_moments(before, after))
 
-    _, values = jax.lax.scan(sample, simulation.init(), jnp.arange(num_exchanges))
-    # Exchanges in a row depend on each other where the channel has a memory; many in a row do not.
-    batches = min(_BATCHES, num_exchanges)
-    each = num_exchanges // batches
-    means = values[: batches * each].reshape(batches, each, -1).mean(1)
-    errors = means.std(0, ddof=1) / batches**0.5
-    return Measured(Moments(*map(float, values.mean(0))), Moments(*map(float, errors)), batches)
+    _, measured = jax.lax.scan(sample, first, (jnp.arange(num_exchanges), jnp.asarray(begins)))
+    values = np.asarray(measured, np.float64)
+    means = values.mean(0)
+    # Replicas differ by an exchange in their lengths, where these do not divide: sums, not means.
+    sums = np.add.reduceat(values - means, np.flatnonzero(begins))
+    errors = jnp.std(sums, 0, ddof=1) * replicas**0.5 / num_exchanges
+    return Measured(Moments(*map(float, means)), Moments(*map(float, errors)), replicas)
 
 
 def _moments(before: jax.Array, after: jax.Array) -> Moments:
