@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from data.errors import DataError
+
 T = TypeVar("T")
 
 
@@ -45,6 +47,9 @@ def cached(name: str, *, build: Callable[[Path], None], read: Callable[[Path], T
             the source files belongs in it.
         build: Writes the data into the folder that it is given, which does not exist yet.
         read: Reads the data from a folder that was built; raises `CacheMiss` if it cannot.
+
+    Raises:
+        DataError: `read` cannot read what `build` has just built; it is not kept.
     """
     final = cache_dir() / name
     try:
@@ -60,8 +65,9 @@ def cached(name: str, *, build: Callable[[Path], None], read: Callable[[Path], T
             with contextlib.suppress(CacheMiss):
                 return read(final)  # Another process has built it meanwhile.
             build(Path(private) / name)
+            _read_back(read, Path(private) / name)
             _publish(Path(private) / name, final, read)
-            return read(final)
+            return _read_back(read, final)
     except OSError as error:
         warnings.warn(
             f"{final}: prepared data cannot be kept here ({error.strerror or error}); "
@@ -70,7 +76,18 @@ def cached(name: str, *, build: Callable[[Path], None], read: Callable[[Path], T
         )
     with tempfile.TemporaryDirectory(prefix="rps-jax-") as private:
         build(Path(private) / name)
-        return read(Path(private) / name)
+        return _read_back(read, Path(private) / name)
+
+
+def _read_back(read: Callable[[Path], T], built: Path) -> T:
+    """Reads what has just been built."""
+    try:
+        return read(built)
+    except CacheMiss as error:
+        raise DataError(
+            f"{built.name}: found that what was just prepared cannot be read ({error}), "
+            "expected prepared data"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -75,15 +75,16 @@ def _find_at(path: Path) -> Source:
     if path.is_file():
         counts = cifar_binary.count_in_archive(path)
         read: Reader = functools.partial(cifar_binary.read_archive, path)
-        return _source("CIFAR-10", cifar_binary.NUM_CLASSES, counts, read, cache_key_files=[path])
+        return _source(
+            path, "CIFAR-10", cifar_binary.NUM_CLASSES, counts, read, cache_key_files=[path]
+        )
     if not path.is_dir():
         raise DataError(f"{path}: found no such file or folder, expected {_FORMS}")
     for folder in (path, path / cifar_binary.FOLDER):
         if cifar_binary.is_folder(folder):
             read = functools.partial(cifar_binary.read_folder, folder)
-            return _source(
-                "CIFAR-10", cifar_binary.NUM_CLASSES, cifar_binary.count_in_folder(folder), read
-            )
+            counts = cifar_binary.count_in_folder(folder)
+            return _source(folder, "CIFAR-10", cifar_binary.NUM_CLASSES, counts, read)
     if any((path / split).is_dir() for split in _SPLITS):
         return _image_tree(path)
     for folder in (path, path / _TFDS_FOLDER.name, path / _TFDS_FOLDER):
@@ -104,6 +105,7 @@ def _image_tree(root: Path) -> Source:
         return image_tree.read(tree, "train"), image_tree.read(tree, "test")
 
     return _source(
+        root,
         f"{name} (JPEG)" if tree.is_jpeg() else name,
         len(tree.classes),
         {split: len(paths[split]) for split in _SPLITS},
@@ -126,7 +128,9 @@ def _prepared(folder: Path) -> Source:
         return read_split("train"), read_split("test")
 
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    return _source("CIFAR-10", cifar_binary.NUM_CLASSES, counts, read, cache_key_files=files)
+    return _source(
+        folder, "CIFAR-10", cifar_binary.NUM_CLASSES, counts, read, cache_key_files=files
+    )
 
 
 def _tfds_data_dir() -> Path:
@@ -152,6 +156,7 @@ def _download_and_load() -> Dataset:
 
 
 def _source(
+    path: Path,
     description: str,
     num_classes: int,
     counts: dict[str, int],
@@ -160,9 +165,20 @@ def _source(
 ) -> Source:
     """Returns a source of `counts` examples; with files to make a key of, a cached one."""
 
+    def read_all() -> tuple[Arrays, Arrays]:
+        train, test = read()
+        for split, arrays in zip(_SPLITS, (train, test), strict=True):
+            if (found := len(arrays["label"])) != counts[split]:
+                raise DataError(
+                    f"{path}: found {found} examples in split {split}, expected {counts[split]}"
+                )
+        return train, test
+
     def load() -> Dataset:
         with os_errors_as_data_errors():
-            train, test = _load_cached(read, counts, cache_key_files) if cache_key_files else read()
+            train, test = (
+                _load_cached(read_all, counts, cache_key_files) if cache_key_files else read_all()
+            )
         return Dataset(description, train, test, "label", num_classes)
 
     return Source(description, counts["train"], load)

@@ -10,6 +10,8 @@ from data.errors import DataError
 
 _SPLITS = ("train", "test")
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
+# Pillow's modes of more than 8 bits a channel, which it clips to 255 instead of scaling.
+_DEEP_MODES = ("I", "F")
 
 Arrays = dict[str, np.ndarray]
 
@@ -83,7 +85,8 @@ def read(tree: ImageTree, split: str) -> Arrays:
     """Decodes a split: "image" (uint8 `[N, H, W, 3]`) and "label" (int32 `[N]`).
 
     Raises:
-        DataError: A file is no readable image, or differs in size from the first one.
+        DataError: A file is no readable image, has more than 8 bits a channel, or differs in size
+            from the first one.
     """
     paths = tree.paths(split)
     # The size is that of the first training image, so that both splits have one.
@@ -109,10 +112,13 @@ def _decode(path: str) -> np.ndarray:
 
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+            mode, pixels = picture.mode, np.asarray(picture.convert("RGB"))
     # Pillow's decoders raise nearly anything for damaged input (SyntaxError and struct.error
     # among others), and a bomb of a size raises its own.
     except Exception as error:
         raise DataError(
             f"{path}: found no readable image ({type(error).__name__}), expected a whole one"
         ) from error
+    if mode.startswith(_DEEP_MODES):
+        raise DataError(f"{path}: found an image of mode {mode}, expected 8 bits a channel")
+    return pixels

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,22 @@ def test_a_truncated_archive_is_found_at_once(kept, tmp_path, truth):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("writable", [True, False])
+def test_an_archive_of_other_examples_than_counted_is_not_kept(
+    writable, tmp_path, truth, monkeypatch
+):
+    archive = write_archive(tmp_path, truth)
+    monkeypatch.setattr(cifar10.cifar_binary, "_PUBLISHED_BYTES", archive.stat().st_size)
+    source = cifar10.find(archive)
+    if not writable:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with warnings.catch_warnings(action="ignore"), pytest.raises(DataError) as error:
+        source.load()
+    assert str(error.value) == f"{archive}: found 20 examples in split train, expected 50000"
+    assert not writable or os.listdir(cache_dir()) == []
+
+
 def test_an_archive_with_a_flipped_bit_is_found_at_once(tmp_path, truth):
     archive = write_archive(tmp_path, truth)
     set_byte(archive, -6, archive.read_bytes()[-6] ^ 1)
@@ -304,6 +321,14 @@ def test_damaged_image_tree_is_found_at_once(damage, message, tmp_path):
         (
             lambda tree: Image.new("RGB", (6, 6)).save(tree / "test/dog/0000.png"),
             "dog/0000.png: found an image of 6x6 pixels, expected 6x5",
+        ),
+        (
+            lambda tree: Image.new("I;16", (6, 5), 300).save(tree / "test/dog/0000.png"),
+            "dog/0000.png: found an image of mode I;16, expected 8 bits a channel",
+        ),
+        (
+            lambda tree: Image.new("F", (6, 5)).save(tree / "train/cat/0000.png", "tiff"),
+            "cat/0000.png: found an image of mode F, expected 8 bits a channel",
         ),
     ],
 )

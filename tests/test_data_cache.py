@@ -1,9 +1,11 @@
 import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
 
+from data import DataError
 from data.cache import CacheMiss, cache_dir, cached, fingerprint, read_arrays, write_arrays
 
 
@@ -95,6 +97,23 @@ def test_a_build_that_fails_leaves_nothing_behind():
     with pytest.raises(ValueError, match="no data"):
         cached("arrays", build=build, read=lambda f: read_arrays(f, {"a": 3}))
     assert os.listdir(cache_dir()) == []
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_what_cannot_be_read_back_is_an_error_and_not_kept(writable, tmp_path):
+    if not writable:
+        (tmp_path / "cache").write_text("a file where the folder would be")
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(DataError, match=r"^arrays: found .*found 3 rows, expected 4") as error,
+    ):
+        cached(
+            "arrays",
+            build=lambda folder: write_arrays(folder, ARRAYS),
+            read=lambda folder: read_arrays(folder, {"a": 4}),
+        )
+    assert "\n" not in str(error.value)
+    assert not writable or os.listdir(cache_dir()) == []
 
 
 def test_without_a_writable_cache_it_warns_and_works(tmp_path):
