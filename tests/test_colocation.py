@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from colocation_reference import Packet, deliver
 
 from rps_jax.colocation import (
     PARAMS,
@@ -16,7 +17,6 @@ from rps_jax.colocation import (
     validation,
     with_discipline,
 )
-from rps_jax.colocation.reference import Packet, deliver
 from rps_jax.colocation.settings import PICOSECONDS
 from rps_jax.colocation.traffic import learning_packets, web_messages
 
@@ -341,6 +341,10 @@ def test_what_cannot_complete_is_counted():
         ({"web_rate": -1}, "web_rate=-1: expected a rate of at least 0"),
         ({"web_rate": math.nan}, "web_rate=nan"),
         ({"web_rate": 1e6}, r"web_rate=1000000.0: expected below \d+ \(more could never drain\)"),
+        (  # Of 41 bytes and three of 64 over four links of 1 Gbps: the handshake counts.
+            {"web_rate": 3e6, "message_bytes": 1, "completion": "sender", "learning": "none"},
+            "web_rate=3000000.0: expected below 2145923",
+        ),
         ({"threshold_bytes": -1}, "threshold_bytes=-1: expected at least 0"),
         ({"threshold_bytes": math.nan}, "threshold_bytes=nan: expected at least 0"),
         ({"deadline_ms": 1.0}, "deadline_ms=1.0: expected none with threshold"),

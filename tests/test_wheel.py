@@ -104,6 +104,17 @@ def test_a_command_without_its_extra_says_so_in_one_line():
     assert command.stderr == 'error: tyro not installed: pip install "rps-jax[launch]"\n'
 
 
+def test_the_packet_simulation_without_its_extra_says_which():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['numba'] = None\n"
+        "import rps_jax.colocation"
+    )
+    command = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert command.stderr.splitlines()[-1] == (
+        'ImportError: rps_jax.colocation needs numba, found none: pip install "rps-jax[colocation]"'
+    )
+
+
 def test_a_missing_extra_is_found_by_all_that_it_brings():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = extras["optional-dependencies"]

@@ -6,8 +6,14 @@ Packets of a web service and of a training job share the links of one switch. `s
 It needs numba, which the rest of the library does not: import it by itself.
 """
 
+try:
+    import numba as _numba  # noqa: F401
+except ModuleNotFoundError:
+    raise ImportError(
+        'rps_jax.colocation needs numba, found none: pip install "rps-jax[colocation]"'
+    ) from None
+
 from rps_jax.colocation import closed_forms as closed_forms
-from rps_jax.colocation import reference as reference
 from rps_jax.colocation import validation as validation
 from rps_jax.colocation.record import save_record as save_record
 from rps_jax.colocation.settings import PARAMS as PARAMS

@@ -184,11 +184,12 @@ class Settings:
 
     @property
     def web_load(self) -> float:
-        """Share of each link's capacity that web data and acknowledgements take."""
+        """Share of each link's capacity that web data, acknowledgements and handshakes take."""
         packets = self.packets_per_message
         wire = self.message_bytes + packets * self.header_bytes
         if self.transport == "tcp":
-            wire += packets * self.ack_bytes
+            handshake = 2 if self.completion == "sender" else 0
+            wire += (packets + handshake) * self.ack_bytes
         return self.web_rate * wire / self.num_hosts * self.ps_per_byte / PICOSECONDS
 
     @property
