@@ -6,13 +6,18 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from launch import compare
 from launch.cli.command_line import UsageError
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
 from launch.config import TrainConfig
+from launch.figures import picture
+from launch.figures.runs import Curve
+from launch.reports.curves import draw_curves
 from launch.reports.intervals import Interval
 from launch.reports.tables import text_table
 from launch.trainer import many_runs
@@ -127,6 +132,30 @@ def test_settings_have_folders_of_their_own():
     }
     assert Path("x/on-miss-own-local-steps-4-seed-1") in folders
     assert len(folders) == 8
+
+
+@pytest.mark.parametrize("num_epochs", [3, 10])
+def test_epochs_are_whole_numbers_in_every_picture(num_epochs, monkeypatch, tmp_path):
+    keys = ("mean_model_train_loss", "train_loss", "consensus_distance", "test_accuracy")
+    line = dict.fromkeys((*keys, "test_loss"), 0.5)
+    lines = [line | {"epoch": float(1 + epoch)} for epoch in range(num_epochs)]
+    curve = Curve("rps", 90, 1.0 + np.arange(num_epochs), *[np.full((1, num_epochs), 0.5)] * 4)
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+
+    report.draw([report.Result(Setting((), TrainConfig()), [lines])], "test_accuracy", tmp_path)
+    draw_curves(lines, "test_accuracy", 4, "a run", tmp_path)
+    picture.draw([curve], {}, "test_accuracy", "a figure", tmp_path)
+    picture.draw_distance([curve], "a figure", tmp_path)
+    ticks = [
+        axes.get_xticks()
+        for figure in figures
+        for axes in figure.axes
+        if axes.get_xlabel() == "epoch"
+    ]
+    assert len(ticks) == 2 + 3 + 2 + 1
+    for each in ticks:
+        np.testing.assert_array_equal(each, each.round())
 
 
 @pytest.mark.parametrize("number", [1, 14])

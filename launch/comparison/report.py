@@ -108,7 +108,7 @@ def draw(results: Sequence[Result], score: str, path: Path, predict: bool = Fals
     import numpy as np
     from matplotlib.figure import Figure
 
-    from launch.reports.curves import STYLE
+    from launch.reports.curves import STYLE, label_epochs
 
     colours = _colours(results)
     row = 0.19
@@ -123,10 +123,12 @@ def draw(results: Sequence[Result], score: str, path: Path, predict: bool = Fals
             for axes, key in ((loss, "mean_model_train_loss"), (distance, "consensus_distance")):
                 values = np.mean([[x[key] for x in lines] for lines in result.curves], axis=0)
                 axes.plot(epochs, values, color=colour)
-        loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
-        distance.set(xlabel="epoch", ylabel="consensus distance")
+        loss.set(ylabel="training loss", yscale="log")
+        distance.set(ylabel="consensus distance")
         # Workers that agree to the last bit have no place on it.
         distance.set_yscale("log", nonpositive="mask")
+        for axes in (loss, distance):
+            label_epochs(axes)
 
         panels = lower.subplots(1, 3, sharey=True)
         for axes, column in zip(panels, _measures(score), strict=True):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from launch.figures.runs import Curve
 from launch.figures.tables import NAMES
-from launch.reports.curves import LABELS, STYLE
+from launch.reports.curves import LABELS, STYLE, label_epochs
 
 _COLORS = {"rps": "Blues", "gradient-averaging": "Oranges", "gradient-averaging-zero": "Greens"}
 
@@ -70,7 +70,7 @@ def draw_distance(curves: Sequence[Curve], title: str, path: Path) -> None:
 
 def _finish(figure: Figure, title: str, path: Path) -> None:
     for axes in figure.axes:
-        axes.set(xlabel="epoch")
+        label_epochs(axes)
         axes.set_xlim(left=0)
     figure.legend(loc="outside right center", title="shared, arrival")
     figure.suptitle(title, fontsize=10)

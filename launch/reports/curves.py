@@ -74,8 +74,14 @@ def _draw_training(panels: Any, lines: Lines, score: str) -> None:
     distance.set_ylim(bottom=0)
     distance.legend()
     for axes in (loss, accuracy, distance):
-        axes.set(xlabel="epoch")
+        label_epochs(axes)
         axes.set_xlim(left=0)
+
+
+def label_epochs(axes: Axes) -> None:
+    """Labels the axis of the epochs, whose numbers are whole."""
+    axes.set(xlabel="epoch")
+    axes.locator_params(axis="x", integer=True)
 
 
 def _plot(axes: Axes, lines: Lines, key: str, **style: Any) -> None:
