@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import launch.trainer.checkpoints
 import rps_jax as rps
 from launch.trainer.checkpoints import CheckpointError, Checkpoints
 
@@ -92,6 +93,27 @@ def test_the_newest_few_are_kept(tmp_path: Path) -> None:
         "9",
         "9.manifest.json",
     ]
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_one_that_takes_the_place_of_all_others_leaves_no_moment_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for older in (9, 10):
+        checkpoints.save(older, state(), {})
+    there, before = [], launch.trainer.checkpoints._remove
+
+    def remove(path: Path) -> None:
+        there.append(checkpoints.steps())
+        before(path)
+
+    monkeypatch.setattr(launch.trainer.checkpoints, "_remove", remove)
+    checkpoints.save_alone(step, state(3), {"of": step})
+    assert there
+    assert all(step in steps for steps in there)
+    assert there[-1] == [step]
+    assert Checkpoints(tmp_path).newest(no_report) == (step, {"of": step})
 
 
 def largest_file(folder: Path) -> Path:

@@ -14,7 +14,9 @@ from run_files import read_metrics, saved_state
 
 import launch.train
 import launch.trainer.setup
+import launch.trainer.training
 import rps_jax as rps
+from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.resize import resized
 
 SMALL = ("--preset", "linear", "--batch-size", "32", "--epochs", "3", "--checkpoint-every", "1")
@@ -129,9 +131,59 @@ def test_a_run_goes_on_with_more_or_fewer_workers(
     assert launch.train.main(["--resume", "--output-dir", str(folder)]) == 0
 
 
+@pytest.mark.parametrize("workers", ["6", "2"])
+def test_a_run_that_is_done_is_not_resized(
+    run_of_four: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: str,
+) -> None:
+    monkeypatch.setattr(launch.train, "start_devices", lambda *count: None)
+    folder = tmp_path / "run"
+    shutil.copytree(run_of_four, folder)
+    assert launch.train.main(["--resume", "--output-dir", str(folder)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    argv = ["--resume", "--allow-resize", "--num-workers", workers, "--output-dir", str(folder)]
+    assert launch.train.main(argv) == 2
+    assert capsys.readouterr().err == (
+        f"error: --num-workers {workers}: expected 4, as the run in {folder} has it, "
+        "which is done\n"
+    )
+    del before[folder / "writer.lock"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"11", "22", "33"}
+
+
 def test_a_resize_is_only_for_a_run_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.train.main(["--allow-resize"]) == 2
     assert "--allow-resize requires --resume" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_resize_that_is_killed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.train, "start_devices", lambda *workers: None)
+    folder = tmp_path / "run"
+    # As many steps of four workers as of six.
+    argv = ["--preset", "linear", "--batch-size", "200", "--epochs", "3", "--checkpoint-every", "1"]
+    assert launch.train.main([*argv, "--num-workers", "4", "--output-dir", str(folder)]) == 0
+    shutil.rmtree(folder / "checkpoints" / "3")
+    resume = ["--resume", "--output-dir", str(folder)]
+    larger = [*resume, "--allow-resize", "--num-workers", "6"]
+    with monkeypatch.context() as killed:
+        killed.setattr(launch.trainer.training, "train_loop", lambda *arguments: None)
+        killed.setattr(launch.trainer.training, "summarise", lambda *arguments: None)
+        launch.train.main(larger)
+    saved = Checkpoints(folder / "checkpoints").newest(print)
+    assert saved is not None
+    assert (saved.step, saved.progress["num_workers"]) == (2, 4)
+    assert launch.train.main(larger) == 0
+    assert launch.train.main(resume) == 0
+    saved = Checkpoints(folder / "checkpoints").newest(print)
+    assert saved is not None
+    assert (saved.step, saved.progress["num_workers"]) == (3, 6)
 
 
 @pytest.mark.long

@@ -116,6 +116,19 @@ class Checkpoints:
         Raises:
             CheckpointError: It cannot be written; the earlier ones are as they were.
         """
+        path = self._write(step, state, progress)
+        self._delete(self.steps()[: -self._keep])
+        return path
+
+    def save_alone(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Saves a checkpoint that takes the place of all others; otherwise as `save`.
+
+        The others are deleted when it is whole, the newest of them last.
+        """
+        self._write(step, state, progress)
+        self._delete([other for other in self.steps() if other != step])
+
+    def _write(self, step: int, state: Any, progress: dict[str, Any]) -> Path:
         path = self._directory / str(step)
         items = _Items(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         self._handler.manifest = self._manifest_of(step)
@@ -133,13 +146,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{path}: the checkpoint cannot be written ({_in_short(error)})"
             ) from error
-        self._delete(self.steps()[: -self._keep])
         return path
-
-    def save_alone(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Saves a checkpoint that takes the place of all others; otherwise as `save`."""
-        self.save(step, state, progress)
-        self._delete([other for other in self.steps() if other != step])
 
     def _delete(self, steps: list[int]) -> None:
         if jax.process_index() == 0:

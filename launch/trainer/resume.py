@@ -108,6 +108,8 @@ def resume(setup: Setup, checkpoints: Checkpoints, say: Callable[[str], None]) -
             )
     say(f"resuming at step {start.step:,} of {setup.schedule.total_steps:,}")
     if setup.first_process:
+        if setup.config.allow_resize:
+            setup.directory.create(setup.config)
         setup.directory.rewind(start.step / setup.schedule.steps_per_epoch, report=say)
     return start
 
@@ -127,6 +129,12 @@ def _check_same_run(setup: Setup, saved: Saved) -> None:
         raise UsageError(
             f"--num-workers {config.num_workers}: expected {before}, as the checkpoint of step "
             f"{saved.step} has it (--allow-resize goes on with another number)"
+        )
+    total = setup.schedule.epochs * saved.progress["steps_per_epoch"]
+    if before != config.num_workers and saved.step >= total:
+        raise UsageError(
+            f"--num-workers {config.num_workers}: expected {before}, as the run in {path} has it, "
+            "which is done"
         )
 
 
@@ -149,7 +157,7 @@ def _resized(setup: Setup, checkpoints: Checkpoints, saved: Saved) -> Start:
     initial = setup.initial
     state = state._replace(channel_state=initial.channel_state, links=initial.links)
     wall_seconds = saved.progress["wall_seconds"]
-    checkpoints.save_alone(step, state, progress_of(setup, [], wall_seconds))
-    if setup.first_process:
-        setup.directory.create(setup.config)
+    # At the same step, one that is whole would have to go first: it stays until the next is saved.
+    if step != saved.step:
+        checkpoints.save_alone(step, state, progress_of(setup, [], wall_seconds))
     return Start(step, state, [], wall_seconds)
