@@ -19,6 +19,7 @@ from typing import Annotated
 from launch.cli.command_line import (
     Seeds,
     Within,
+    exactly,
     exit_status,
     not_allowed,
     optional,
@@ -115,7 +116,7 @@ def _settings(config: CompareConfig, of_training: Sequence[str]) -> list[Setting
     axes = {}
     for name, values in (("algorithm", algorithms), ("drop_rate", drop_rates)):
         if values is not None:
-            axes[name] = [f"{value:g}" if isinstance(value, float) else value for value in values]
+            axes[name] = [exactly(value) if isinstance(value, float) else value for value in values]
             if name in given:
                 not_allowed(f"{name}s", " ".join(axes[name]), f"beside --{name} after --")
     return settings_of(axes, groups)

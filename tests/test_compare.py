@@ -1,6 +1,7 @@
 """launch.compare: the settings of a grid, and what a comparison leaves behind."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,12 +15,13 @@ from launch import compare
 from launch.cli.command_line import UsageError
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
-from launch.config import TrainConfig
+from launch.config import PRESETS, TrainConfig
 from launch.figures import picture
 from launch.figures.runs import Curve
 from launch.reports.curves import draw_curves
 from launch.reports.intervals import Interval
 from launch.reports.tables import text_table
+from launch.tasks.source import find_source
 from launch.trainer import many_runs
 
 
@@ -156,6 +158,31 @@ def test_epochs_are_whole_numbers_in_every_picture(num_epochs, monkeypatch, tmp_
     assert len(ticks) == 2 + 3 + 2 + 1
     for each in ticks:
         np.testing.assert_array_equal(each, each.round())
+
+
+def test_settings_whose_flags_make_one_name_have_folders_of_their_own():
+    found = settings("--learning-rate 1e+1 1e-1 0.5")
+    first, second, plain = [setting.run(Path("x"), 0).output_dir for setting in found]
+    assert first != second
+    assert {path.name[:19] for path in (first, second)} == {"learning-rate-1e-1-"}
+    assert plain == Path("x/learning-rate-0.5-seed-0")
+    # Others beside them, or another order, change nothing.
+    again = settings("--learning-rate 1e-1 1e+1")
+    assert [setting.run(Path("x"), 0).output_dir for setting in again] == [second, first]
+
+
+def test_runs_that_share_a_folder_are_refused(tmp_path):
+    base = dataclasses.replace(PRESETS["linear"], output_dir=tmp_path / "run")
+    runs = [base, dataclasses.replace(base, seed=1)]
+    with pytest.raises(UsageError, match=f"^{tmp_path}/run: expected a folder for each run"):
+        many_runs.train_all(runs, find_source(base))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drop_rates_are_told_apart_in_all_their_digits():
+    config = compare.CompareConfig(algorithms=("rps",), drop_rates=(0.1, 0.1000000001))
+    found = compare._settings(config, [])
+    assert [setting.config.drop_rate for setting in found] == [0.1, 0.1000000001]
 
 
 @pytest.mark.parametrize("number", [1, 14])

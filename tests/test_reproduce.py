@@ -13,8 +13,9 @@ import pytest
 import launch.reproduce
 import launch.trainer.many_runs
 from data import DataError, Dataset, Source, subset
+from launch.config import PRESETS
 from launch.figures import paper
-from launch.figures.runs import Curve, Shared
+from launch.figures.runs import Curve, Shared, plan
 from launch.figures.tables import claims, table
 from launch.reports.intervals import half_width, interval, values_to_decide
 from launch.trainer.preemption import Deadline
@@ -244,6 +245,14 @@ def test_every_figure_trains_without_momentum_and_regularisation() -> None:
         assert ("no augmentation" in scale.reduced) == (name == "subset")
         if config.preset.startswith("cifar10") and name == "paper":
             assert config.epochs == 160
+
+
+def test_runs_that_differ_in_a_late_digit_have_folders_of_their_own() -> None:
+    base = dataclasses.replace(PRESETS["linear"], output_dir=Path("runs"))
+    arrivals = (90, 99.5, 99.000001, 99.000002)
+    names = [run.config.output_dir for run in plan(base, [("rps", x) for x in arrivals], [3])]
+    assert names[:2] == [Path("runs/rps-90-3"), Path("runs/rps-99.5-3")]
+    assert len(set(names)) == 4
 
 
 def test_a_scale_that_a_model_does_not_have_is_refused(

@@ -30,6 +30,7 @@ from launch.cli.command_line import (
     CommandError,
     UsageError,
     Within,
+    exactly,
     read_command,
     refuse,
     requires,
@@ -88,7 +89,7 @@ class _Run:
 
     @property
     def name(self) -> str:
-        return f"{self.mbps:g}mbps-{self.drop_rate:g}-{self.way}"
+        return f"{exactly(self.mbps)}mbps-{exactly(self.drop_rate)}-{self.way}"
 
 
 def run(argv: Sequence[str]) -> int:

@@ -171,6 +171,12 @@ def optional(metavar: str, if_none: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 
 
+def exactly(number: float) -> str:
+    """Returns a number in few digits, but in as many as tell it from all others."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
 def expect(name: str, value: Any, holds: bool, expected: str) -> None:
     """Raises `UsageError` unless `holds`: what the flag of a field was expected to be."""
     if not holds:

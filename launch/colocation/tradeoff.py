@@ -15,6 +15,7 @@ import numpy as np
 from launch.cli.command_line import (
     Seeds,
     check_untouched,
+    exactly,
     expect,
     read_command,
     split_arguments,
@@ -163,7 +164,7 @@ def _simulate(config: TradeoffConfig, fifo: Settings) -> list[Point]:
 def _training(
     config: TradeoffConfig, flags: list[str], algorithm: str, kind: str, point: Point, seed: int
 ) -> TrainConfig:
-    name = f"{algorithm}-{kind.split()[-1]}-{point.threshold_kb:g}kB-{seed}"
+    name = f"{algorithm}-{kind.split()[-1]}-{exactly(point.threshold_kb)}kB-{seed}"
     own = ["--algorithm", algorithm, "--seed", str(seed)]
     own += ["--output-dir", str(config.output_dir / "runs" / name)]
     if kind == OF_THE_QUEUE:

@@ -6,6 +6,7 @@ and every combination of the axes' values is a setting.
 """
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, product, starmap
@@ -34,10 +35,12 @@ class Setting(NamedTuple):
         flags: What tells it from the others: names of fields and their values, as given; `""` of a
             switch.
         config: The run, but for its seed and folder.
+        digest: Tells its folder from that of another setting whose flags make the same name.
     """
 
     flags: tuple[tuple[str, str], ...]
     config: TrainConfig
+    digest: str = ""
 
     @property
     def label(self) -> str:
@@ -51,8 +54,7 @@ class Setting(NamedTuple):
             folder: Of the comparison.
             seed: Of the run.
         """
-        words = (*chain(*self.flags), f"seed-{seed}")
-        name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-") for word in words if word)
+        name = _joined((*chain(*self.flags), self.digest, f"seed-{seed}"))
         return dataclasses.replace(self.config, seed=seed, output_dir=folder / name)
 
 
@@ -117,7 +119,20 @@ def settings_of(axes: Flags, groups: Sequence[Flags]) -> list[Setting]:
             telling = tuple((name, value) for name, value in chosen.items() if name in varied)
             if telling not in found:
                 found[telling] = _parsed(chosen.items(), flags)
-    return list(starmap(Setting, found.items()))
+    names = [_joined(chain(*flags)) for flags in found]
+    return [
+        Setting(flags, config, _digest(flags) if names.count(name) > 1 else "")
+        for name, (flags, config) in zip(names, found.items(), strict=True)
+    ]
+
+
+def _joined(words: Iterable[str]) -> str:
+    """Returns the words as a name of a folder, of letters, digits, dots and dashes alone."""
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-") for word in words if word)
+
+
+def _digest(flags: tuple[tuple[str, str], ...]) -> str:
+    return hashlib.sha256(repr(flags).encode()).hexdigest()[:8]
 
 
 def _shown(name: str, value: str) -> str:

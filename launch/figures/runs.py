@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from data import DataError, Source, subset
+from launch.cli.command_line import exactly
 from launch.config import TrainConfig
 from launch.figures.paper import Scale
 from launch.tasks.source import check_fits, find_source, of_flag
@@ -75,7 +76,7 @@ def plan(
                 **_FLAGS[shared],
                 drop_rate=round(1 - arrival / 100, 9),
                 seed=seed,
-                output_dir=base.output_dir / f"{shared}-{arrival:g}-{seed}",
+                output_dir=base.output_dir / f"{shared}-{exactly(arrival)}-{seed}",
             )
             runs.append(Run(shared, arrival, config))
     return runs

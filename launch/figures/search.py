@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from launch.cli.command_line import Seed, UsageError, optional, read_command
+from launch.cli.command_line import Seed, UsageError, exactly, optional, read_command
 from launch.config import TrainConfig, check
 from launch.distributed.programs import keep_programs
 from launch.figures.options import check_slot, given_or
@@ -95,7 +95,7 @@ def _runs(config: SearchConfig, chosen: TrainConfig) -> list[TrainConfig]:
     assert schedules
     runs = []
     for batch_size, schedule, rate in itertools.product(sizes, schedules, rates):
-        name = f"lr-{rate:g}-batch-{batch_size}-{schedule}-epochs-{chosen.epochs}"
+        name = f"lr-{exactly(rate)}-batch-{batch_size}-{schedule}-epochs-{chosen.epochs}"
         runs.append(
             dataclasses.replace(
                 chosen,

@@ -45,13 +45,14 @@ def train_all(
         The lines of metrics of each.
 
     Raises:
-        UsageError: A run of the same folder was made with other flags, or other data, or another
-            process writes there.
+        UsageError: Two runs have one folder, or a run there was made with other flags, or other
+            data, or another process writes there.
         Diverged: A run has left the finite numbers.
         Stopped: By a signal, or the deadline; the next call goes on.
     """
     deadline = deadline or Deadline(None)
     folders = [folder_of(run) for run in runs]
+    _check_apart(folders)
     for run, folder in zip(runs, folders, strict=True):
         check_can_write("output_dir", folder.path)
         _check_same(run, source)
@@ -99,6 +100,14 @@ def folder_of(run: TrainConfig) -> RunDirectory:
     """Returns the folder of a run."""
     assert run.output_dir is not None
     return RunDirectory(run.output_dir)
+
+
+def _check_apart(folders: Sequence[RunDirectory]) -> None:
+    """Raises if two runs have the same folder: one would be taken for the other."""
+    paths = [folder.path.absolute() for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"{path}: expected a folder for each run, found two runs of this name")
 
 
 def _to_go(folders: Sequence[RunDirectory]) -> str:

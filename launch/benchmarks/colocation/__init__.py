@@ -22,7 +22,7 @@ from launch.benchmarks.group import Group
 from launch.benchmarks.results import Row, write_results
 from launch.benchmarks.wire import join, start_workers
 from launch.benchmarks.worker import UDP
-from launch.cli.command_line import check_untouched, expect, read_command, split_arguments
+from launch.cli.command_line import check_untouched, exactly, expect, read_command, split_arguments
 from launch.colocation.options import refusals
 from launch.config import ONE_RUN_FLAGS, PRESETS, parse
 from launch.tasks.source import find_source
@@ -105,7 +105,7 @@ def _losses(
     traces: dict[tuple[float, Way], Path | None] = {}
     for (web_load, way), several in found.items():
         if way.training == UDP:
-            path = config.output_dir / f"trace-{web_load:g}-{way.short}.npz"
+            path = config.output_dir / f"trace-{exactly(web_load)}-{way.short}.npz"
             save_trace(path, several)
             traces[web_load, way] = path
         elif way.training:
