@@ -208,6 +208,28 @@ def test_plan_answers(target_ms, status, answer, capsys, tmp_path):
     assert alone.split()[-3:-1] == ["-", "-"]  # There is no learning to drop.
 
 
+def test_plan_of_a_trace_reads_it_first_and_again_when_it_has_changed(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["plan", *SHORT, "--seeds", "1", "--processes", "1", "--output-dir", "out"]
+    arguments += ["--learning", "trace", "--learning-trace", "a.csv"]
+    trace = tmp_path / "a.csv"
+    trace.write_text("0.1,0,99,1000\n")
+    assert colocate.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --learning-trace a.csv: expected hosts numbered from 0 to ")
+    assert list(tmp_path.iterdir()) == [trace]
+
+    points = []
+    for content in ("0.1,0,1,1000\n", "0.1,0,1,1000\n", "0.1,0,1,900\n"):
+        trace.write_text(content)
+        assert colocate.main(arguments) == 0
+        assert " beside the learning of a.csv;\n" in capsys.readouterr().out
+        points.append(len((tmp_path / "out" / "points.jsonl").read_text().splitlines()))
+    assert points[0] == points[1] < points[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import numpy as np
 
 from launch.cli.command_line import Seeds, Within, expect, read_command, refuse
-from launch.colocation.options import settings_of
+from launch.colocation.options import refusals, settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
 from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import PARAMS, SettingError, Settings, layout, simulate, with_discipline
+from rps_jax.colocation.traffic import learning_packets
 
 STEPS = 8
 """Halvings of the range in which the threshold is sought: to 1% of it or so."""
@@ -54,6 +55,9 @@ def run(argv: Sequence[str]) -> int:
     expect("learning", "none", settings.learning != "none", "learning traffic to plan for")
     expect("web_rate", settings.web_rate, settings.web_rate > 0, "web messages to plan for")
     check_can_write("output_dir", config.output_dir)
+    if settings.learning == "trace":
+        with refusals():
+            next(learning_packets(settings))  # Reads the file.
 
     def measure(settings: Settings) -> Values:
         try:
@@ -91,9 +95,12 @@ def point(job: Job) -> Values:
 def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings], Values]) -> int:
     target, of = config.target_ms, config.of
     what = "mean" if of == "mean" else "99th percentile"
+    learning = f"{settings.learning_gbps:g} Gbps of {settings.learning} learning"
+    if settings.learning_trace is not None:
+        learning = f"the learning of {settings.learning_trace.name}"
     print(
         f"{settings.web_rate:g} web messages/s of {settings.message_bytes:,} bytes beside "
-        f"{settings.learning_gbps:g} Gbps of {settings.learning} learning;\n"
+        f"{learning};\n"
         f"{what} to be at most {target:g} ms. Seeds {', '.join(map(str, config.seeds))}.\n"
     )
     print(f"{'':<26}{'mean ms':>9}{'p99 ms':>9}{'dropped':>15}{'waits ms':>10}")

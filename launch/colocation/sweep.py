@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.channels.file_flag import digest_of_file
 from launch.reports.bars import make_bar
 from rps_jax.colocation import Settings, simulate
 from rps_jax.colocation.compiled import source_digest
@@ -38,6 +39,8 @@ class Job:
     def key(self, measure: Callable[["Job"], Values]) -> str:
         """Returns what tells its result from all others."""
         parts = [measure.__qualname__, self.settings.as_json(), self.target_ms, source_digest()]
+        if (trace := self.settings.learning_trace) is not None:
+            parts.append(digest_of_file("learning_trace", trace))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
