@@ -89,6 +89,7 @@ def _run(argv: Sequence[str]) -> int:
     check_unused(config)
     job = Job(of_training)
     job.check_processes("hostfile", len(places))
+    job.check_restarts(config.max_restarts)
 
     def start(flags: Sequence[str]) -> list[Command]:
         port = config.port or _free_ports(config, places[0], socket.SOCK_STREAM)[0]

@@ -66,6 +66,7 @@ def _run(argv: Sequence[str]) -> int:
     check_unused(config)
     job = Job(of_training)
     job.check_processes("processes", config.processes)
+    job.check_restarts(config.max_restarts)
     check_platforms()
     gpus = visible_gpus()
     devices = config.devices_per_process

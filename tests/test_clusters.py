@@ -271,6 +271,7 @@ def test_a_training_under_ray(tmp_path: Path) -> None:
         (["--processes", "3"], "--processes 3: expected a divisor of 16 workers"),
         (["--gpus-per-process", "-1"], "--gpus-per-process -1: expected at least 0"),
         (["--", "--epochs", "0"], "--epochs 0: expected at least 1"),
+        (["--max-restarts", "1", "--", "--record", "a"], "--record a is not allowed beside --max"),
         ([], "expected Ray Train"),
     ],
 )

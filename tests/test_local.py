@@ -99,6 +99,10 @@ def test_workers_of_a_host_take_a_gpu_each_or_share_it(
         (("--heartbeat-timeout", "1"), "--heartbeat-timeout 1.0: expected at least 3 seconds"),
         (("--", "--epochs", "0"), "--epochs 0: expected at least 1"),
         (
+            ("--max-restarts", "1", "--", "--record", "a.npz"),
+            "--record a.npz is not allowed beside --max-restarts",
+        ),
+        (
             *[("--", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "0")],
             "--coordinator a:1 is not allowed after --",
         ),

@@ -54,6 +54,7 @@ def _run(argv: Sequence[str]) -> int:
     expect("cpus_per_process", cpus, cpus >= 1, "at least 1")
     job = Job(of_training)
     job.check_processes("processes", config.processes)
+    job.check_restarts(config.max_restarts)
     try:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.v2.jax import JaxConfig, JaxTrainer

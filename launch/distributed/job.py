@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from launch.cli.command_line import DIVERGED, USAGE, check_untouched, expect
+from launch.cli.command_line import DIVERGED, USAGE, check_untouched, expect, not_allowed
 from launch.config import PROCESS_FLAGS, NetworkName, TrainConfig, default_output_dir, parse
 from launch.distributed.process import Command, JobFailed
 from launch.distributed.supervisor import supervise
@@ -57,6 +57,12 @@ class Job:
         expect(
             "workers_per_device", per_device, divides, f"a divisor of the {each} workers a process"
         )
+
+    def check_restarts(self, max_restarts: int) -> None:
+        """Raises `UsageError` if the job could not go on after a restart; over UDP, it can."""
+        if max_restarts and self.config.record is not None:
+            beside = "beside --max-restarts: a trace begins at the first step"
+            not_allowed("record", self.config.record, beside)
 
     def run(
         self,
