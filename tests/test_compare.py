@@ -74,6 +74,15 @@ def test_a_comparison_leaves_a_table_a_picture_and_its_runs_and_repeats_nothing(
     made = json.loads(Path("out/run.json").read_text())["trained_on"]
     assert [kind["trainings"] for kind in made] == [2, 1]
 
+    # Nor is a run whose last lines are gone taken for one that is done.
+    metrics = Path("out/algorithm-local-seed-0/metrics.jsonl")
+    first, last = metrics.read_text().splitlines(keepends=True)
+    for damaged in ("", first, first + last[:50], f"x\n{last}"):
+        metrics.write_text(damaged)
+        assert compare.main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {metrics}: expected whole lines up to step ")
+
 
 def test_every_combination_of_the_axes_values_is_a_setting():
     found = settings("--server received stale --epochs 3 --drop-rate 0.1 0.2")

@@ -17,7 +17,7 @@ from launch.config import (
 )
 from launch.distributed.devices import start_devices
 from launch.trainer.preemption import Deadline, Stopped
-from launch.trainer.run_directory import RunDirectory, check_can_write, only_writer
+from launch.trainer.run_directory import SUMMARY_FILE, RunDirectory, check_can_write, only_writer
 
 _SAME_COMMAND = "the same command"
 
@@ -45,8 +45,8 @@ def train_all(
         The lines of metrics of each.
 
     Raises:
-        UsageError: Two runs have one folder, or a run there was made with other flags, or other
-            data, or another process writes there.
+        UsageError: Two runs have one folder, or a run there was made with other flags or other
+            data, or is damaged, or another process writes there.
         Diverged: A run has left the finite numbers.
         Stopped: By a signal, or the deadline; the next call goes on.
     """
@@ -120,10 +120,24 @@ def _to_go(folders: Sequence[RunDirectory]) -> str:
 
 
 def _check_same(run: TrainConfig, source: Source) -> None:
-    """Raises if a run of this name was made with flags that give another result, or other data."""
+    """Raises if a run of this name was made otherwise, or has lost what it has measured.
+
+    Raises:
+        UsageError: It has flags that give another result, or other data, or is done and its lines
+            of metrics are damaged.
+    """
     folder = folder_of(run)
     path = folder.path / CONFIG_FILE
     if path.exists():
         check_unchanged(run, deciding(stored_config(folder.path)), f"the run in {folder.path}")
-    if folder.is_done and (data := folder.read_summary()["data"]) != source.description:
+    if not folder.is_done:
+        return
+    summary = folder.read_summary()
+    if (data := summary["data"]) != source.description:
         raise UsageError(f"--data-path: expected {data}, as in {path}, found {source.description}")
+    damage: list[str] = []
+    lines, step = folder.read_metrics(damage.append), summary.get("step")
+    if damage or not lines or lines[-1]["step"] != step:
+        raise UsageError(
+            f"{folder.metrics}: expected whole lines up to step {step}, as {SUMMARY_FILE} has it"
+        )
