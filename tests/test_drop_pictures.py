@@ -103,7 +103,10 @@ def test_what_one_worker_does_not_report_is_not_known() -> None:
     assert np.isnan(known.delivered[:, :, 1]).all()
     assert np.isfinite(known.delivered[:, 1, [0, 2]]).all()
     assert known.in_full()["delivered_by_link"][0][0][1] is None
-    assert LinkStatistics.of({}, 3).in_short()["delivered_worst_link"] == 1.0
+    nothing = {worker: rps.LinkCounts.zero(3) for worker in range(3)}  # No exchange so far.
+    for counts in ({}, nothing):
+        short = LinkStatistics.of(counts, 3).in_short()
+        assert (short["delivered_worst_link"], short["fewest_arrivals"]) == (1.0, 3)
 
 
 def test_lists_of_many_workers_are_means_of_groups() -> None:

@@ -286,7 +286,7 @@ def test_workers_that_share_a_device_train_alike(short: Path, tmp_path: Path) ->
                     ),
                     None,
                 ),
-                (("--algorithm", "local", "--label-skew", "0.3"), 0.0),
+                (("--algorithm", "local", "--label-skew", "0.3"), 1.0),
                 (("--preset", "digits", "--dtype", "bfloat16"), None),
             ]
         ),
@@ -299,7 +299,18 @@ def test_every_algorithm_runs(
     line = read_metrics(tmp_path / "run")[-1]
     if delivered is not None:
         assert line["delivered_fraction"] == delivered
-    assert (line["consensus_distance"] > 0) == (delivered in (None, 0.0))
+    assert (line["consensus_distance"] > 0) == ("all-reduce" not in flags)
+
+
+def test_lines_without_an_exchange_have_what_arrived_before(tmp_path: Path) -> None:
+    flags = (*SHORT, "--epochs", "1", "--drop-rate", "0.5", "--local-steps", "8", "--log-every")
+    assert run(tmp_path / "run", *flags, "3") == 0
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [3, 6, 9, 11]
+    known = {"delivered_fraction": 1, "delivered_worst_link": 1, "fewest_arrivals": 4}
+    for name, before in known.items():
+        first, second, third, last = (line[name] for line in lines)
+        assert first == second == before > third == last
 
 
 def write_trace(path: Path, num_hosts: int = 4, packets: int = 5, seed: int = 0) -> np.ndarray:

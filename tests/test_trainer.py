@@ -1,13 +1,18 @@
 """Parts of the trainer, each by itself."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import rps_jax as rps
-from launch.config import PRESETS
+from launch.comparison import report
+from launch.comparison.grid import Setting
+from launch.config import PRESETS, TrainConfig
+from launch.reports.progress import Progress
+from launch.reports.results import print_summary
 from launch.tasks.source import find_source
 from launch.trainer.metrics import Window
 from launch.trainer.schedule import Schedule, make_optimizer
@@ -43,6 +48,28 @@ def test_the_seconds_of_exchanges_are_averaged_where_there_are_any() -> None:
     window = Window([[9.0, 0.5, 0.25]])
     window.add(1.0, 1.0, 0.75)
     assert window.averages(examples_per_step=32)["exchange_seconds"] == 0.5
+
+
+def test_where_nothing_is_exchanged_the_last_known_fraction_holds() -> None:
+    for before in (1.0, 0.25):
+        window = Window([[9.0, None]], before)
+        assert window.averages(examples_per_step=32)["delivered_fraction"] == before
+        window.add(1.0, 0.75)
+        assert window.averages(examples_per_step=32)["delivered_fraction"] == 0.75
+
+
+@pytest.mark.parametrize(("sent", "shown"), [(0, False), (8, True)])
+def test_what_arrives_is_shown_where_something_was_sent(sent, shown, capsys) -> None:
+    line = {"epoch": 1.0, "train_loss": 2.0, "delivered_fraction": 1.0, "examples_per_second": 9.0}
+    line |= {"bytes_sent_per_worker": sent}
+    Progress(Schedule(2, 3, 1, 1), 0).show(line)
+    assert ("delivered 100%" in capsys.readouterr().out) == shown
+    summary = line | {"score": "s", "s": 1.0, "worst_worker_s": 1.0, "best_worker_s": 1.0}
+    summary |= {"mean_model_train_loss": 2.0, "consensus_distance": 0.0, "wall_seconds": 1.0}
+    print_summary(summary, Path("run"))
+    assert ("delivered  100.0%" in capsys.readouterr().out) == shown
+    result = report.Result(Setting((), TrainConfig()), [[line], [line]])
+    assert report._delivered(result) == [1.0, 1.0] * shown
 
 
 def test_runs_that_differ_in_numbers_alone_share_their_programs(tmp_path) -> None:

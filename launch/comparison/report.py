@@ -149,12 +149,10 @@ def draw(results: Sequence[Result], score: str, path: Path, predict: bool = Fals
 
 
 def _delivered(result: Result) -> list[float]:
-    key = "delivered_fraction"
-    # It is 0 where there was no exchange since the line before.
-    return [
-        sum(line[key] for line in lines) / max(1, sum(line[key] > 0 for line in lines))
-        for lines in result.curves
-    ]
+    """Returns the mean over the epochs since the first exchange; nothing where there is none."""
+    sent, key = "bytes_sent_per_worker", "delivered_fraction"
+    known = [[line[key] for line in lines if line.get(sent) != 0] for lines in result.curves]
+    return [sum(values) / len(values) for values in known if values]
 
 
 def _megabytes(result: Result) -> list[float]:

@@ -21,7 +21,8 @@ class LinkStatistics(NamedTuple):
 
     Attributes:
         delivered: float `[2, num_workers, num_workers]`, the share of packets that arrived, by
-            phase, source and destination; NaN between a worker and itself, and where nobody knows.
+            phase, source and destination; NaN between a worker and itself, where nobody knows, and
+            where nothing was sent.
         arrivals: int `[num_workers + 1]`, of how many packets of blocks k workers' arrived at their
             server, its own included.
         bursts: int `[BURST_BINS]`, how many bursts have ended, of both phases: bin b counts those
@@ -39,8 +40,9 @@ class LinkStatistics(NamedTuple):
         """Returns what some workers have counted, by their numbers."""
         delivered = np.full((2, num_workers, num_workers), np.nan)
         for worker, counted in counts.items():
-            sent = np.maximum(counted.delivered[:, [worker]], 1)
-            delivered[:, :, worker] = counted.delivered / sent
+            sent = np.asarray(counted.delivered[:, [worker]])
+            share = counted.delivered / np.maximum(sent, 1)
+            delivered[:, :, worker] = np.where(sent > 0, share, np.nan)
             delivered[:, worker, worker] = np.nan
         dropped = begun = 0
         for worker, counted in counts.items():
@@ -60,7 +62,7 @@ class LinkStatistics(NamedTuple):
         reached = np.flatnonzero(self.arrivals)
         return {
             "delivered_worst_link": round(float(known.min(initial=1.0)), 6),
-            "fewest_arrivals": int(reached[0]) if reached.size else 0,
+            "fewest_arrivals": int(reached.min(initial=len(self.arrivals) - 1)),
             "mean_burst_length": round(self.mean_burst, 4),
         }
 

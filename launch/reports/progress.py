@@ -58,10 +58,13 @@ class Progress:
         # A worker that trains by itself does not know of the others.
         known = line.get("consensus_distance")
         distance = "" if known is None else f" distance {known:.2g}"
+        # Before there has been an exchange, nothing is known of what arrives.
+        delivered = f" delivered {100 * line['delivered_fraction']:.3g}%"
+        if line.get("bytes_sent_per_worker") == 0:
+            delivered = ""
         # Short: a terminal of 80 columns holds it, with room for the bar.
         self._measured = (
-            f" loss {line['train_loss']:.4f}{distance}"
-            f" delivered {100 * line['delivered_fraction']:.3g}%"
+            f" loss {line['train_loss']:.4f}{distance}{delivered}"
             f" {_in_short(line['examples_per_second'])} ex/s"
         )
         if self._bar is not None or not self._shown:

@@ -14,13 +14,14 @@ def print_summary(summary: dict[str, Any], output_dir: Path) -> None:
     """
     score = summary["score"]
     worst, best = (summary[f"{which}_worker_{score}"] for which in ("worst", "best"))
+    sent = summary["bytes_sent_per_worker"]
     rows = {
         "training loss": f"{summary['mean_model_train_loss']:.4f} (mean model, all examples)",
         score.replace("_", " "): f"{summary[score]:.4f} (mean model), "
         f"{worst:.4f} to {best:.4f} (workers)",
         "consensus distance": f"{summary['consensus_distance']:.3g}",
-        "messages delivered": f"{summary['delivered_fraction']:.1%}",
-        "sent by a worker": f"{summary['bytes_sent_per_worker'] / 1e6:.4g} MB",
+        "messages delivered": f"{summary['delivered_fraction']:.1%}" if sent else "-",
+        "sent by a worker": f"{sent / 1e6:.4g} MB",
         "wall time": f"{summary['wall_seconds']:.0f} s",
         "results": f"{output_dir}{os.sep}",
     }

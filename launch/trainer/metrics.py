@@ -33,18 +33,23 @@ class Window:
         steps: `[loss, delivered fraction]` of each, None for the fraction of a step without an
             exchange, and, where delays are simulated, the seconds of its exchange; a checkpoint
             holds them too.
+        delivered: The fraction of the last line, which holds until there is an exchange again.
     """
 
     def __init__(
-        self, steps: list[list[float | None]], clock: Callable[[], float] = time.perf_counter
+        self,
+        steps: list[list[float | None]],
+        delivered: float = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Goes on from the steps of an earlier part of the run.
 
         Args:
             steps: Those of the window that were taken already.
+            delivered: The fraction of the line before; 1 where there is none.
             clock: Returns seconds.
         """
-        self.steps, self._clock = steps, clock
+        self.steps, self.delivered, self._clock = steps, delivered, clock
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -64,9 +69,11 @@ class Window:
             for column in zip(*self.steps, strict=True)
         ]
         means = {
-            name: float(np.mean(column)) if column else 0.0
+            name: float(np.mean(column))
             for name, column in zip(names, columns, strict=False)
+            if column
         }
+        means.setdefault("delivered_fraction", self.delivered)
         return {
             **means,
             "examples_per_second": round(examples / (self._clock() - self._began), 1),
@@ -159,7 +166,7 @@ class Recorder:
         self._setup, self._measure, self._write, self._saved = setup, measure, write, saved
         self._step, self._every = start.step, make_rule(setup.config).every
         self._began = time.perf_counter() - start.wall_seconds
-        self.window = Window(start.window)
+        self.window = Window(start.window, start.delivered)
 
     @property
     def wall_seconds(self) -> float:
@@ -174,7 +181,7 @@ class Recorder:
         """Adds a step to the window."""
         self._step += 1
         loss, delivered = float(metrics.loss), float(np.mean(metrics.delivered))
-        exchanges = self._step % self._every == 0
+        exchanges = self._setup.exchange_bytes and self._step % self._every == 0
         seconds = metrics.exchange_seconds
         waited = () if seconds is None else (float(seconds),)
         self.window.add(loss, delivered if exchanges else None, *waited)
@@ -194,7 +201,7 @@ class Recorder:
         line["wall_seconds"] = round(self.wall_seconds, 2)
         self._write(line, state)
         # Neither measuring nor writing counts as training.
-        self.window = Window([])
+        self.window = Window([], averages["delivered_fraction"])
 
     def check_models(self, state: rps.TrainState) -> None:
         """Raises `Diverged` for models that are not finite."""

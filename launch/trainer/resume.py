@@ -24,16 +24,18 @@ class Start(NamedTuple):
         state: The workers' state.
         window: Of each step since the last line of metrics, as in `Window`.
         wall_seconds: How long the run has taken so far.
+        delivered: What arrived, as in the last line of metrics; 1 where there is none.
     """
 
     step: int
     state: rps.TrainState
     window: list[list[float | None]]
     wall_seconds: float
+    delivered: float = 1.0
 
 
 def progress_of(
-    setup: Setup, window: list[list[float | None]], wall_seconds: float
+    setup: Setup, window: list[list[float | None]], wall_seconds: float, delivered: float
 ) -> dict[str, Any]:
     """Returns what a checkpoint holds beside the state, as JSON values.
 
@@ -41,12 +43,14 @@ def progress_of(
         setup: The training.
         window: As in `Start`.
         wall_seconds: As in `Start`.
+        delivered: As in `Start`.
     """
     return {
         "num_workers": setup.config.num_workers,
         "steps_per_epoch": setup.schedule.steps_per_epoch,
         "window": window,
         "wall_seconds": wall_seconds,
+        "delivered": delivered,
         "data_digest": setup.data_digest,
         "deciding": deciding(setup.config),
     }
@@ -59,6 +63,7 @@ def is_progress(values: dict[str, Any]) -> bool:
         all(is_count(values.get(key)) and values[key] for key in ("num_workers", "steps_per_epoch"))
         and isinstance(values.get("data_digest"), str)
         and is_number(values.get("wall_seconds"))
+        and is_number(values.get("delivered", 1.0))
         and (earlier or isinstance(values["deciding"], dict))
         and (earlier or (isinstance(window, list) and all(map(_is_step, window))))
     )
@@ -99,7 +104,7 @@ def resume(setup: Setup, checkpoints: Checkpoints, say: Callable[[str], None]) -
         if before == setup.config.num_workers:
             state = checkpoints.restore(saved.step, setup.initial)
             window = saved.progress["window"]
-            start = Start(saved.step, state, window, saved.progress["wall_seconds"])
+            start = Start(saved.step, state, window, *_so_far(saved))
         else:
             start = _resized(setup, checkpoints, saved)
             say(
@@ -112,6 +117,11 @@ def resume(setup: Setup, checkpoints: Checkpoints, say: Callable[[str], None]) -
             setup.directory.create(setup.config)
         setup.directory.rewind(start.step / setup.schedule.steps_per_epoch, report=say)
     return start
+
+
+def _so_far(saved: Saved) -> tuple[float, float]:
+    """Returns `wall_seconds` and `delivered` of a `Start`."""
+    return saved.progress["wall_seconds"], saved.progress.get("delivered", 1.0)
 
 
 def _check_same_run(setup: Setup, saved: Saved) -> None:
@@ -156,8 +166,7 @@ def _resized(setup: Setup, checkpoints: Checkpoints, saved: Saved) -> Start:
     state = setup.network.mesh.put(resized(local, setup.network.workers, step))
     initial = setup.initial
     state = state._replace(channel_state=initial.channel_state, links=initial.links)
-    wall_seconds = saved.progress["wall_seconds"]
     # At the same step, one that is whole would have to go first: it stays until the next is saved.
     if step != saved.step:
-        checkpoints.save_alone(step, state, progress_of(setup, [], wall_seconds))
-    return Start(step, state, [], wall_seconds)
+        checkpoints.save_alone(step, state, progress_of(setup, [], *_so_far(saved)))
+    return Start(step, state, [], *_so_far(saved))

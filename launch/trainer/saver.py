@@ -58,6 +58,7 @@ class Saver:
             self._save(at, state)
 
     def _save(self, at: Position, state: rps.TrainState) -> None:
-        values = progress_of(self._setup, self._recorder.window.steps, self._recorder.wall_seconds)
+        window, wall_seconds = self._recorder.window, self._recorder.wall_seconds
+        values = progress_of(self._setup, window.steps, wall_seconds, window.delivered)
         self._checkpoints.save(at.step, state, values)
-        self._recorder.window.restart_clock()
+        window.restart_clock()
