@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.cli.command_line import UsageError
+from launch.cli.command_line import CommandError, UsageError
 from launch.config import CONFIG_FILE, TrainConfig, parse, stored_config
 from launch.trainer.checkpoints import CheckpointError, Checkpoints
 from launch.trainer.json_files import write_json
@@ -230,6 +230,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(f"error: {tmp_path}/1: the checkpoint cannot be written (")
+
+
+def test_a_line_of_metrics_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
+    folder = RunDirectory(tmp_path)
+    folder.metrics.symlink_to("/dev/full")
+    with pytest.raises(CommandError, match=f"^{folder.metrics}: No space left on device$"):
+        folder.append(LINE)
 
 
 @pytest.fixture

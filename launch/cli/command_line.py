@@ -222,6 +222,8 @@ def exit_status(run: Callable[[], int]) -> int:
     Args:
         run: The command; returns its exit status.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Not every terminal can show every letter.
     try:
         return run()
     except CommandError as error:

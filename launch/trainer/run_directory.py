@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.cli.command_line import UsageError, refuse
+from launch.cli.command_line import CommandError, UsageError, refuse
 from launch.config import CONFIG_FILE, TrainConfig, to_json
 from launch.trainer.json_files import (
     DamagedError,
@@ -68,9 +68,16 @@ class RunDirectory:
         write_json(self.path / CONFIG_FILE, to_json(config))
 
     def append(self, line: dict[str, Any]) -> None:
-        """Adds a line of metrics."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Adds a line of metrics.
+
+        Raises:
+            CommandError: It cannot be written.
+        """
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise CommandError(f"{self.metrics}: {error.strerror}") from None
 
     def read_metrics(self, report: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
         """Returns all whole lines of metrics.
