@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,6 +34,7 @@ from launch.cli.fields import (
     from_json,
     joined,
     marked,
+    names_given,
     options_of,
 )
 from launch.distributed.rendezvous import split_address
@@ -243,7 +244,18 @@ def parse(argv: Sequence[str], network: NetworkName = "collectives") -> TrainCon
     if config.resume and config.output_dir is not None:
         check_unchanged(config, deciding(defaults), f"the run in {config.output_dir}")
     check(config)
+    _check_given(config, names_given(argv))
     return config
+
+
+def _check_given(config: TrainConfig, given: Collection[str]) -> None:
+    """Raises `UsageError` for a flag on the command line that says nothing beside the others."""
+    check_belongs(config, "channel", {name: kind.flags for name, kind in CHANNELS.items()}, given)
+    check_belongs(config, "algorithm", _RULE_FLAGS, given)
+    if config.algorithm not in LOSSY and "assignment" in given:
+        requires("assignment", config.assignment, f"--algorithm {' or '.join(LOSSY)}")
+    if config.optimizer != "sgd" and "momentum" in given:
+        requires("momentum", config.momentum, "--optimizer sgd")
 
 
 def _defaults(asked: TrainConfig) -> TrainConfig:

@@ -137,6 +137,16 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
             "--link-drop-rates absent: expected a file that can",
         ),
         (("--mean-burst", "4"), "--mean-burst 4.0 requires --channel gilbert-elliott"),
+        # Also where the value is the default.
+        (("--mean-burst", "8"), "--mean-burst 8.0 requires --channel gilbert-elliott"),
+        (("--bad-drop-rate=1",), "--bad-drop-rate 1.0 requires --channel gilbert-elliott"),
+        (("--fragments", "1"), "--fragments 1 requires --algorithm diloco"),
+        (("--outer-learning-rate", "0.7"), "--outer-learning-rate 0.7 requires --algorithm"),
+        (("--optimizer", "adam", "--momentum", "0.9"), "--momentum 0.9 requires --optimizer sgd"),
+        (
+            ("--algorithm", "local", "--assignment", "fixed"),
+            "--assignment fixed requires --algorithm rps or",
+        ),
         (
             ("--channel", "gilbert-elliott", "--drop-rate", "0.95"),
             "--channel gilbert-elliott: mean_burst=8.0: expected at least 19",

@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import (
@@ -93,19 +93,28 @@ def _marks(field: Field) -> Iterator[Mark]:
     return (mark for mark in field.annotations if isinstance(mark, Mark))
 
 
-def check_belongs(config: Any, chooser: str, owners: Mapping[str, type]) -> None:
+def names_given(argv: Iterable[str]) -> set[str]:
+    """Returns the fields of the flags on a command line, whatever their values."""
+    flags = (word[2:].partition("=")[0] for word in argv if word.startswith("--"))
+    return {flag.replace("-", "_") for flag in flags}
+
+
+def check_belongs(
+    config: Any, chooser: str, owners: Mapping[str, type], given: Collection[str] = ()
+) -> None:
     """Raises `UsageError` for a flag that the chosen entry of a registry does not have.
 
     Args:
         config: All flags.
         chooser: The flag that chooses the entry.
         owners: The class of each entry's flags.
+        given: Fields of flags that were given, also where that is their default.
     """
     chosen = fields_of(owners[getattr(config, chooser)])
     fields = {name: field for kind in owners.values() for name, field in fields_of(kind).items()}
     for name, field in fields.items():
         value = getattr(config, name)
-        if name not in chosen and value != field.absent:
+        if name not in chosen and (value != field.absent or name in given):
             having = [entry for entry, kind in owners.items() if name in fields_of(kind)]
             requires(name, value, f"--{chooser} {' or '.join(having)}")
 
