@@ -25,7 +25,7 @@ _REQUIRED = (
 _missing = [name for name in _REQUIRED if find_spec(name) is None]
 if _missing:
     print(
-        f'error: {", ".join(_missing)} not installed: pip install "rps-jax[launch]"',
+        f'error: {", ".join(_missing)} not installed: pip install -e ".[launch]"',
         file=sys.stderr,
     )
     sys.exit(2)

@@ -101,7 +101,7 @@ def test_a_command_without_its_extra_says_so_in_one_line():
     )
     command = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert command.returncode == 2
-    assert command.stderr == 'error: tyro not installed: pip install "rps-jax[launch]"\n'
+    assert command.stderr == 'error: tyro not installed: pip install -e ".[launch]"\n'
 
 
 def test_the_packet_simulation_without_its_extra_says_which():
