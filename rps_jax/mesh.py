@@ -82,14 +82,7 @@ class WorkerMesh:
 
     def replicate(self, tree: Any) -> Any:
         """Gives every worker a copy of `tree`: arrays `[num_workers, ...]`."""
-
-        @functools.partial(jax.jit, out_shardings=self.sharding())
-        def broadcast(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (self.num_workers, *jnp.shape(x))), tree
-            )
-
-        return broadcast(tree)
+        return _replicate(self)(tree)
 
     def spmd(
         self,
@@ -239,6 +232,17 @@ def worker_mesh(
     used = [device for mine in by_process.values() for device in mine[:per_process]]
     mesh = Mesh(np.array(used), (_DEVICES,), axis_types=(AxisType.Auto,))
     return WorkerMesh(mesh, workers_per_device)
+
+
+@functools.cache
+def _replicate(mesh: WorkerMesh) -> Callable[[Any], Any]:
+    """Returns the program of a mesh, which is kept: it compiles once for trees of the same kind."""
+
+    @functools.partial(jax.jit, out_shardings=mesh.sharding())
+    def broadcast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (mesh.num_workers, *jnp.shape(x))), tree)
+
+    return broadcast
 
 
 def _place(tree: Any, sharding: NamedSharding) -> Any:

@@ -99,6 +99,13 @@ def test_a_loop_compiles_once(workers_per_device, compilations):
     np.testing.assert_allclose(params["w"], -0.3 * batch, rtol=1e-6)
 
 
+def test_copies_of_trees_of_a_kind_compile_once(compilations):
+    for value in range(3):
+        copies = rps.worker_mesh(4).replicate({"w": np.full(5, value)})
+        np.testing.assert_array_equal(copies["w"], np.full((4, 5), value))
+    assert len([name for name in compilations if name and "broadcast" in name]) == 1
+
+
 def test_a_spec_of_another_axis_is_refused():
     mesh = rps.worker_mesh(4)
     with pytest.raises(ValueError, match=r"in_specs has .*'model'.*: expected P\("):
