@@ -39,12 +39,15 @@ from launch.cli.fields import (
 )
 from launch.distributed.rendezvous import split_address
 from launch.tasks import TASKS
+from rps_jax.draw import Assignment
 from rps_jax.rules import RULES, AverageModels, Rule
 from rps_jax.servers import RECEIVED
+from rps_jax.train_state import ModelStatePolicy
 
 PROG = "launch.train"
 
 NetworkName = Literal["collectives", "udp"]
+ScheduleName = Literal["constant", "cosine", "step"]
 
 LOSSY = tuple(name for name, rule in RULES.items() if rule.lossy)
 """The algorithms whose exchanges go over the lossy network."""
@@ -93,9 +96,9 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     Each worker takes a local step; then all average their models block by block.
     """
 
-    assignment: Literal["random", "fixed"] = "random"
+    assignment: Assignment = "random"
     """Which worker averages which block: drawn anew at each step, or always the same."""
-    model_state: Literal["exchange", "local"] = "exchange"
+    model_state: ModelStatePolicy = "exchange"
     """Batch-norm statistics: averaged in the same exchange, or kept by each worker."""
 
     epochs: Annotated[int, AT_LEAST_1] = 30
@@ -106,7 +109,7 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     """Optimizer of the local step; its state stays with the worker."""
     learning_rate: Annotated[float, POSITIVE] = 0.1
     """Step size, before the schedule lowers it."""
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """How the step size goes down; step: to a tenth after 1/2, and again after 3/4 of the run."""
     momentum: Annotated[float, Within(0, math.nextafter(1, 0), "a number in [0, 1)")] = 0.9
     """Momentum of sgd."""

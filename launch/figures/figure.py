@@ -24,6 +24,7 @@ from launch.figures.tables import table
 from launch.reports.tables import write_csv
 from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.preemption import Deadline
+from rps_jax.averaging import OnMiss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FigureConfig:
         tuple[float, ...] | None, optional("PERCENT [...]", "figure 4: 100 99 95 90 80; 5: 100 99")
     ] = None
     """Probabilities that a message arrives."""
-    on_miss: tuple[Literal["own", "zero"], ...] = ("own",)
+    on_miss: tuple[OnMiss, ...] = ("own",)
     """Figure 5: what is applied where no average arrives: the own gradient, or none."""
     epochs: Annotated[int | None, optional("INT", "those of the scale")] = None
     """Train for longer or shorter; in folders of its own."""

@@ -4,10 +4,10 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from launch.cli.command_line import Seed, UsageError, exactly, optional, read_command
-from launch.config import TrainConfig, check
+from launch.config import ScheduleName, TrainConfig, check
 from launch.distributed.programs import keep_programs
 from launch.figures.options import check_slot, given_or
 from launch.figures.paper import Model, Scale, ScaleName, scale_of
@@ -16,8 +16,6 @@ from launch.figures.runs import find_data
 from launch.reports.tables import markdown_table
 from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.preemption import Deadline
-
-Schedule = Literal["constant", "cosine", "step"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class SearchConfig:
     )
     """Examples that a worker takes in each step."""
     schedules: Annotated[
-        tuple[Schedule, ...] | None, optional("NAME [...]", "that of the figures")
+        tuple[ScheduleName, ...] | None, optional("NAME [...]", "that of the figures")
     ] = None
     """How the step size goes down."""
     epochs: Annotated[int | None, optional("INT", "those of the figures")] = None

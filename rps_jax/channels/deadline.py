@@ -5,7 +5,7 @@ Adaptive time-outs of collectives that drop what is late: Warraich et al., "Opti
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -114,8 +114,9 @@ class Deadline:
                     f"slowness has shape {shape}: expected (num_workers,) or "
                     "(num_workers, num_workers)"
                 )
-        if self.delay_tail not in ("log-normal", "pareto"):
-            raise ValueError(f"delay_tail={self.delay_tail!r}: expected log-normal or pareto")
+        if self.delay_tail not in get_args(DelayTail):
+            expected = " or ".join(get_args(DelayTail))
+            raise ValueError(f"delay_tail={self.delay_tail!r}: expected {expected}")
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"window={self.window!r}: expected an integer of at least 1")
         check_packets(self.packets)
