@@ -100,6 +100,13 @@ def test_runs_that_differ_in_numbers_alone_share_their_programs(tmp_path) -> Non
     assert not np.array_equal(first.initial.key, other.initial.key)
 
 
+def test_whoever_exchanges_nothing_sends_no_bytes(tmp_path) -> None:
+    for algorithm, sends in (("rps", True), ("local", False)):
+        config = dataclasses.replace(PRESETS["linear"], num_workers=2, algorithm=algorithm)
+        setup = set_up(config, find_source(config), tmp_path)
+        assert (setup.exchange_bytes > 0) == sends
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [("constant", (1, 1, 1, 1)), ("cosine", (1, 0.5, 0.25, 0)), ("step", (1, 0.1, 0.1, 0.01))],

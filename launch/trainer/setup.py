@@ -147,9 +147,9 @@ def set_up(
         algorithm=rule,
         count_links=rule.lossy,
     )
-    alongside = model_state if config.model_state == "exchange" else ()
-    sent = jax.eval_shape(rule.sends, params)
-    exchanged = () if isinstance(rule, rps.rules.Local) else (sent, alongside)
+    exchanged = jax.eval_shape(rule.sends, params)
+    if exchanged != () and config.model_state == "exchange":
+        exchanged = exchanged, model_state
     return Setup(
         config=config,
         directory=RunDirectory(directory),
