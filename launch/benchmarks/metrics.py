@@ -96,7 +96,13 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     states = {"plain": counting._replace(links=()), "counting": counting, "all": setup.initial}
     steps = {}
     for name, state in states.items():
-        step = TrainStep(config, setup.network, setup.task, setup.schedule.steps_per_epoch)
+        step = TrainStep(
+            config,
+            setup.network,
+            setup.task,
+            setup.schedule.steps_per_epoch,
+            remembers=name == "all",
+        )
         step.compile(setup.run, state, setup.train.arrays, order, signals)
         steps[name] = step
 

@@ -193,7 +193,13 @@ def _programs(
         if len(_kept) == _MOST_KEPT:
             del _kept[next(iter(_kept))]
         task = make()
-        step = TrainStep(config, network, task, schedule.steps_per_epoch)
+        step = TrainStep(
+            config,
+            network,
+            task,
+            schedule.steps_per_epoch,
+            remembers=predicts_distance(config),
+        )
         _kept[key] = task, step, Evaluator(network.mesh, task)
     return _kept[key]
 

@@ -46,6 +46,8 @@ class TrainStep:
         network: Network,
         task: Task,
         steps_per_epoch: int,
+        *,
+        remembers: bool,
     ) -> None:
         """Describes the programs; nothing is compiled yet.
 
@@ -54,6 +56,7 @@ class TrainStep:
             network: Where the workers are, and what their exchanges go over.
             task: Data and model.
             steps_per_epoch: Batches that every worker takes of its examples.
+            remembers: Whether the optimizer remembers updates; see `make_optimizer`.
         """
         mesh, batch_size = network.mesh, config.batch_size
         rule = make_rule(config)
@@ -63,13 +66,9 @@ class TrainStep:
                 key = jax.random.fold_in(key, part)
             return epoch_order(key, arrays["weight"])
 
-        def step_of_worker(run: Run, state: rps.TrainState) -> Any:
-            *_, last = state.opt_state
+        def step_of_worker(run: Run) -> Any:
             optimizer = make_optimizer(
-                config,
-                run.learning_rate,
-                run.total_steps,
-                remembers=isinstance(last, rps.UpdateSketches),
+                config, run.learning_rate, run.total_steps, remembers=remembers
             )
             return rps.make_step(
                 task.loss_fn,
@@ -93,17 +92,17 @@ class TrainStep:
         def train_step(
             run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
         ) -> Any:
-            step, batch = step_of_worker(run, state), batch_of(state, arrays, order)
+            step, batch = step_of_worker(run), batch_of(state, arrays, order)
             return *step(begin(state), batch), jax.lax.pmax(signal, mesh.axis_name)
 
         def exchange(run: Run, state: rps.TrainState) -> Any:
-            return step_of_worker(run, state).exchange(begin(state))
+            return step_of_worker(run).exchange(begin(state))
 
         def local(run: Run, state: rps.TrainState, arrays: Any, order: Any) -> Any:
-            return step_of_worker(run, state).local(state, batch_of(state, arrays, order))
+            return step_of_worker(run).local(state, batch_of(state, arrays, order))
 
         def join(exchanged: Any, changed: Any, run: Run, state: rps.TrainState, signal: Any) -> Any:
-            joined = step_of_worker(run, state).join(state, exchanged, changed)
+            joined = step_of_worker(run).join(state, exchanged, changed)
             return *joined, jax.lax.pmax(signal, mesh.axis_name)
 
         each, results = P("workers"), (P("workers"), P(), P())
