@@ -121,25 +121,50 @@ def loss_fn(params, model_state, batch, key):
 
 
 @functools.cache
-def trained(algorithm, way, n, drop_rate, equal=True, poison=0.0, steps=2):
-    """Models of all workers after some steps; they start equal, or at their own number."""
-    optimizer, channel = optax.sgd(0.1), rps.Bernoulli(drop_rate)
+def program(algorithm, way, n):
+    """The step of all workers; learning rate and drop rate are arguments, `[n]`."""
 
-    def one_worker(axis, state, batch):
+    def one_worker(axis, state, batch, learning_rate, drop_rate):
+        optimizer, channel = optax.sgd(learning_rate), rps.Bernoulli(drop_rate)
         step = rps.make_train_step(loss_fn, optimizer, channel, axis, algorithm=algorithm)
         return step(state, batch)
 
-    def start(params):
-        return rps.init_train_state(params, (), optimizer, channel, n, algorithm=algorithm)
+    return MAPPINGS[way](one_worker, n)
 
-    params = np.zeros((n, 7), np.float32) if equal else np.arange(n * 7.0).reshape(n, 7)
-    batch = np.tile(np.arange(7.0), (n, 1)) if equal else np.zeros((n, 7))
-    batch[0] += poison
-    params, batch = (jnp.asarray(x, jnp.float32) for x in (params, batch))
-    state, train = jax.vmap(start)({"x": params}), MAPPINGS[way](one_worker, n)
-    for _ in range(steps):
-        state, metrics = train(state, batch)
+
+def trained(algorithm, way, drop_rate, start, batch):
+    """Models of all workers right after their second exchange, before which none has moved.
+
+    So it shows what an exchange does, of a rule too that adds its own last change to an average.
+
+    Args:
+        start: where the workers begin, `[n, 7]`.
+        batch: where their losses draw them, `[n, 7]`.
+    """
+    n, channel = len(start), rps.Bernoulli(drop_rate)
+
+    def begin(params):
+        return rps.init_train_state(params, (), optax.sgd(0.1), channel, n, algorithm=algorithm)
+
+    start, batch, drop_rates = (
+        jnp.asarray(x, jnp.float32) for x in (start, batch, np.full(n, drop_rate))
+    )
+    state, train = jax.vmap(begin)({"x": start}), program(algorithm, way, n)
+    steps = 2 * rps.RULES[algorithm]().every
+    for step in range(1, steps + 1):
+        learning_rates = jnp.full(n, 0.1 if step < steps else 0.0, jnp.float32)
+        state, metrics = train(state, batch, learning_rates, drop_rates)
     return jax.device_get((state.params["x"], metrics))
+
+
+# One start for all, and losses that draw the workers apart: their mean does not move, whatever an
+# outer optimizer makes of it.
+N = 5
+APART = np.random.default_rng(0).normal(size=(N, 7)).astype(np.float32)
+MEAN = np.broadcast_to(APART.mean(0), APART.shape)
+
+LOSSY = [name for name, rule in rps.RULES.items() if rule.lossy]
+EXCHANGE = [name for name, rule in rps.RULES.items() if jax.tree.leaves(rule().sends(APART[0]))]
 
 
 @pytest.mark.parametrize(
@@ -153,28 +178,31 @@ def trained(algorithm, way, n, drop_rate, equal=True, poison=0.0, steps=2):
     ],
 )
 def test_equal_workers_stay_equal(algorithm, way, n):
-    models, _ = trained(algorithm, way, n, 0.5)
+    models, _ = trained(algorithm, way, 0.5, np.zeros((n, 7)), np.tile(np.arange(7.0), (n, 1)))
     np.testing.assert_allclose(models, np.broadcast_to(models[:1], models.shape), rtol=1e-6)
     assert np.abs(models).max() > 0.1
 
 
-# What exchanges in every step, and has no optimizer of its own for what it averages.
-PLAIN = [name for name in rps.RULES if name not in ("local", "diloco")]
+@pytest.mark.parametrize("algorithm", EXCHANGE)
+def test_without_drops_every_worker_has_the_mean(algorithm):
+    models, metrics = trained(algorithm, "vmap", 0.0, MEAN, APART)
+    np.testing.assert_allclose(models, MEAN, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(metrics.delivered, np.ones((2, N)))
 
 
-@pytest.mark.parametrize("algorithm", PLAIN)
-def test_without_drops_every_rule_follows_the_mean(algorithm):
-    n = 5
-    models, metrics = trained(algorithm, "vmap", n, 0.0, equal=False)
-    expected = np.arange(n * 7.0).reshape(n, 7).mean(0) * 0.9**2
-    np.testing.assert_allclose(models.mean(0), expected, rtol=1e-5)
-    np.testing.assert_array_equal(metrics.delivered, np.ones((2, n)))
+@pytest.mark.parametrize("algorithm", LOSSY)
+def test_without_arrivals_every_worker_trains_as_if_it_were_alone(algorithm):
+    models, metrics = trained(algorithm, "vmap", 1.0, MEAN, APART)
+    alone, _ = trained(algorithm, "vmap", 1.0, MEAN[:1], APART[:1])
+    np.testing.assert_allclose(models[:1], alone, rtol=1e-6)
+    assert np.abs(models - MEAN).max() > 0.1
+    np.testing.assert_array_equal(metrics.delivered, np.zeros((2, N)))
 
 
-@pytest.mark.parametrize("algorithm", [name for name, rule in rps.RULES.items() if rule.lossy])
+@pytest.mark.parametrize("algorithm", LOSSY)
 def test_a_dropped_poison_reaches_no_one(algorithm):
-    n = 5
-    models, _ = trained(algorithm, "vmap", n, 1.0, poison=np.nan, steps=1)
+    poison = np.where(np.arange(N)[:, None] == 0, np.nan, APART)
+    models, _ = trained(algorithm, "vmap", 1.0, MEAN, poison)
     assert np.isnan(models[0]).any()
     assert np.isfinite(models[1:]).all()
 
