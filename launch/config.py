@@ -255,8 +255,6 @@ def _check_given(config: TrainConfig, given: Collection[str]) -> None:
     """Raises `UsageError` for a flag on the command line that says nothing beside the others."""
     check_belongs(config, "channel", {name: kind.flags for name, kind in CHANNELS.items()}, given)
     check_belongs(config, "algorithm", _RULE_FLAGS, given)
-    if config.algorithm not in LOSSY and "assignment" in given:
-        requires("assignment", config.assignment, f"--algorithm {' or '.join(LOSSY)}")
     if config.optimizer != "sgd" and "momentum" in given:
         requires("momentum", config.momentum, "--optimizer sgd")
 

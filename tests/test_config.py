@@ -144,10 +144,6 @@ def test_what_is_no_flag_or_has_no_value_is_refused(argv: tuple[str, ...], named
         (("--outer-learning-rate", "0.7"), "--outer-learning-rate 0.7 requires --algorithm"),
         (("--optimizer", "adam", "--momentum", "0.9"), "--momentum 0.9 requires --optimizer sgd"),
         (
-            ("--algorithm", "local", "--assignment", "fixed"),
-            "--assignment fixed requires --algorithm rps or",
-        ),
-        (
             ("--channel", "gilbert-elliott", "--drop-rate", "0.95"),
             "--channel gilbert-elliott: mean_burst=8.0: expected at least 19",
         ),
