@@ -110,9 +110,8 @@ def test_the_packet_simulation_without_its_extra_says_which():
         "import rps_jax.colocation"
     )
     command = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
-    assert command.stderr.splitlines()[-1] == (
-        'ImportError: rps_jax.colocation needs numba, found none: pip install "rps-jax[colocation]"'
-    )
+    said = "ImportError: rps_jax.colocation needs numba, found none: pip install numba, or the extra"
+    assert command.stderr.splitlines()[-1].startswith(said)
 
 
 def test_a_missing_extra_is_found_by_all_that_it_brings():

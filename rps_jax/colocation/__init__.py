@@ -10,7 +10,7 @@ try:
     import numba as _numba  # noqa: F401
 except ModuleNotFoundError:
     raise ImportError(
-        'rps_jax.colocation needs numba, found none: pip install "rps-jax[colocation]"'
+        'rps_jax.colocation needs numba, found none: pip install numba, or the extra "colocation"'
     ) from None
 
 from rps_jax.colocation import closed_forms as closed_forms
