@@ -148,9 +148,6 @@ def average_or_else(
     sent, gathered, myself = _in_blocks(delivery, me, shift)
     # All numbers to everybody: they are few, and all-reduces are exact wherever there are any.
     arrivals = jax.lax.psum(sent.astype(jnp.int32), axis_names(axis_name))
-    # Of workers that do not agree on the servers, as after skipped steps, a block may have none.
-    gathered &= arrivals > 0
-    arrivals = jnp.maximum(arrivals, 1)
     weight = None
     if server.drop_rate is not None:
         arriving = 1 - jnp.asarray(server.drop_rate, jnp.float32)

@@ -407,19 +407,6 @@ def test_bad_arguments_raise_at_trace_time(call, error, message):
         jax.vmap(call, axis_name="workers")(jnp.zeros((n, 3)), delivery)
 
 
-def test_where_workers_disagree_on_the_servers_what_nobody_sends_is_kept():
-    nothing, everything = jnp.zeros((4, 4), bool), jnp.ones((4, 4), bool)
-
-    def one_worker(params, delivery, shift):
-        return rps.average_models(params, delivery, "workers", shift)
-
-    mapped = jax.vmap(one_worker, axis_name="workers")
-    params = jnp.arange(16.0).reshape(4, 4)
-    averaged = mapped(params, rps.Delivery(nothing, nothing, everything), jnp.arange(4))
-    # Every worker serves the first block, and nobody any other.
-    np.testing.assert_array_equal(averaged, params.at[:, 0].set(params[:, 0].mean()))
-
-
 def test_strict_promotion_in_64_bits():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         delivery = rps.Delivery(*[jnp.ones((4, 4), bool)] * 3)
