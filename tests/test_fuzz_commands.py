@@ -4,6 +4,7 @@ The flags are found at the fields of the options, so that a new one is tried by 
 the long work is left out; everything that comes before it is real.
 """
 
+import contextlib
 import random
 import types
 import typing
@@ -172,6 +173,19 @@ def test_any_flags_run_or_are_refused_in_one_line(
             failures.append(f"{argv}: {written} written")
             before |= written
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_fits_a_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, *words = command.split()
+    with contextlib.suppress(SystemExit):
+        COMMANDS[command][0]([*words, "--help"])
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage.startswith("usage: ")  # Tyro's, in one line.
+    assert max(map(len, lines)) <= 80
 
 
 def some_flags(rng: random.Random, config: type) -> list[str]:

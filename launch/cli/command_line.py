@@ -3,11 +3,14 @@
 import atexit
 import contextlib
 import dataclasses
+import inspect
 import io
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_type_hints
 
@@ -78,12 +81,14 @@ def read_command(
         UsageError: The command line cannot be read, or `check_values` refuses a value.
         SystemExit: With status 0, after `--help`.
     """
+    paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
             config = tyro.cli(
                 kind,
                 prog=f"python -m {module}",
+                description="\n\n".join(map(_wrapped, paragraphs)),
                 args=None if argv is None else list(argv),
                 default=defaults,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -94,6 +99,15 @@ def read_command(
         raise UsageError(_one_line(messages.getvalue())) from None
     check_values(config)
     return config
+
+
+def _wrapped(text: str, first: str = "", others: str = "  ") -> str:
+    """Returns a paragraph in lines that fit the terminal, which begin with these indents.
+
+    Tyro joins lines to those before, but for those that begin with no letter.
+    """
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others)
 
 
 def check_values(config: Any) -> None:
@@ -147,7 +161,7 @@ def subcommand(module: str, commands: dict[str, str], argv: Sequence[str]) -> st
         print(f"usage: python -m {module} COMMAND [OPTIONS]\n")
         width = max(map(len, commands))
         for name, what in commands.items():
-            print(f"  {name:<{width}}  {what}")
+            print(_wrapped(what, f"  {name:<{width}}  ", " " * (width + 4)))
         print(f"\npython -m {module} COMMAND --help lists the options of each.")
         return None
     if not argv or argv[0] not in commands:
