@@ -4,44 +4,30 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from launch.channels import CHANNELS, ChannelFlags
-from launch.cli.command_line import (
-    Seed,
-    UsageError,
-    Within,
-    check_values,
-    expect,
-    not_allowed,
-    optional,
-    read_command,
-    refuse,
-    requires,
-)
+from launch.cli.command_line import Seed, UsageError, Within, optional, read_command, refuse
 from launch.cli.fields import (
     AT_LEAST_1,
     NOT_NEGATIVE,
     POSITIVE,
     Mark,
-    check_belongs,
     fields_of,
-    flags_of,
     from_json,
-    joined,
     marked,
     names_given,
-    options_of,
 )
-from launch.distributed.rendezvous import split_address
+from launch.config_checks import check
+from launch.config_file import CONFIG_FILE, check_unchanged, deciding
+from launch.rules import LOSSY, RuleFlags, make_rule
 from launch.tasks import TASKS
 from rps_jax.draw import Assignment
-from rps_jax.rules import RULES, AverageModels, Rule
-from rps_jax.servers import RECEIVED
+from rps_jax.rules import RULES, AverageModels
 from rps_jax.train_state import ModelStatePolicy
 
 PROG = "launch.train"
@@ -49,26 +35,16 @@ PROG = "launch.train"
 NetworkName = Literal["collectives", "udp"]
 ScheduleName = Literal["constant", "cosine", "step"]
 
-LOSSY = tuple(name for name, rule in RULES.items() if rule.lossy)
-"""The algorithms whose exchanges go over the lossy network."""
-
-_RULE_FLAGS = {name: flags_of(rule) for name, rule in RULES.items()}
-
 if TYPE_CHECKING:
     PresetName = str
     ChannelName = str
     Algorithm = str
     LossyAlgorithm = str
-
-    @dataclasses.dataclass(frozen=True)
-    class RuleFlags:
-        """The options of all rules."""
 else:
     PresetName = Literal[tuple(TASKS)]
     ChannelName = Literal[tuple(CHANNELS)]
     Algorithm = Literal[tuple(RULES)]
     LossyAlgorithm = Literal[LOSSY]
-    RuleFlags = joined("RuleFlags", _RULE_FLAGS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +170,11 @@ def simulates_drops(config: TrainConfig) -> bool:
     return config.algorithm in LOSSY and config.network == "collectives"
 
 
+def records_steps(config: TrainConfig) -> bool:
+    """Returns whether each step of the run says what arrived; over UDP, workers report it."""
+    return config.record is not None and config.network == "collectives"
+
+
 def predicts_distance(config: TrainConfig) -> bool:
     """Returns whether theory says how far drops set the workers of a run apart.
 
@@ -212,10 +193,6 @@ PRESETS: dict[str, TrainConfig] = {
 PROCESS_FLAGS = marked(TrainConfig, Mark.OF_PROCESS)
 ONE_RUN_FLAGS = marked(TrainConfig, Mark.OF_ONE_RUN, Mark.OF_PROCESS)
 """Those that commands which train many runs do not take."""
-_STORED = fields_of(TrainConfig).keys() - marked(TrainConfig, Mark.NOT_STORED, Mark.OF_PROCESS)
-_DECIDING = _STORED - set(marked(TrainConfig, Mark.MAY_CHANGE))
-
-CONFIG_FILE = "config.json"
 
 
 def parse(argv: Sequence[str], network: NetworkName = "collectives") -> TrainConfig:
@@ -246,17 +223,8 @@ def parse(argv: Sequence[str], network: NetworkName = "collectives") -> TrainCon
     config = CHANNELS[config.channel].complete(config)
     if config.resume and config.output_dir is not None:
         check_unchanged(config, deciding(defaults), f"the run in {config.output_dir}")
-    check(config)
-    _check_given(config, names_given(argv))
+    check(config, names_given(argv))
     return config
-
-
-def _check_given(config: TrainConfig, given: Collection[str]) -> None:
-    """Raises `UsageError` for a flag on the command line that says nothing beside the others."""
-    check_belongs(config, "channel", {name: kind.flags for name, kind in CHANNELS.items()}, given)
-    check_belongs(config, "algorithm", _RULE_FLAGS, given)
-    if config.optimizer != "sgd" and "momentum" in given:
-        requires("momentum", config.momentum, "--optimizer sgd")
 
 
 def _defaults(asked: TrainConfig) -> TrainConfig:
@@ -264,141 +232,6 @@ def _defaults(asked: TrainConfig) -> TrainConfig:
     mine = fields_of(CHANNELS[asked.channel].flags)
     others = {k: v.absent for k, v in fields_of(ChannelFlags).items() if k not in mine}
     return dataclasses.replace(PRESETS[asked.preset], **others)
-
-
-def check(config: TrainConfig) -> None:
-    """Raises `UsageError` for a value that no run can have."""
-    check_values(config)
-    check_belongs(config, "channel", {name: kind.flags for name, kind in CHANNELS.items()})
-    CHANNELS[config.channel].check(config)
-    _check_algorithm(config)
-    if config.network == "udp":
-        _check_over_udp(config)
-    if records_steps(config):
-        _check_record(config)
-    _check_data_flags(config)
-    per_device = config.workers_per_device
-    if per_device is not None and config.num_workers % per_device:
-        refuse("workers_per_device", per_device, f"a divisor of {config.num_workers} workers")
-    if config.resume and config.output_dir is None:
-        requires("resume", True, "--output-dir, the folder of the run to go on with")
-    if config.auto_resume and config.output_dir is None:
-        requires("auto_resume", True, "--output-dir, the folder of the run")
-    if config.allow_resize and not (config.resume or config.auto_resume):
-        requires("allow_resize", True, "--resume")
-    _check_process(config)
-
-
-def _check_algorithm(config: TrainConfig) -> None:
-    check_belongs(config, "algorithm", _RULE_FLAGS)
-    make_rule(config)
-    if config.algorithm in LOSSY:
-        return
-    # The drop rate alone has a default, and loops over algorithms give it to all.
-    given = [k for k, v in fields_of(ChannelFlags).items() if v.default is None]
-    for name in ("channel", *given):
-        if getattr(config, name) != getattr(PRESETS[config.preset], name):
-            requires(name, getattr(config, name), f"--algorithm {' or '.join(LOSSY)}")
-
-
-def records_steps(config: TrainConfig) -> bool:
-    """Returns whether each step of the run says what arrived; over UDP, workers report it."""
-    return config.record is not None and config.network == "collectives"
-
-
-def _check_record(config: TrainConfig) -> None:
-    if config.algorithm not in LOSSY:
-        requires("record", config.record, f"--algorithm {' or '.join(LOSSY)}")
-    if config.resume:
-        not_allowed("record", config.record, "beside --resume: its trace begins at the first step")
-
-
-def _check_over_udp(config: TrainConfig) -> None:
-    if config.algorithm not in (*LOSSY, "local"):
-        requires("algorithm", config.algorithm, "a reliable network, not --network udp")
-    beside = "with --network udp, which drops by itself"
-    for name in ("channel", *fields_of(ChannelFlags)):
-        if getattr(config, name) != getattr(PRESETS[config.preset], name):
-            not_allowed(name, getattr(config, name), beside)
-    for name in ("workers_per_device", "allow_resize", "profile"):
-        if getattr(config, name):
-            not_allowed(name, getattr(config, name), "with --network udp")
-    rule = make_rule(config)
-    fragments = getattr(rule, "fragments", 1)
-    if fragments > 1:
-        not_allowed("fragments", fragments, "with --network udp, which sends whole models")
-    server = getattr(rule, "server", RECEIVED.name)
-    if server != RECEIVED.name:
-        not_allowed("server", server, "with --network udp, whose servers average what they receive")
-
-
-def make_rule(config: TrainConfig) -> Rule:
-    """Returns the rule of a run.
-
-    Raises:
-        UsageError: It cannot have these options.
-    """
-    try:
-        options = options_of(_RULE_FLAGS[config.algorithm], config)
-        return RULES[config.algorithm](**options)
-    except ValueError as error:
-        raise UsageError(f"--algorithm {config.algorithm}: {error}") from None
-
-
-def _check_data_flags(config: TrainConfig) -> None:
-    task = TASKS[config.preset]
-    if config.data_path is not None and task.takes_path == "never":
-        refuse("data_path", config.data_path, f"nothing: {task.data}")
-    if config.data_path is None and task.takes_path == "always":
-        refuse("data_path", None, task.data)
-    if config.download and not task.can_download:
-        able = [name for name, task in TASKS.items() if task.can_download]
-        requires("download", True, f"--preset {' or '.join(able)}")
-    if config.augment and not task.can_augment:
-        able = [name for name, task in TASKS.items() if task.can_augment]
-        requires("augment", True, f"--preset {' or '.join(able)}")
-    if config.download and config.data_path is not None:
-        not_allowed("download", True, "beside --data-path")
-
-
-def _check_process(config: TrainConfig) -> None:
-    given = [name for name in PROCESS_FLAGS if getattr(config, name) is not None]
-    for name in PROCESS_FLAGS:
-        if given and name not in given:
-            flags = ", ".join("--" + flag.replace("_", "-") for flag in PROCESS_FLAGS)
-            refuse(name, None, f"all of {flags}, or none")
-    if not given:
-        return
-    assert config.coordinator is not None
-    assert config.num_processes is not None
-    assert config.process_id is not None
-    try:
-        split_address(config.coordinator)
-    except ValueError:
-        refuse("coordinator", config.coordinator, "HOST:PORT")
-    processes, workers = config.num_processes, config.num_workers
-    divides = processes >= 1 and workers % processes == 0
-    expect("num_processes", processes, divides, f"a divisor of {workers} workers")
-    mine = 0 <= config.process_id < processes
-    expect("process_id", config.process_id, mine, f"0 to {processes - 1}")
-    per_device = config.workers_per_device
-    if per_device is not None and workers // processes % per_device:
-        each = workers // processes
-        refuse("workers_per_device", per_device, f"a divisor of the {each} workers a process")
-
-
-def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Returns what the folder of a run keeps of its configuration, as JSON values."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-        if name in _STORED
-    }
-
-
-def deciding(config: TrainConfig) -> dict[str, Any]:
-    """Returns what decides the result of a run, as JSON values."""
-    return {name: value for name, value in to_json(config).items() if name in _DECIDING}
 
 
 def stored_config(output_dir: Path) -> TrainConfig:
@@ -419,30 +252,6 @@ def stored_config(output_dir: Path) -> TrainConfig:
         refuse("output_dir", output_dir, f"the folder of a run, with its {CONFIG_FILE}")
     except (OSError, ValueError, RecursionError, UsageError) as error:
         raise UsageError(f"--output-dir {output_dir}: {CONFIG_FILE}: {error}") from None
-
-
-def check_unchanged(config: TrainConfig, before: Mapping[str, Any], where: str) -> None:
-    """Raises `UsageError` if something that decides the result differs from an earlier run.
-
-    Args:
-        config: Configuration of the run that is to go on.
-        before: What decided the result then, of `deciding`; fields that it lacks are not compared.
-        where: What the earlier run is, for people.
-    """
-    for name, new in deciding(config).items():
-        old = before.get(name, new)
-        if old == new:
-            continue
-        expected = f"{old}, as {where} has it"
-        if name == "num_workers":
-            if config.allow_resize:
-                continue
-            expected += " (--allow-resize goes on with another number)"
-        if name.endswith("_sha256"):
-            name = name.removesuffix("_sha256")
-            new = getattr(config, name)
-            expected = f"the {name.replace('_', ' ')} that {where} began with"
-        refuse(name, new, expected)
 
 
 def default_output_dir(config: TrainConfig, now: str) -> Path:

@@ -12,7 +12,8 @@ from launch.channels.bernoulli import Flags
 from launch.channels.of_library import of_library
 from launch.cli.command_line import UsageError, read_command
 from launch.cli.fields import check_belongs, fields_of, flags_of
-from launch.config import LOSSY, TrainConfig, make_rule
+from launch.config import TrainConfig
+from launch.rules import LOSSY, make_rule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 import rps_jax as rps
 from launch.channels import CHANNELS, make_channel
 from launch.cli.command_line import UsageError
-from launch.config import TrainConfig, check_unchanged, deciding, parse
+from launch.config import TrainConfig, parse
+from launch.config_file import check_unchanged, deciding
 
 
 def config_of(path: Path, num_workers: int = 2, *more: str) -> TrainConfig:

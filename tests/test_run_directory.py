@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from launch.cli.command_line import CommandError, UsageError
-from launch.config import CONFIG_FILE, TrainConfig, parse, stored_config
+from launch.config import TrainConfig, parse, stored_config
+from launch.config_file import CONFIG_FILE
 from launch.trainer.checkpoints import CheckpointError, Checkpoints
 from launch.trainer.json_files import write_json
 from launch.trainer.preemption import StopSignals

@@ -19,7 +19,8 @@ import tyro
 
 from launch.benchmarks.results import Row, check_results, write_results
 from launch.cli.command_line import Count, read_command
-from launch.config import PRESETS, PresetName, TrainConfig, check
+from launch.config import PRESETS, PresetName, TrainConfig
+from launch.config_checks import check
 from launch.distributed.devices import start_devices
 from launch.tasks.source import find_source
 

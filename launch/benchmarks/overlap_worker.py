@@ -11,7 +11,8 @@ from jax.experimental import multihost_utils
 
 import rps_jax as rps
 from launch.benchmarks.group import answer_requests
-from launch.config import make_rule, parse
+from launch.config import parse
+from launch.rules import make_rule
 from launch.tasks.source import find_source
 from launch.trainer.network import Network, Simulated
 from launch.trainer.setup import Setup, set_up

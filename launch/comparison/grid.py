@@ -16,7 +16,8 @@ from typing import NamedTuple, get_args
 from launch.channels import ChannelFlags
 from launch.cli.command_line import UsageError, check_untouched, refuse
 from launch.cli.fields import fields_of
-from launch.config import LOSSY, ONE_RUN_FLAGS, PRESETS, TrainConfig, parse
+from launch.config import ONE_RUN_FLAGS, PRESETS, TrainConfig, parse
+from launch.rules import LOSSY
 
 Flags = Mapping[str, Sequence[str]]
 """Values of each flag, as they were given; none of a switch."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from launch.cli.command_line import expect, optional, read_command, refuse
 from launch.cli.fields import AT_LEAST_1
-from launch.config import check
+from launch.config_checks import check
 from launch.distributed.programs import keep_programs
 from launch.figures.options import check_slot, given_or
 from launch.figures.paper import (

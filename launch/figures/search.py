@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from launch.cli.command_line import Seed, UsageError, exactly, optional, read_command
-from launch.config import ScheduleName, TrainConfig, check
+from launch.config import ScheduleName, TrainConfig
+from launch.config_checks import check
 from launch.distributed.programs import keep_programs
 from launch.figures.options import check_slot, given_or
 from launch.figures.paper import Model, Scale, ScaleName, scale_of

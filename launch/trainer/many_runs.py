@@ -8,13 +8,8 @@ from typing import Any
 
 from data import Source
 from launch.cli.command_line import UsageError
-from launch.config import (
-    CONFIG_FILE,
-    TrainConfig,
-    check_unchanged,
-    deciding,
-    stored_config,
-)
+from launch.config import TrainConfig, stored_config
+from launch.config_file import CONFIG_FILE, check_unchanged, deciding
 from launch.distributed.devices import start_devices
 from launch.trainer.preemption import Deadline, Stopped
 from launch.trainer.run_directory import SUMMARY_FILE, RunDirectory, check_can_write, only_writer

@@ -9,8 +9,8 @@ import numpy as np
 
 import rps_jax as rps
 from launch.cli.command_line import DIVERGED, CommandError
-from launch.config import make_rule
 from launch.reports.links import LinkStatistics, as_list
+from launch.rules import make_rule
 from launch.trainer.evaluate import of_all_workers
 from launch.trainer.prediction import predict_together
 from launch.trainer.resume import Start

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import jax
 
 import rps_jax as rps
-from launch.config import TrainConfig, make_rule
+from launch.config import TrainConfig
+from launch.rules import make_rule
 from rps_jax.carrier import collectives
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import rps_jax as rps
 from launch.channels import ChannelFlags, make_channel
 from launch.cli.fields import fields_of
-from launch.config import PRESETS, RuleFlags, TrainConfig, make_rule, predicts_distance
+from launch.config import PRESETS, TrainConfig, predicts_distance
+from launch.rules import RuleFlags, make_rule
 from launch.trainer.run_directory import PREDICTED
 from launch.trainer.schedule import Position
 from launch.trainer.setup import Setup

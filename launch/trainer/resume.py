@@ -8,7 +8,7 @@ import numpy as np
 
 import rps_jax as rps
 from launch.cli.command_line import UsageError
-from launch.config import CONFIG_FILE, check_unchanged, deciding
+from launch.config_file import CONFIG_FILE, check_unchanged, deciding
 from launch.distributed.consistency import check_shared
 from launch.trainer.checkpoints import Checkpoints, Saved
 from launch.trainer.json_files import is_count, is_number

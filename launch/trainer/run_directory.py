@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli.command_line import CommandError, UsageError, refuse
-from launch.config import CONFIG_FILE, TrainConfig, to_json
+from launch.config import TrainConfig
+from launch.config_file import CONFIG_FILE, to_json
 from launch.trainer.json_files import (
     DamagedError,
     is_count,

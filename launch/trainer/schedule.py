@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import optax
 
-from launch.config import TrainConfig, make_rule
+from launch.config import TrainConfig
+from launch.rules import make_rule
 from rps_jax import remember_updates
 
 

@@ -14,8 +14,10 @@ from data import DataError, Source, partition
 from launch.channels import ChannelFlags, make_channel
 from launch.cli.command_line import UsageError
 from launch.cli.fields import fields_of
-from launch.config import TrainConfig, deciding, make_rule, predicts_distance, records_steps
+from launch.config import TrainConfig, predicts_distance, records_steps
+from launch.config_file import deciding
 from launch.distributed.consistency import check_consistency, digest_of
+from launch.rules import make_rule
 from launch.tasks import Task, make_task
 from launch.tasks.source import check_packets, of_flag
 from launch.trainer.evaluate import Evaluator

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
 from data import epoch_order, take
-from launch.config import TrainConfig, make_rule, records_steps
+from launch.config import TrainConfig, records_steps
 from launch.distributed.programs import compile_or_find
+from launch.rules import make_rule
 from launch.tasks import Task
 from launch.trainer.apart import Apart
 from launch.trainer.network import Network

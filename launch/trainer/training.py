@@ -13,7 +13,8 @@ from typing import Any
 import rps_jax as rps
 from data import Source
 from launch.cli.command_line import UsageError
-from launch.config import TrainConfig, deciding
+from launch.config import TrainConfig
+from launch.config_file import deciding
 from launch.distributed.consistency import refuse_together
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints

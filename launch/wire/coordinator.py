@@ -20,15 +20,10 @@ import numpy as np
 import rps_jax as rps
 from data import Source
 from launch.cli.command_line import CommandError, refuse
-from launch.config import (
-    CONFIG_FILE,
-    TrainConfig,
-    check_unchanged,
-    deciding,
-    make_rule,
-    stored_config,
-)
+from launch.config import TrainConfig, stored_config
+from launch.config_file import CONFIG_FILE, check_unchanged, deciding
 from launch.reports.progress import Progress
+from launch.rules import make_rule
 from launch.trainer.metrics import of_distances, of_links, of_models
 from launch.trainer.network import Simulated
 from launch.trainer.preemption import Stopped, StopSignals

@@ -3,7 +3,7 @@
 import socket
 from typing import Any
 
-from launch.config import deciding
+from launch.config_file import deciding
 from launch.distributed.consistency import differences, what_must_be_the_same
 from launch.trainer.setup import Setup
 from launch.wire.reports import Event

@@ -12,8 +12,10 @@ import optax
 import rps_jax as rps
 from data import Source
 from launch.cli.command_line import UsageError
-from launch.config import CONFIG_FILE, TrainConfig, make_rule
+from launch.config import TrainConfig
+from launch.config_file import CONFIG_FILE
 from launch.reports.progress import Progress
+from launch.rules import make_rule
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.loop import Hook, train_loop
 from launch.trainer.metrics import Recorder
