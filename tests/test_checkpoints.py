@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import launch.trainer.checkpoints
 import rps_jax as rps
+from launch.trainer import checkpoints as module
 from launch.trainer.checkpoints import CheckpointError, Checkpoints
 
 MESH = rps.worker_mesh(4)
@@ -231,7 +233,7 @@ def test_a_save_that_fails_is_an_error_and_leaves_the_earlier_ones(
 
     with monkeypatch.context() as patch:
         if fails == "orbax":
-            patch.setattr(checkpoints._checkpointer, "save", full)
+            patch.setattr(ocp.Checkpointer, "save", full)
         else:
             patch.setattr(os, "replace", full)
         with pytest.raises(
@@ -259,8 +261,7 @@ def test_one_that_was_killed_around_its_appearance_is_whole_or_not_there(
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, state(5), {})
-    of = checkpoints._checkpointer if appeared else checkpoints._handler
-    name = "save" if appeared else "finalize"
+    of, name = (ocp.Checkpointer, "save") if appeared else (module, "write_json")
     finishes = getattr(of, name)
 
     def finish_and_die(*args: Any, **options: Any) -> None:

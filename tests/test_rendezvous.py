@@ -103,14 +103,14 @@ def test_a_port_that_is_taken_is_named() -> None:
 def test_a_stranger_at_the_port_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
     listening = threading.Event()
-    listen = module._listen
+    listen = socket.create_server
 
-    def listen_and_tell(port: int) -> socket.socket:
-        listener = listen(port)
+    def listen_and_tell(*address: Any, **options: Any) -> socket.socket:
+        listener = listen(*address, **options)
         listening.set()
         return listener
 
-    monkeypatch.setattr(module, "_listen", listen_and_tell)
+    monkeypatch.setattr(socket, "create_server", listen_and_tell)
     port = free_port()
     with ThreadPoolExecutor() as pool:
         answered = pool.submit(_call, port, 0)
