@@ -35,7 +35,7 @@ _STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """What orbax notes in the folder after the manifest is written; nothing is restored from it."""
 
 # What orbax's threads fail with is raised as well, and they may say it when all is over.
-_SAID_TWICE = ("_SignalingThread", "exception calling callback", "Task exception was never")
+_SAID_TWICE = ("_SignalingThread", "exception calling callback", "Task exception", "Task was")
 for _logger in ("absl", "asyncio", "concurrent.futures"):
     logging.getLogger(_logger).addFilter(
         lambda record: not any(said in record.getMessage() for said in _SAID_TWICE)
