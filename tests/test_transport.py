@@ -114,6 +114,7 @@ def test_devices_whose_memory_the_host_does_not_share(monkeypatch):
     def work(network, worker):
         return network.average_models(params_of(worker)), network.average_models(params_of(worker))
 
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.lax, "platform_dependent", not_cpu)
     done = run_workers(work, deadline=20.0)
     models = stacked([params_of(worker) for worker in range(N)])

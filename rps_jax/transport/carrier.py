@@ -102,15 +102,17 @@ class Datagrams(Carrier):
         mask = jax.ShapeDtypeStruct((n, layout.packets), bool)
         like = [jax.ShapeDtypeStruct(block.shape, block.dtype) for block in blocks]
         results = like, mask, mask, mask, jax.ShapeDtypeStruct((), jnp.int32)
-        averages, here, received, gathered, shift = jax.lax.platform_dependent(
-            blocks,
-            jnp.asarray(step, jnp.int32),
-            cpu=buffer_callback(
-                functools.partial(self._in_place, layout), results, has_side_effect=True
-            ),
-            default=functools.partial(
-                io_callback, functools.partial(self._by_copies, layout, results), results
-            ),
+        in_place = buffer_callback(
+            functools.partial(self._in_place, layout), results, has_side_effect=True
+        )
+        by_copies = functools.partial(
+            io_callback, functools.partial(self._by_copies, layout, results), results
+        )
+        arguments = blocks, jnp.asarray(step, jnp.int32)
+        averages, here, received, gathered, shift = (
+            in_place(*arguments)
+            if jax.default_backend() == "cpu"  # Where CPUs are all there is, without a branch.
+            else jax.lax.platform_dependent(*arguments, cpu=in_place, default=by_copies)
         )
         sent = jnp.broadcast_to(jnp.arange(n)[:, None] == self.network.worker, mask.shape)
         delivery = Delivery(sent, received, gathered, shift)
