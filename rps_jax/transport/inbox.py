@@ -92,6 +92,11 @@ class Inbox:
             awaited = np.flatnonzero(self._awaited(self._of(self._exchange)[phase]))
             return not self._unmet.isdisjoint(awaited.tolist())
 
+    def give_up_unmet(self) -> None:
+        """Does not wait for those who have never been heard, until they are."""
+        with self._changed:
+            self._silent[list(self._unmet)] = _GIVEN_UP
+
     def heard_nobody(self) -> bool:
         """Returns whether none of the others has been heard yet."""
         with self._changed:

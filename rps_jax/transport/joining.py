@@ -49,8 +49,7 @@ def join(
             found to carry, see `rps_jax.transport.rate`.
         deadline: seconds to wait for the others in a phase at the most; less where phases take
             less, see `rps_jax.transport.deadline`.
-        start_timeout: seconds to wait for workers that have not been heard yet, from the first
-            exchange on.
+        start_timeout: seconds to wait, once, for workers that have not been heard yet.
         offload: whether to use Linux's UDP_SEGMENT and UDP_GRO where there are any.
         lower_effort: whether routers may drop this traffic before all other (RFC 8622).
         record: whether to keep what arrived in each exchange, for `trace_of`.

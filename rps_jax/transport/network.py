@@ -240,10 +240,10 @@ class Network:
         began, deadline = time.monotonic(), self._deadlines[phase]
         # Programs start, and compile, at very different speeds.
         starts = self._inbox.waits_for_unmet(phase)
-        allowed = deadline.seconds()
-        if starts:
-            allowed = max(allowed, self._started + self._start_timeout - began)
+        allowed = self._start_timeout if starts else deadline.seconds()
         rows, arrived, timed_out = self._inbox.close_phase(phase, allowed)
+        if starts and timed_out:
+            self._inbox.give_up_unmet()
         if not starts:
             deadline.took(2 * allowed if timed_out else time.monotonic() - began)
         self._stopwatch.lap("waiting")
