@@ -13,6 +13,8 @@ from launch.figures.tables import NAMES
 from launch.reports.curves import LABELS, STYLE, label_epochs
 
 _COLORS = {"rps": "Blues", "gradient-averaging": "Oranges", "gradient-averaging-zero": "Greens"}
+_OF_PAPER: dict[str, Any] = {"marker": 0, "markersize": 9, "markeredgewidth": 2}
+_MARKERS = ("", "o", "s", "^", "D", "v")
 
 
 def draw(
@@ -35,8 +37,8 @@ def draw(
             _band(loss, curve.epochs, curve.mean_model_train_loss, label=_label(curve), **style)
             _band(test, curve.epochs, curve.test_metric, **style)
             if curve.shared == "rps" and curve.arrival in paper:
-                place = 1.02 * curve.epochs[-1], paper[curve.arrival]
-                loss.plot(*place, marker=0, color=style["color"], clip_on=False)
+                place = 1.04 * curve.epochs[-1], paper[curve.arrival]
+                loss.plot(*place, **_OF_PAPER, color=style["color"], clip_on=False, zorder=5)
         loss.set(ylabel="training loss of the mean model", yscale="log")
         loss.yaxis.set_major_formatter("{x:g}")
         lowest, highest = loss.get_ylim()
@@ -44,7 +46,7 @@ def draw(
         loss.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else "")
         test.set(ylabel=LABELS[score])
         if paper:
-            loss.plot([], [], linestyle="", marker=0, color="0.4", label="paper, at the end")
+            loss.plot([], [], linestyle="", **_OF_PAPER, color="0.4", label="paper, at the end")
         _finish(figure, title, path)
 
 
@@ -82,19 +84,27 @@ def _label(curve: Curve) -> str:
 
 
 def _style(curve: Curve, curves: Sequence[Curve]) -> dict[str, Any]:
-    """Returns a hue for each algorithm, darker the less arrives; dashed without drops."""
-    arrivals = sorted((c.arrival for c in curves if c.shared == curve.shared), reverse=True)
-    depth = 0.45 + 0.5 * arrivals.index(curve.arrival) / max(1, len(arrivals) - 1)
+    """Returns a hue for each algorithm, darker the less arrives, with a mark of its own.
+
+    Without drops it is dashed.
+    """
+    arrivals = sorted({c.arrival for c in curves}, reverse=True)
+    place = arrivals.index(curve.arrival)
+    depth = 0.4 + 0.6 * place / max(1, len(arrivals) - 1)
     return {
         "color": matplotlib.colormaps[_COLORS[curve.shared]](depth),
         "linestyle": "--" if curve.arrival == 100 else "-",
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "markersize": 3.5,
     }
 
 
 def _band(axes: Any, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:
     # A single epoch is a point, which a line would not show.
-    marker = "." if len(epochs) < 3 else None
-    axes.plot(epochs, values.mean(axis=0), marker=marker, **style)
+    if len(epochs) < 3:
+        style["marker"] = style["marker"] or "."
+    each = max(1, len(epochs) // 6)
+    axes.plot(epochs, values.mean(axis=0), markevery=(each - 1, each), **style)
     if len(values) > 1:
         lowest, highest = values.min(axis=0), values.max(axis=0)
         axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
