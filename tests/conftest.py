@@ -1,6 +1,7 @@
 """One strict JAX for all tests: a CPU mesh of eight devices, no silent rank promotion."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Has XLA's older code generator compile, on one thread, in two thirds of the time.
+    """Lets Ctrl-C count, and has XLA's older code generator compile, in two thirds of the time.
 
     The long tests compile as users do. Processes side by side inherit the environment.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As in the background of a shell.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("long") and not hasattr(config, "workerinput"):
         flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

@@ -153,10 +153,8 @@ def test_hosts_have_their_own_congestion_control(bed: Bed) -> None:
 
 
 MAKES_A_BED = """
-import signal, time
+import time
 from launch.bed import Bed, Link
-# Ignored where the tests run in the background of a shell.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 with Bed(2, Link(1e9)) as bed:
     made = [*bed._holders, bed.start(1, "sleep", "1000")]
     print(*(process.pid for process in made), flush=True)
