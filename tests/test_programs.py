@@ -90,3 +90,14 @@ def test_what_jax_keeps_itself_is_left_to_it(folder, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 0)
     compile_or_find(Counted(2), MESH)
     assert not folder.exists()
+
+
+def test_a_program_that_calls_the_host_is_not_kept(folder):
+    def step(x):
+        return jax.pure_callback(
+            lambda x: 2 * np.asarray(x), jax.ShapeDtypeStruct((5,), jnp.float32), x
+        )
+
+    program = compile_or_find(jax.jit(step).lower(jnp.arange(5.0)), MESH)
+    np.testing.assert_array_equal(program(jnp.arange(5.0)), 2 * np.arange(5.0))
+    assert not folder.exists()

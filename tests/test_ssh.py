@@ -71,6 +71,7 @@ def test_what_is_run_on_which_host(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(found) == [*((0, "me@fd00::1"), (1, "me@fd00::1"), (2, "other"), (3, "last"))]
 
 
+@pytest.mark.long
 def test_a_training_by_a_command_that_runs_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

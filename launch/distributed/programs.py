@@ -36,8 +36,8 @@ def compile_or_find(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> jax
         mesh: The devices that it runs on, those of all processes.
 
     Returns:
-        The program. JAX compiles it where its own cache serves this process, and where nothing is
-        to be kept.
+        The program. JAX compiles it where its own cache serves this process, where nothing is to be
+        kept, and if it calls the host.
     """
     devices = tuple(mesh.devices.flat)
     path = _path(lowered, devices)
@@ -67,11 +67,14 @@ def _path(lowered: jax.stages.Lowered, devices: Sequence[jax.Device]) -> Path | 
     served = jax.process_index() == 0 or jax.default_backend() != "cpu"
     if not wanted or served or not _PROCESSOR.exists():
         return None
+    text = lowered.as_text()
+    if "_callback" in text:  # It calls this very process.
+        return None
     described = ("model name", "flags", "Features")
     processor = (x for x in _PROCESSOR.read_text().splitlines() if x.startswith(described))
     # All that the compilation depends on.
     about = (
-        lowered.as_text(),
+        text,
         sorted(settings.items()),
         os.environ.get("XLA_FLAGS", ""),
         version("jax"),
