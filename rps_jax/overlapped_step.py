@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rps_jax import keys
 from rps_jax.carrier import Carrier
 from rps_jax.local_gradients import LossFn, local_gradients
 from rps_jax.rules import Rule
@@ -84,15 +83,7 @@ class OverlappedStep:
         """Averages the model as it is before the step."""
         check_rule_state(self.rule, state)
         alongside = state.model_state if self.model_state_policy == "exchange" else ()
-        average = StepExchange(
-            self.carrier,
-            keys.wrap_key(state.key),
-            state.step,
-            record=self.record,
-            state=state.channel_state,
-            alongside=alongside,
-            links=state.links,
-        )
+        average = StepExchange.of_step(self.carrier, state, alongside, self.record)
         params, memory = on_params(self.rule, state.params, state.rule_state, average, state.step)
         return Exchanged(
             params, average.alongside, memory, average.state, average.links, average.seen

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from rps_jax.averaging import sent_or_last
 from rps_jax.carrier import Carrier
 from rps_jax.delivery import Delivery
+from rps_jax.keys import wrap_key
 from rps_jax.metrics import count_incoming, fraction_of
 from rps_jax.rules import Rule
 from rps_jax.servers import RECEIVED, Server
-from rps_jax.train_state import Arrivals, StepMetrics
+from rps_jax.train_state import Arrivals, StepMetrics, TrainState
 
 
 class Seen(NamedTuple):
@@ -67,6 +68,21 @@ class StepExchange:
         self.worker = carrier.worker()
         self.seen: Seen | None = None
         self._delivery: Delivery | None = None
+
+    @classmethod
+    def of_step(
+        cls, carrier: Carrier, state: TrainState, alongside: Any, record: bool
+    ) -> "StepExchange":
+        """Returns the exchange of the step that a state is at; `alongside` as above."""
+        return cls(
+            carrier,
+            wrap_key(state.key),
+            state.step,
+            record=record,
+            state=state.channel_state,
+            alongside=alongside,
+            links=state.links,
+        )
 
     @property
     def remembered(self) -> tuple[Any, Any, Any]:

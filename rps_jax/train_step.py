@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import optax
 
-from rps_jax import keys
 from rps_jax.axis import AxisName
 from rps_jax.carrier import Carrier, collectives
 from rps_jax.channels import Channel
@@ -109,15 +108,7 @@ def make_step(
         check_rule_state(rule, state)
         loss, model_state, grads = local_gradients(loss_fn, carrier, state, batch)
         alongside = model_state if model_state_policy == "exchange" else ()
-        average = StepExchange(
-            carrier,
-            keys.wrap_key(state.key),
-            state.step,
-            record=record,
-            state=state.channel_state,
-            alongside=alongside,
-            links=state.links,
-        )
+        average = StepExchange.of_step(carrier, state, alongside, record)
         grads, memory = rule.on_gradients(grads, state.rule_state, average)
         with jax.named_scope("local_step"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

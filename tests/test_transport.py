@@ -18,7 +18,6 @@ from datagrams import KEY, N, addresses, hostile, params_of, sealed
 import rps_jax as rps
 from rps_jax import transport
 from rps_jax.transport.packets import Sealer
-from rps_jax.transport.sockets import DatagramSocket
 
 
 class Unruly:
@@ -206,17 +205,6 @@ def test_a_receiver_that_fails_is_told(monkeypatch):
         run_workers(work, deadline=0.3, start_timeout=0.3)
 
 
-def test_a_model_on_several_devices_is_refused():
-    mesh = jax.make_mesh((2,), ("x",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    params = {"w": jax.device_put(jnp.zeros(4), spec)}
-    with (
-        transport.join(addresses(1), 0, KEY) as network,
-        pytest.raises(ValueError, match=r"leaf \['w'\] lies on 2 devices: expected one"),
-    ):
-        network.average_models(params)
-
-
 def test_models_that_are_equal_stay_equal():
     def work(network, worker):
         params = params_of(0)
@@ -389,16 +377,6 @@ def test_only_a_worker_that_starts_is_given_the_time_of_a_start():
     assert seconds < 0.9
 
 
-def test_a_network_is_to_be_entered():
-    network = transport.join(addresses(1), 0, KEY)
-    with pytest.raises(RuntimeError, match="the network is not joined: expected"):
-        network.average_models({"x": jnp.ones(3)})
-    with network:
-        network.average_models({"x": jnp.ones(3)})
-    with pytest.raises(RuntimeError, match="the network is not joined: expected"):
-        network.average_models({"x": jnp.ones(3)})
-
-
 def test_what_average_models_returns_is_averaged_when_the_network_is_left():
     def work(network, worker):
         params = {"x": jnp.full(50_000, float(worker))}
@@ -452,52 +430,6 @@ def test_one_line_of_optax_averages_over_the_network(kind):
         expected -= 0.1 * (expected - batch.mean(0))
     for params in run_workers(work):
         np.testing.assert_allclose(params, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"worker": 3}, ValueError, "worker=3: expected one of the 3 addresses"),
-        ({"key": b"short"}, ValueError, "key has 5 bytes: expected 16 to 64 bytes"),
-        ({"link_rate": 0}, ValueError, "link_rate=0: expected a positive number"),
-        ({"deadline": float("nan")}, ValueError, "deadline=nan: expected a positive number"),
-        ({"run": -1}, ValueError, "run=-1: expected an integer in"),
-        ({"run": 1.5}, ValueError, "run=1.5: expected an integer in"),
-        ({"seed": "x"}, ValueError, "seed='x': expected an integer"),
-        ({"worker": "0"}, ValueError, "worker='0': expected one of the 3 addresses"),
-        ({"key": "k" * 24}, ValueError, "key is of type str: expected 16 to 64 bytes"),
-        ({"addresses": ["a:1"]}, ValueError, "addresses: 'a:1': expected a host and a port"),
-        ({"addresses": [("a", 70000)]}, ValueError, r"addresses: \('a', 70000\): expected a host"),
-    ],
-)
-def test_bad_arguments_raise(options, error, message):
-    arguments = {"addresses": addresses(), "worker": 0, "key": KEY} | options
-    with pytest.raises(error, match=message):
-        transport.join(**arguments)
-
-
-def test_a_port_that_is_taken_is_said():
-    taken = DatagramSocket(("127.0.0.1", 0))
-    places = [taken.address, *addresses(1)]
-    with pytest.raises(OSError, match="Address already in use"):
-        transport.join(places, 0, KEY)
-    taken.close()
-
-
-@pytest.mark.parametrize("host", ["localhost", "::1"])
-def test_hosts_have_names_or_addresses_and_one_may_be_unknown(host) -> None:
-    places = [(host, port) for _, port in addresses(2)] + [("nobody.invalid", 4000)]
-
-    def run(worker):
-        joined = transport.join(places, worker, KEY, start_timeout=0.2, assignment="fixed")
-        with joined as network:
-            for _ in range(3):
-                found = network.average_models({"x": jnp.full(6, float(worker))})["x"]
-            return found
-
-    with ThreadPoolExecutor(2) as threads:
-        for worker, found in enumerate(threads.map(run, range(2))):
-            np.testing.assert_array_equal(found, [0.5, 0.5, 0.5, 0.5, worker, worker])
 
 
 @pytest.mark.long

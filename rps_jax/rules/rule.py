@@ -39,7 +39,7 @@ class Rule:
         return 1
 
     def sends(self, params: Any) -> Any:
-        """Returns what is averaged in one exchange, or its shapes: `params` or less; or `()`."""
+        """Returns what is averaged in one exchange, or its shapes; `()` if nothing."""
         return params
 
     def init(self, params: Any) -> Any:
