@@ -129,7 +129,7 @@ def long_work(*arguments: Any, **options: Any) -> NoReturn:
 
 
 @pytest.mark.parametrize(
-    "draws", [30, pytest.param(400, marks=pytest.mark.long)], ids=["few", "many"]
+    "draws", [30, pytest.param(150, marks=pytest.mark.long)], ids=["few", "many"]
 )
 @pytest.mark.parametrize("command", COMMANDS)
 def test_any_flags_run_or_are_refused_in_one_line(

@@ -103,6 +103,24 @@ def test_datagrams_that_come_together_are_filed_as_one_by_one():
         assert (rows[arrived] == expected[arrived]).all()
 
 
+def test_nobody_waits_for_a_worker_of_which_only_old_datagrams_come():
+    sealer, inbox = Sealer(7, None), Inbox(0, 2, Sealer(7, None))
+
+    def take(exchange):
+        inbox.take(sealer.seal(0, exchange, 1, 0, np.zeros((4, 8), np.uint8)))
+
+    timed_out = []
+    for exchange in range(6):
+        inbox.open_exchange(exchange, 5, 8)
+        # Worker 1 is late by one exchange, once; it dies, and someone sends its datagrams again.
+        take(min(exchange, 1))
+        timed_out.append(inbox.close_phase(0, 0.0)[2])
+    assert timed_out == [True, True, True, True, False, False]
+    take(5)
+    inbox.open_exchange(6, 5, 8)
+    assert inbox.close_phase(0, 0.0)[2]
+
+
 def test_datagrams_of_another_length_or_pytree_are_counted():
     sealer, inbox = Sealer(7, None), Inbox(0, N, Sealer(7, None))
     inbox.open_exchange(0, 4, 8, digest=5)

@@ -227,7 +227,10 @@ class Inbox:
             opened = opened.only(others)
             count = len(opened.places)
         sources = opened.sources
-        self._heard[sources] = True
+        # A worker that is further behind goes ahead to this exchange; its older datagrams may be
+        # anyone's who has kept them.
+        if opened.exchange >= self._exchange - 1:
+            self._heard[sources] = True
         if self._unmet:
             self._unmet.difference_update(sources.tolist())
         if not count:
