@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from rps_jax.servers import ServerName
     from rps_jax.theory import Moments
 
-_PACKET_BYTES = 1400
-"""Payload of a packet, of four bytes a parameter."""
-_OVERHEAD = 1.06
-"""Bytes on the wire for each byte of payload: headers and tag."""
-
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
@@ -57,9 +52,10 @@ def run(argv: Sequence[str]) -> int:
 
     # Imported late: it takes a second.
     from rps_jax import theory
+    from rps_jax.transport.packets import MTU, payload_of
 
     block_bytes = 4 * math.ceil(config.num_parameters / n)
-    packets = math.ceil(block_bytes / _PACKET_BYTES)
+    packets = math.ceil(block_bytes / payload_of(MTU))
     whole = theory.whole_block(p, packets, config.mean_burst, good, bad)
     bursts = ""
     if config.mean_burst is not None:
@@ -89,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         _print_policy(f"{server}, {on_miss}", found, settles=False)
     print()
 
-    wire = 2 * (n - 1) * block_bytes * _OVERHEAD * 8 / (1e6 * config.link_rate)
+    wire = 2 * (n - 1) * packets * MTU * 8 / (1e6 * config.link_rate)
     rounds = theory.rounds_until_all(p, n * (n - 1) * packets)
     waiting = wire / (1 - p) + 2 * (rounds - 1) * 1e-3 * config.round_trip
     print(f"{'an exchange':<36}{'seconds':>12}")

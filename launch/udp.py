@@ -130,6 +130,7 @@ def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
             seed=config.seed,
             link_rate=flags.link_rate,
             deadline=flags.deadline,
+            mtu=flags.mtu,
             start_timeout=config.start_timeout,
             lower_effort=flags.dscp == "le",
             assignment=config.assignment,

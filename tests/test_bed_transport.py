@@ -51,6 +51,17 @@ def on_every_host(bed: Bed, work: Callable[[transport.Network], Any], run: int) 
         return list(threads.map(one, range(N)))
 
 
+def test_datagrams_that_a_network_does_not_carry_whole_go_in_pieces(bed: Bed) -> None:
+    bed.set_link(Link(rate=200e6, mtu=1000))
+
+    def mean(network: transport.Network) -> Any:
+        return network.average_models(jnp.full(SIZE, float(network.worker)))
+
+    with pytest.warns(UserWarning, match=r"packets have 1000 bytes at the most: .*; mtu=1000 of"):
+        done = on_every_host(bed, mean, run=2)
+    np.testing.assert_allclose(np.stack(done), 1.0, rtol=1e-6)
+
+
 def loss_fn(params: Any, model_state: Any, batch: Any, key: Any) -> tuple[Any, Any]:
     del key
     return 0.5 * jnp.sum((params - batch) ** 2), model_state

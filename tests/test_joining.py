@@ -40,6 +40,7 @@ def test_a_network_is_to_be_entered():
         ({"key": b"short"}, ValueError, "key has 5 bytes: expected 16 to 64 bytes"),
         ({"link_rate": 0}, ValueError, "link_rate=0: expected a positive number"),
         ({"deadline": float("nan")}, ValueError, "deadline=nan: expected a positive number"),
+        ({"mtu": 500}, ValueError, "mtu=500: expected bytes, 576 to 65000"),
         ({"run": -1}, ValueError, "run=-1: expected an integer in"),
         ({"run": 1.5}, ValueError, "run=1.5: expected an integer in"),
         ({"seed": "x"}, ValueError, "seed='x': expected an integer"),

@@ -105,6 +105,19 @@ def test_without_drops_it_is_the_mean(offload, key):
         assert seen.gathered.all()
 
 
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("mtu", [576, 9000])
+def test_packets_may_be_small_and_large(mtu, offload):
+    def work(network, worker):
+        assert network.payload_bytes == mtu - 94
+        return network.average_models(params_of(worker)), network.records
+
+    done = run_workers(work, offload=offload, mtu=mtu, deadline=20.0)
+    models = stacked([params_of(worker) for worker in range(N)])
+    assert_close(stacked([params for params, _ in done]), reference.all_reduce(models))
+    assert done[0][1][0].received.shape == (N, 6 if mtu == 576 else 1)
+
+
 def test_devices_whose_memory_the_host_does_not_share(monkeypatch):
     def not_cpu(*args, cpu, default):
         del cpu
@@ -157,18 +170,18 @@ def test_when_everything_is_dropped_every_worker_keeps_its_own_and_none_waits_lo
         assert seconds < 30
 
 
-@pytest.mark.parametrize("unlike", ["seed", "tree"])
+@pytest.mark.parametrize("unlike", ["seed", "mtu", "tree"])
 def test_workers_that_exchange_something_else_are_not_averaged(unlike):
     places, params = addresses(2), {"w": jnp.arange(1000.0)}
 
     def run(worker):
-        seed = worker if unlike == "seed" else 0
+        options = {unlike: 1000 + worker} if unlike != "tree" else {}
         mine = {"v": params["w"]} if unlike == "tree" and worker else params
-        with transport.join(places, worker, KEY, seed=seed, deadline=20.0) as network:
+        with transport.join(places, worker, KEY, deadline=20.0, **options) as network:
             (averaged,) = network.average_models(mine).values()
             return averaged, network.counts["unlike"]
 
-    said = "averages nothing of [01]: another pytree, seed, assignment or number of workers"
+    said = "averages nothing of [01]: another pytree, seed, assignment, mtu or number of workers"
     with pytest.warns(UserWarning, match=said), ThreadPoolExecutor(2) as threads:
         done = list(threads.map(run, range(2)))
     for averaged, count in done:

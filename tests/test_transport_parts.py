@@ -143,11 +143,12 @@ def test_few_datagrams_are_kept_before_the_first_exchange(monkeypatch):
     assert inbox.counts == {"accepted": 120, "duplicate": 0}
 
 
+@pytest.mark.parametrize("most_bytes", [100, 1400, 60_000])
 @pytest.mark.parametrize("num_workers", [1, 2, 5, 33])
-def test_packets_hold_every_leaf_and_give_it_back(num_workers):
+def test_packets_hold_every_leaf_and_give_it_back(num_workers, most_bytes):
     tree = params_of(0)
-    layout = layout_of(tree, num_workers)
-    assert 0 < layout.length <= 1400
+    layout = layout_of(tree, num_workers, most_bytes)
+    assert 0 < layout.length <= most_bytes
     blocks, from_blocks = rps.blocks.to_blocks(tree, num_workers, layout.packets)
     rows = layout.rows([np.asarray(block) for block in blocks], num_workers)
     assert rows.shape == (num_workers, layout.packets, layout.length)
@@ -160,7 +161,7 @@ def test_a_leaf_without_an_average_is_refused():
         with pytest.raises(
             TypeError, match=rf"leaf \['x'\] has dtype {dtype}: expected a floating"
         ):
-            layout_of({"x": jnp.ones(3, dtype)}, N)
+            layout_of({"x": jnp.ones(3, dtype)}, N, 1400)
 
 
 def test_a_deadline_follows_what_phases_take():

@@ -165,9 +165,11 @@ class Bed:
     def set_link(self, link: Link) -> None:
         """Changes the cables of all hosts; what is under way arrives, or is dropped."""
         self.link = link
-        ports = [link.of_port(f"port-{host}") for host in range(self.num_hosts)]
-        self._run(self._switch, "tc", [line for port in ports for line in port])
+        ports = [f"port-{host}" for host in range(self.num_hosts)]
+        self._run(self._switch, "ip", [f"link set {port} mtu {link.mtu}" for port in ports])
+        self._run(self._switch, "tc", [line for port in ports for line in link.of_port(port)])
         for host in range(self.num_hosts):
+            self._run(host, "ip", [f"link set eth0 mtu {link.mtu}"])
             self._run(host, "tc", link.of_card("eth0"))
 
     def set_cable(self, host: int, state: str) -> None:

@@ -4,7 +4,8 @@ import dataclasses
 
 _BURST_SECONDS = 0.002
 """What the shaper lets pass at once; with less, its timer bounds the rate."""
-_LEAST_BURST_BYTES = 5000
+_LEAST_BURST_PACKETS = 3.3
+_ETHERNET_BYTES = 14
 _CARD_BYTES = 1_500_000
 """What may wait at a host's own card, where senders wait for room: 1000 packets, as is usual."""
 _LOWER_EFFORT_TOS = 1 << 2
@@ -21,6 +22,7 @@ class Link:
             cable to the receiver's.
         queue_seconds: what may wait in the switch for the cable, in seconds of its rate; what
             comes when as much waits is dropped.
+        mtu: bytes of the largest packet, header of IP included.
         lower_effort_last: whether traffic marked as lower effort goes only when nothing else waits,
             and has a queue of its own.
     """
@@ -28,6 +30,7 @@ class Link:
     rate: float
     drop_rate: float = 0.0
     queue_seconds: float = 0.02
+    mtu: int = 1500
     lower_effort_last: bool = False
 
     def of_card(self, device: str) -> list[str]:
@@ -39,11 +42,16 @@ class Link:
         return [*self._shape(device, self._queue_bytes), self._drop(device)]
 
     @property
+    def _frame_bytes(self) -> int:
+        return self.mtu + _ETHERNET_BYTES
+
+    @property
     def _queue_bytes(self) -> int:
         return round(self.rate * self.queue_seconds / 8)
 
     def _shape(self, device: str, queue_bytes: int) -> list[str]:
-        rate, burst = round(self.rate), max(_LEAST_BURST_BYTES, self.rate * _BURST_SECONDS / 8)
+        burst = max(_LEAST_BURST_PACKETS * self._frame_bytes, self.rate * _BURST_SECONDS / 8)
+        rate = round(self.rate)
         queue = f"limit {round(burst) + queue_bytes}"
         shaper = f"tbf rate {rate}bit burst {round(burst)} {queue}"
         lines = [f"qdisc replace dev {device} root handle 1: {shaper}"]
@@ -52,7 +60,7 @@ class Link:
         # All may borrow the whole link, and whoever has the lower number borrows first; what is
         # theirs without borrowing has to be something.
         least = f"rate {rate // 100}bit burst {round(burst / 100)}"
-        most = f"ceil {rate}bit cburst {round(burst)} quantum 1514"
+        most = f"ceil {rate}bit cburst {round(burst)} quantum {self._frame_bytes}"
         lines += [
             f"qdisc replace dev {device} root handle 2: htb default 10",
             f"class replace dev {device} parent 2: classid 2:1 htb rate {rate}bit "

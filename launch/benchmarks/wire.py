@@ -29,6 +29,7 @@ from launch.cli.command_line import (
     check_memory,
     read_command,
 )
+from rps_jax.transport.packets import LEAST_MTU
 
 _WAYS = (UDP, UNTAGGED, TCP)
 _TURN = 4
@@ -64,6 +65,8 @@ class WireConfig:
     """For each setting, at the most; a round is finished."""
     link_rate: Literal["given", "found"] = "given"
     """Whether workers are told the rate of their links (0.98 of it), or have to find it."""
+    mtu: Annotated[int, Within(LEAST_MTU, 9000, f"bytes, {LEAST_MTU} to 9000")] = 1500
+    """Bytes of the largest packet of the links; 9000 are jumbo frames."""
     congestion_control: CongestionControl = None
     """Of TCP."""
     frozen_seconds: Annotated[float, Within(0, 60)] = 5.0
@@ -80,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     n = config.num_workers
     check_memory("num_parameters", config.num_parameters, 4 * 10 * n * config.num_parameters)
     check_bed("wire", config.congestion_control)
-    link = Link(rate=1e6 * max(config.rates))
+    link = _link(config, max(config.rates))
     with (
         Bed(n, link, config.congestion_control) as bed,
         start_workers(bed, config.num_parameters) as workers,
@@ -108,15 +111,20 @@ def _measure(config: WireConfig, bed: Bed, workers: Group) -> Iterator[Row]:
     """Yields a row a setting: all that was measured, in seconds an exchange."""
     for number, rate in enumerate(config.rates):
         # Found or given, the rate is known to the networks that are joined here.
-        bed.set_link(Link(rate=1e6 * rate))
-        join(workers, run=number, link_rate=0.98e6 * rate if config.link_rate == "given" else None)
+        bed.set_link(_link(config, rate))
+        link_rate = 0.98e6 * rate if config.link_rate == "given" else None
+        join(workers, run=number, mtu=config.mtu, link_rate=link_rate)
         for way in (UDP, UNTAGGED):
             workers.ask("exchange", way=way, count=_WARM_UP[config.link_rate])
         for drop_rate in config.drop_rates:
-            bed.set_link(Link(rate=1e6 * rate, drop_rate=drop_rate))
+            bed.set_link(_link(config, rate, drop_rate))
             for way in _WAYS:
                 workers.ask("exchange", way=way, count=2)
             yield {"mbps": rate, "drop_rate": drop_rate, **_measure_ways(config, bed, workers)}
+
+
+def _link(config: WireConfig, mbps: float, drop_rate: float = 0.0) -> Link:
+    return Link(rate=1e6 * mbps, drop_rate=drop_rate, mtu=config.mtu)
 
 
 def start_workers(bed: Bed, num_parameters: int) -> Group:
@@ -198,8 +206,8 @@ def _measure_ways(config: WireConfig, bed: Bed, workers: Group) -> Row:
 def _freeze(config: WireConfig, bed: Bed, workers: Group) -> Row:
     """Stops one worker for a while, and counts the exchanges of the others that it slows."""
     rate = max(config.rates)
-    bed.set_link(Link(rate=1e6 * rate))
-    join(workers, run=len(config.rates), link_rate=0.98e6 * rate)
+    bed.set_link(_link(config, rate))
+    join(workers, run=len(config.rates), mtu=config.mtu, link_rate=0.98e6 * rate)
     before = workers.ask("exchange", way=UDP, count=2 * _WARM_UP["given"])
     usual = statistics.median(durations_of(before))
     workers.tell("exchange", way=UDP, seconds=config.frozen_seconds + 4)

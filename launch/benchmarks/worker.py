@@ -28,6 +28,7 @@ class Watched:
     Attributes:
         worker: This worker.
         num_workers: How many there are.
+        payload_bytes: Of a block in a datagram at the most.
         network: That it watches.
         where: Seconds of all exchanges until now, by the names of `transport`'s `Seconds`, and
             `inside` the network altogether.
@@ -37,6 +38,7 @@ class Watched:
     def __init__(self, network: transport.Network) -> None:
         """Takes a network that has been joined."""
         self.worker, self.num_workers = network.worker, network.num_workers
+        self.payload_bytes = network.payload_bytes
         self.network = network
         self.where: Counter[str] = Counter()
         self.arrived: list[float] = []

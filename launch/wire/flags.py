@@ -13,6 +13,7 @@ from launch.cli.command_line import (
     optional,
     refuse,
 )
+from rps_jax.transport.packets import LEAST_MTU, MOST_MTU, MTU
 
 NO_AUTHENTICATION = (
     "no authentication: whoever can send to the workers' ports can change what they learn"
@@ -29,6 +30,8 @@ class UdpFlags:
     """Bits a second that a worker sends at the most."""
     deadline: Annotated[float, Within(1e-3, 1e4, "seconds, in [0.001, 10^4]")] = 5.0
     """Seconds to wait for the others in a phase at the most; less where phases take less."""
+    mtu: Annotated[int, Within(LEAST_MTU, MOST_MTU, f"bytes, {LEAST_MTU} to {MOST_MTU}")] = MTU
+    """Bytes of the largest packet that the network carries whole: 1500 on plain Ethernet."""
     dscp: Literal["default", "le"] = "default"
     """le: lower effort (RFC 8622), so that switches drop this traffic before all other."""
     no_authentication: bool = False

@@ -70,7 +70,7 @@ def run_over_udp(
     if flags.no_authentication:
         print(NO_AUTHENTICATION, flush=True)
     sending = list(shared)
-    for name in ("link_rate", "deadline", "dscp"):
+    for name in ("link_rate", "deadline", "mtu", "dscp"):
         if getattr(flags, name) is not None:
             sending += [f"--{name.replace('_', '-')}", str(getattr(flags, name))]
     port = coordinator.rpartition(":")[2]

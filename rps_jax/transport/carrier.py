@@ -44,6 +44,7 @@ class Endpoint(Protocol):
 
     worker: int
     num_workers: int
+    payload_bytes: int
 
     def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
         """Takes part in one exchange of packets."""
@@ -96,7 +97,7 @@ class Datagrams(Carrier):
         if server.name != RECEIVED.name:
             raise ValueError(f"server={server.name!r}: expected 'received' over a real network")
         n = self.network.num_workers
-        layout = layout_of(tree, n)
+        layout = layout_of(tree, n, self.network.payload_bytes)
         blocks, from_blocks = to_blocks(tree, n, layout.packets)
         fallback, _ = to_blocks(otherwise, n, layout.packets)
         mask = jax.ShapeDtypeStruct((n, layout.packets), bool)

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MOST_BYTES = 1400
-"""Largest payload: with headers, one Ethernet frame of 1500 bytes."""
 _BYTE = 8
 
 
@@ -108,12 +106,13 @@ def _wide(dtype: np.dtype) -> np.dtype:
     return dtype if dtype.itemsize >= np.dtype(np.float32).itemsize else np.dtype(np.float32)
 
 
-def layout_of(tree: Any, num_workers: int) -> Layout:
+def layout_of(tree: Any, num_workers: int, most_bytes: int) -> Layout:
     """Returns the layout of a pytree: as few packets as its blocks fit in.
 
     Args:
         tree: a pytree of arrays, or of their shapes and dtypes.
         num_workers: how many blocks there are.
+        most_bytes: of a packet's payload; enough for a number of each dtype.
 
     Raises:
         TypeError: a leaf that has no bytes to average (a boolean, a complex number, a PRNG key, a
@@ -136,6 +135,6 @@ def layout_of(tree: Any, num_workers: int) -> Layout:
     while True:
         parts = tuple((dtype, -(-size // (num_workers * packets))) for dtype, size in sizes.items())
         layout = Layout(packets, parts, digest)
-        if layout.length <= MOST_BYTES:
+        if layout.length <= most_bytes:
             return layout
-        packets = max(packets + 1, packets * layout.length // MOST_BYTES)
+        packets = max(packets + 1, packets * layout.length // most_bytes)

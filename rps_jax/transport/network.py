@@ -17,9 +17,9 @@ from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.inbox import PHASES, Inbox
-from rps_jax.transport.layout import MOST_BYTES, Layout
+from rps_jax.transport.layout import Layout
 from rps_jax.transport.pacing import Pacer
-from rps_jax.transport.packets import EVERYONE, Report, Sealer
+from rps_jax.transport.packets import EVERYONE, Report, Sealer, payload_of
 from rps_jax.transport.rate import Rate
 from rps_jax.transport.seconds import Seconds, Stopwatch
 from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
@@ -52,6 +52,7 @@ class Network:
     Attributes:
         worker: this worker's index.
         num_workers: how many there are.
+        payload_bytes: of a block in a datagram at the most.
         records: what was exchanged, without the rows, oldest first; empty unless `record`.
     """
 
@@ -64,6 +65,7 @@ class Network:
         *,
         seed: int,
         assignment: Assignment,
+        mtu: int,
         link_rate: float | None,
         deadline: float,
         start_timeout: float,
@@ -71,6 +73,7 @@ class Network:
     ) -> None:
         """Takes its parts; see `join`."""
         self.worker, self.num_workers = worker, len(addresses)
+        self.payload_bytes = payload_of(mtu)
         self.records: list[Exchanged] = []
         self._socket, self._addresses, self._sealer = socket, addresses, sealer
         self._others = [
@@ -221,7 +224,15 @@ class Network:
             self._warned = True
             warnings.warn(
                 f"worker {self.worker} averages nothing of {', '.join(map(str, others))}: another "
-                "pytree, seed, assignment or number of workers is exchanged there",
+                "pytree, seed, assignment, mtu or number of workers is exchanged there",
+                stacklevel=2,
+            )
+        if not self._warned and (mtu := self._socket.path_mtu):
+            self._warned = True
+            warnings.warn(
+                f"worker {self.worker} has a way to others whose packets have {mtu} bytes at the "
+                f"most: datagrams are cut there, and lost with any piece; mtu={mtu} of all workers "
+                "keeps them whole",
                 stacklevel=2,
             )
 
@@ -326,7 +337,7 @@ class Network:
 
     def _digest(self, layout: Layout) -> int:
         """Returns a digest of all that the workers have to agree on, below 2^32."""
-        about = (layout.digest, self._seed, self._assignment, self.num_workers)
+        about = layout.digest, self._seed, self._assignment, self.num_workers, self.payload_bytes
         return zlib.crc32(repr(about).encode())
 
     def _shift(self, exchange: int) -> int:
@@ -354,6 +365,6 @@ class Network:
     def _pause(self) -> float:
         """Returns for how long to let datagrams gather: while many are still to come, and fit."""
         # Each of the others sends to all of its others in turn, about as fast as this worker.
-        left = self._inbox.still_to_come() * MOST_BYTES * len(self._others)
+        left = self._inbox.still_to_come() * self.payload_bytes * len(self._others)
         gathered = min(left / 2, self._socket.receive_buffer / _BUFFER_SHARE, _GATHERED_BYTES)
         return min(self._longest_pause, 8 * gathered / self._pacer.bits_per_second)

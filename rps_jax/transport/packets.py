@@ -58,6 +58,12 @@ _PHASES = np.uint32(3)
 """The bits of `start` in which datagrams of a run differ."""
 _END = 2
 _TAG_BYTES = 16
+_IP_AND_UDP_BYTES = 40 + 8
+"""Their headers; of IPv6, which are the longer ones."""
+LEAST_MTU, MOST_MTU = 576, 65_000
+"""What every host of IPv4 has to take; and a little less than the largest datagram."""
+MTU = 1280
+"""What every network of IPv6 has to carry, and VPNs and overlays inside of other networks do."""
 
 
 class Opened(NamedTuple):
@@ -228,6 +234,15 @@ class Sealer:
             tag = outer()
             tag.update(message.digest())
             yield tag.digest()[:_TAG_BYTES]
+
+
+def payload_of(mtu: int) -> int:
+    """Returns how many bytes of a block go into one packet of a network, with all headers.
+
+    Args:
+        mtu: bytes of the network's largest packet.
+    """
+    return mtu - _IP_AND_UDP_BYTES - _HEADER.itemsize - _TAG_BYTES
 
 
 def check_key(key: bytes | None) -> None:

@@ -5,6 +5,7 @@ together (UDP_GRO); elsewhere there is a call for each datagram.
 """
 
 import contextlib
+import errno
 import ipaddress
 import itertools
 import socket
@@ -25,6 +26,8 @@ _MOST_CALLS = 44
 _MOST_BYTES = 65_000
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _SO_TIMESTAMPNS = 35
+_IP_MTU, _IPV6_MTU = 14, 24
+_TOO_LARGE = (errno.EINVAL, errno.EMSGSIZE)
 _CONTROL_BYTES = 128
 _LINUX = sys.platform == "linux"
 _BUFFER_BYTES = 32 << 20
@@ -98,6 +101,8 @@ class DatagramSocket:
         address: where it is bound.
         receive_buffer: bytes that the system grants for datagrams that wait to be received.
         drained: whether the last `receive` has left nothing there.
+        path_mtu: bytes of the largest packet on the narrowest way to a destination, of those that
+            are too narrow for what was sent; None while there are none.
     """
 
     def __init__(
@@ -120,11 +125,13 @@ class DatagramSocket:
             OSError: the address is taken, or none of this host's.
         """
         family, resolved = _own_end(address, others)
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        # Of a socket that is connected, the system tells what its way carries.
+        self._socket, self._probe = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
         try:
             self._socket.bind(resolved)
         except OSError:
             self._socket.close()
+            self._probe.close()
             raise
         # The system's own time-outs: Python's cost a call more for each datagram.
         patience = struct.pack("@ll", 0, int(_PATIENCE_SECONDS * 1e6))
@@ -143,6 +150,8 @@ class DatagramSocket:
             self._socket.setsockopt(level, option_name, _LE << 2)
         self._offload = offload and _LINUX and self._try_offload()
         self.bytes_sent, self.drained = 0, True
+        self.path_mtu: int | None = None
+        self._narrow: set[Address] = set()
         self._buffer = np.empty(_MOST_CALLS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
         self._family = family
@@ -169,13 +178,30 @@ class DatagramSocket:
         if resolved is None:
             return
         count, size = datagrams.shape
-        step = max(1, min(MOST_SEGMENTS, _MOST_BYTES // size)) if self._offload else 1
+        joined = self._offload and address not in self._narrow
+        step = max(1, min(MOST_SEGMENTS, _MOST_BYTES // size)) if joined else 1
         for start in range(0, count, step):
             part = datagrams[start : start + step]
             control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("H", size))] if len(part) > 1 else []
-            # A full queue, a peer that is not there yet: all that is a drop.
-            with contextlib.suppress(OSError):
+            try:
                 self.bytes_sent += self._socket.sendmsg([part.data], control, 0, resolved)
+            except OSError as error:
+                # A full queue, a peer that is not there yet: all that is a drop. But datagrams that
+                # the way there does not carry whole have to be sent one by one: the system cuts
+                # each of them then, and none otherwise.
+                if control and error.errno in _TOO_LARGE:
+                    self._narrow.add(address)
+                    with contextlib.suppress(OSError):
+                        known = self.path_mtu or _LARGEST_DATAGRAM
+                        self.path_mtu = min(known, self._mtu_to(resolved))
+                    self.send(datagrams[start:], address)
+                    return
+
+    def _mtu_to(self, resolved: Any) -> int:
+        self._probe.connect(resolved)
+        if self._family == socket.AF_INET6:
+            return self._probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+        return self._probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
 
     def _resolve(self, address: Address) -> Any:
         """Returns the address as numbers, None for a name that nobody knows (yet)."""
@@ -247,4 +273,5 @@ class DatagramSocket:
     def close(self) -> None:
         """Gives the port back, and the memory."""
         self._socket.close()
+        self._probe.close()
         self._buffer = np.empty(0, np.uint8)
