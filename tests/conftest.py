@@ -14,6 +14,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # Files whose tests start several JAX processes at once: they run one after the other.
 SEVERAL_PROCESSES = {
     "test_bed.py",
@@ -32,15 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets Ctrl-C count, and has XLA's older code generator compile, in two thirds of the time.
-
-    The long tests compile as users do. Processes side by side inherit the environment.
-    """
+    """Lets Ctrl-C count, and has XLA's older code generator compile, in two thirds of the time."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As in the background of a shell.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not config.getoption("long") and not hasattr(config, "workerinput"):
-        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    if not hasattr(config, "workerinput"):  # Processes side by side inherit the environment.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_GENERATOR}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,8 +61,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesSideByS
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiles fast rather than well, and once, here and in the processes that tests start."""
+def compiled_programs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Compiles fast rather than well, and once, here and in the processes that tests start.
+
+    Those of the long tests have the code generator that users have.
+    """
+    if request.config.getoption("long"):
+        jax.devices()  # This process has read the flags.
+        os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(OLDER_GENERATOR)
     settings = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
