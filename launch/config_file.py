@@ -46,7 +46,8 @@ def check_unchanged(config: "TrainConfig", before: Mapping[str, Any], where: str
         if name == "num_workers":
             if config.allow_resize:
                 continue
-            expected += " (--allow-resize goes on with another number)"
+            if config.network != "udp":
+                expected += " (--allow-resize goes on with another number)"
         if name.endswith("_sha256"):
             name = name.removesuffix("_sha256")
             new = getattr(config, name)

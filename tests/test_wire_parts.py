@@ -22,6 +22,7 @@ from launch.config import PRESETS
 from launch.distributed.process import Command, JobFailed
 from launch.local import free_port
 from launch.tasks.source import find_source
+from launch.trainer.run_directory import RunDirectory
 from launch.trainer.setup import set_up
 from launch.wire import coordinator, deliveries, models
 from launch.wire.flags import read_key
@@ -279,6 +280,15 @@ def test_a_worker_is_told_what_it_lacks(argv, said, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert launch.udp.main([*argv, *["--"][: "--" not in argv], "--num-workers", "2"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_another_number_of_workers_is_not_advised(tmp_path, capsys):
+    config = dataclasses.replace(PRESETS["linear"], num_workers=2, network="udp")
+    RunDirectory(tmp_path).create(config)
+    assert launch.local.main([*UDP, "--", "--resume", "--output-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --num-workers 4: expected 2, as the run in {tmp_path} has it\n"
+    )
 
 
 @pytest.mark.parametrize("taken", ["port", pytest.param("addresses", marks=pytest.mark.long)])
