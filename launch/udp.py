@@ -12,7 +12,6 @@ r"""Trains over UDP, a worker a process, started by hand: `python -m launch.udp 
 import dataclasses
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -30,12 +29,13 @@ from launch.cli.command_line import (
     split_arguments,
     subcommand,
 )
-from launch.config import TrainConfig, default_output_dir, parse
+from launch.config import TrainConfig, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.gpus import take_gpu
 from launch.distributed.heartbeat import start_heartbeat, supervised, wait_for_secret
 from launch.distributed.rendezvous import split_address
 from launch.tasks.source import find_source
+from launch.trainer.run_directory import RunDirectory
 from launch.wire.flags import NO_AUTHENTICATION, UdpFlags, read_key
 
 _COMMANDS = {
@@ -112,6 +112,7 @@ def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
     if config.record is not None and coordinator is None:
         requires("record", config.record, "--coordinator, which writes it")
     key = _key(flags.key_file, flags.no_authentication)
+    output_dir = _output_dir(config)
     source = find_source(config)
 
     hosts = [host for host, _ in addresses]
@@ -139,20 +140,22 @@ def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
     except OSError as error:
         own = flags.addresses[flags.worker]
         refuse("addresses", own, f"one of this host's, and a free port ({error.strerror or error})")
-    train_worker(config, source, _output_dir(config), network, coordinator, key)
+    train_worker(config, source, output_dir, network, coordinator, key)
 
 
 def _run_coordinator(own: Sequence[str], of_training: Sequence[str]) -> None:
     flags = read_command(CoordinatorConfig, "launch.udp coordinator", own, CoordinatorConfig())
     config = parse(of_training, "udp")
     key = _key(flags.key_file, flags.no_authentication)
+    output_dir = _output_dir(config)
+    done = RunDirectory(output_dir).is_done and not config.resume
+    expect("output_dir", output_dir, not done, "a run that is not done (--resume goes on with it)")
     source = find_source(config)
     jax.config.update("jax_platforms", "cpu")  # GPUs are the workers'.
     start_devices(config.num_workers, config.num_workers)
     from launch.reports.results import print_summary
     from launch.wire.coordinator import coordinate
 
-    output_dir = _output_dir(config)
     summary = coordinate(config, source, output_dir, flags.port, key)
     print_summary(summary, output_dir)
 
@@ -170,8 +173,10 @@ def _key(path: Path | None, no_authentication: bool) -> bytes | None:
 
 
 def _output_dir(config: TrainConfig) -> Path:
-    now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return config.output_dir or default_output_dir(config, now)
+    """Returns the folder of the run, in which a process that is started again finds it."""
+    if config.output_dir is None:
+        refuse("output_dir", None, "the folder of the run, the same for all of its processes")
+    return config.output_dir
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from launch.config import PRESETS
 from launch.distributed.process import Command, JobFailed
 from launch.local import free_port
 from launch.tasks.source import find_source
+from launch.trainer.json_files import write_json
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.setup import set_up
 from launch.wire import coordinator, deliveries, models
@@ -280,6 +281,25 @@ def test_a_worker_is_told_what_it_lacks(argv, said, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert launch.udp.main([*argv, *["--"][: "--" not in argv], "--num-workers", "2"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("own", ["worker --worker 0 --addresses a:1", "coordinator"])
+def test_a_process_that_is_started_by_hand_is_told_its_folder(own, capsys):
+    of_training = ["--preset", "linear", "--num-workers", "1"]
+    assert launch.udp.main([*own.split(), "--no-authentication", "--", *of_training]) == 2
+    assert capsys.readouterr().err == (
+        "error: --output-dir: expected the folder of the run, the same for all of its processes\n"
+    )
+
+
+def test_a_coordinator_does_not_do_again_what_is_done(tmp_path, capsys):
+    write_json(tmp_path / "summary.json", {"score": "x", "data": "", "x": 1, "wall_seconds": 1})
+    of_training = ["--preset", "linear", "--output-dir", str(tmp_path)]
+    assert launch.udp.main(["coordinator", "--no-authentication", "--", *of_training]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --output-dir {tmp_path}: expected a run that is not done (--resume goes on with "
+        "it)\n"
+    )
 
 
 def test_another_number_of_workers_is_not_advised(tmp_path, capsys):
