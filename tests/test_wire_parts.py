@@ -16,6 +16,7 @@ import pytest
 
 import launch.local
 import launch.udp
+import launch.wire.job
 import rps_jax as rps
 from launch.cli.command_line import UsageError
 from launch.config import PRESETS
@@ -29,7 +30,7 @@ from launch.wire import coordinator, deliveries, models
 from launch.wire.flags import read_key
 from launch.wire.lines import REPORTED, Lines, Report, merged
 from launch.wire.reports import Event, Reception, Reporter
-from launch.wire.supervisor import supervise_members
+from launch.wire.supervisor import Ending, ReportsLost, supervise_members
 from rps_jax.links import BURST_BINS
 from rps_jax.transport import Exchanged
 
@@ -311,6 +312,63 @@ def test_another_number_of_workers_is_not_advised(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("begun", "unsaved", "said"),
+    [
+        (True, (), "each worker with a checkpoint; go on with the same command and\n--resume "),
+        (True, (1, 3), "each worker but worker 1, worker 3 with a checkpoint; go on with the "),
+        (True, (0, 1, 2, 3), "no worker with a new checkpoint; go on with the same command and"),
+        (False, (0, 1, 2, 3), "no worker with a new checkpoint; start again with the same command"),
+    ],
+)
+def test_who_stops_a_job_is_told_what_was_saved(
+    tmp_path, monkeypatch, capsys, begun, unsaved, said
+):
+    ending = Ending(128 + signal.SIGTERM, tuple(f"worker {number}" for number in unsaved))
+    monkeypatch.setattr(launch.wire.job, "supervise_members", lambda *_: ending)
+    out = stopped_or_failed(tmp_path, monkeypatch, begun, 128 + signal.SIGTERM, capsys).out
+    assert out.startswith(f"stopped by SIGTERM, {said}")
+    assert ("--resume" in out) == begun
+    assert out.endswith(f"--output-dir {tmp_path}\n")
+
+
+@pytest.mark.parametrize(("begun", "status"), [(True, 1), (True, 2), (False, 1)])
+def test_who_sees_a_job_fail_is_told_how_it_goes_on(tmp_path, monkeypatch, capsys, begun, status):
+    def supervise(*_):
+        raise JobFailed("coordinator failed", status)
+
+    monkeypatch.setattr(launch.wire.job, "supervise_members", supervise)
+    err = stopped_or_failed(tmp_path, monkeypatch, begun, status, capsys).err
+    go_on = f"go on with the same command and\n--resume --output-dir {tmp_path}\n"
+    assert err == "error: coordinator failed\n" + go_on * (begun and status == 1)
+
+
+@pytest.mark.parametrize("epoch", [29.0, 30.0])
+def test_who_lost_the_last_reports_is_told_so(tmp_path, monkeypatch, capsys, epoch):
+    def supervise(*_):
+        measured = ("train_loss", "delivered_fraction", "examples_per_second", "consensus_distance")
+        RunDirectory(tmp_path).append({"step": 1, "epoch": epoch} | dict.fromkeys(measured, 1.0))
+        raise ReportsLost("coordinator failed", 1)
+
+    monkeypatch.setattr(launch.wire.job, "supervise_members", supervise)
+    err = stopped_or_failed(tmp_path, monkeypatch, True, 1, capsys).err
+    done = (
+        f"each worker is done, with a checkpoint; what is not in {tmp_path}/metrics.jsonl is lost"
+    )
+    go_on = f"go on with the same command and\n--resume --output-dir {tmp_path}"
+    assert err == f"error: coordinator failed\n{go_on if epoch == 30 else done}\n"
+
+
+def stopped_or_failed(folder, monkeypatch, begun, status, capsys):
+    """Runs `launch.local`, in a folder where a run has begun since or not; returns what it said."""
+    monkeypatch.setattr(RunDirectory, "check_is_free", lambda self: None)
+    if begun:
+        RunDirectory(folder).create(PRESETS["linear"])
+    of_training = ["--preset", "linear", "--epochs", "30", "--output-dir", str(folder)]
+    assert launch.local.main([*UDP, "--", *of_training]) == status
+    return capsys.readouterr()
+
+
 @pytest.mark.parametrize("taken", ["port", pytest.param("addresses", marks=pytest.mark.long)])
 def test_a_port_that_is_taken_is_named(taken, capfd, tmp_path):
     kind = socket.SOCK_STREAM if taken == "port" else socket.SOCK_DGRAM
@@ -346,78 +404,142 @@ def test_a_coordinator_does_not_go_on_with_another_run(tmp_path):
         coordinator.coordinate(config, source, tmp_path, free_port(), KEY)
 
 
-def script(body, name):
-    preamble = (
-        "import os, sys, time\nfrom launch.distributed.heartbeat import *\nstart_heartbeat()\n"
-    )
-    argv = [sys.executable, "-c", preamble + body]
-    return Command(argv, {"PYTHONPATH": str(ROOT)}, name=name, secret=KEY)
+PREAMBLE = """
+import os, signal, sys, time
+from launch.distributed.heartbeat import *
+start_heartbeat()
+NUMBER, FOLDER = {number}, {folder!r}
+open(f"{{FOLDER}}/{{NUMBER}} {{os.getpid()}}", "w")
 
+def lives(number):
+    return [name.split()[1] for name in os.listdir(FOLDER) if name.startswith(f"{{number}} ")]
 
-def supervised_run(tmp_path, *bodies, max_restarts=0):
-    """Runs scripts, the last as the coordinator; returns the status and what was shown."""
-    shown = []
-    commands = [script(body, f"member {number}") for number, body in enumerate(bodies)]
-    status = supervise_members(commands, tmp_path / "logs", 60.0, shown.append, max_restarts)
-    return status, shown
+def runs(number):
+    return not lives(number) or os.path.exists(f"/proc/{{lives(number)[-1]}}")
 
+def wait_while(holds):
+    while holds():
+        time.sleep(0.02)
 
-WHEN_TWO_ARE_DONE = """
-while len(os.listdir(FOLDER)) < 2:
-    time.sleep(0.02)
 """
-DONE = "open(f'{FOLDER}/{os.getpid()}', 'w')\n"
+
+
+def scripts(tmp_path, *bodies):
+    """How processes of a job are started, the last as the coordinator."""
+    folder = tmp_path / "lives"
+    folder.mkdir()
+    preambles = (PREAMBLE.format(number=n, folder=str(folder)) for n in range(len(bodies)))
+    return [
+        Command(
+            [sys.executable, "-c", preamble + body],
+            {"PYTHONPATH": str(ROOT)},
+            name=f"member {number}",
+            secret=KEY,
+        )
+        for number, (preamble, body) in enumerate(zip(preambles, bodies, strict=True))
+    ]
+
+
+def supervised_run(tmp_path, *bodies, max_restarts=0, silence=60.0):
+    """Runs scripts; returns how the job has ended, and what was shown."""
+    shown, commands = [], scripts(tmp_path, *bodies)
+    ending = supervise_members(commands, tmp_path / "logs", silence, shown.append, max_restarts)
+    return ending, shown
+
+
+def stopped_run(tmp_path, lines, *bodies):
+    """Runs scripts that are asked to stop when so many lines were shown."""
+    shown, commands = [], scripts(tmp_path, *bodies)
+
+    def stop():
+        while len(shown) < lines:
+            time.sleep(0.02)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    return supervise_members(commands, tmp_path / "logs", 60.0, shown.append, 0), shown
+
+
+KILLED_ONCE = "if len(lives(NUMBER)) == 1: os.kill(os.getpid(), 9)\n"
 
 
 def test_a_process_that_dies_is_started_again_and_the_others_go_on(tmp_path):
-    folder = tmp_path / "done"
-    folder.mkdir()
-    named = f"FOLDER = {str(folder)!r}\n"
-    again = f"if not os.path.exists({str(tmp_path / 'x')!r}):\n"
-    again += f"    open({str(tmp_path / 'x')!r}, 'w'); os.kill(os.getpid(), 9)\n"
-    status, shown = supervised_run(
-        tmp_path, named + again + DONE, named + DONE, named + WHEN_TWO_ARE_DONE, max_restarts=1
-    )
-    assert status == 0
+    until_it_is_back = "wait_while(lambda: len(lives(0)) < 2)"
+    ending, shown = supervised_run(tmp_path, KILLED_ONCE, "", until_it_is_back, max_restarts=1)
+    assert ending == Ending(0)
     assert shown == ["member 0 was killed by SIGKILL, and is started again"]
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_later_life_whose_place_is_taken_does_not_end_the_job(tmp_path, restarts):
+    taken = KILLED_ONCE + "if len(lives(NUMBER)) == 2: sys.exit(2)"
+    others = f"wait_while(lambda: len(lives(0)) < {restarts + 1} or runs(0))"
+    ending, shown = supervised_run(tmp_path, taken, others, others, max_restarts=restarts)
+    assert ending == Ending(0)
+    then = ["; the others go on", ", and is started again in 1 s"]
+    assert shown == [
+        "member 0 was killed by SIGKILL, and is started again",
+        f"member 0 ended with status 2{then[restarts - 1]}",
+    ]
+
+
 def test_without_restarts_a_process_that_dies_is_missed(tmp_path):
-    status, shown = supervised_run(tmp_path, "sys.exit(7)", "", "time.sleep(0.5)")
-    assert status == 0
+    ending, shown = supervised_run(tmp_path, "sys.exit(7)", "", "time.sleep(0.5)")
+    assert ending == Ending(0)
     assert shown == ["member 0 ended with status 7; the others go on"]
 
 
 @pytest.mark.parametrize(
-    ("bodies", "status"),
+    ("bodies", "status", "restarts"),
     [
-        (("sys.exit(2)", "time.sleep(60)", "time.sleep(60)"), 2),  # All would end like this.
-        (("sys.exit(7)", "sys.exit(8)", "time.sleep(60)"), 8),
-        (("", "", "sys.exit(5)"), 5),
+        (("sys.exit(2)", "time.sleep(60)", "time.sleep(60)"), 2, 1),  # All would end like this.
+        ((KILLED_ONCE + "sys.exit(3)", "time.sleep(60)", "time.sleep(60)"), 3, 2),  # And this.
+        (("sys.exit(7)", "sys.exit(8)", "time.sleep(60)"), 8, 0),
+        (("", "", "sys.exit(5)"), 5, 0),
+        ((KILLED_ONCE + "sys.exit(2)", "time.sleep(60)"), 1, 1),
     ],
 )
-def test_a_job_without_a_result_fails(tmp_path, bodies, status):
+def test_a_job_without_a_result_fails(tmp_path, bodies, status, restarts):
     with pytest.raises(JobFailed) as failed:
-        supervised_run(tmp_path, *bodies)
+        supervised_run(tmp_path, *bodies, max_restarts=restarts)
     assert failed.value.exit_status == status
 
 
-def test_every_process_gets_the_key_and_the_signal(tmp_path):
-    body = """
-import signal
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+FREEZES = "time.sleep(0.5); os.kill(os.getpid(), signal.SIGSTOP)"  # After a heartbeat.
+
+
+@pytest.mark.parametrize(("other", "kind"), [("", ReportsLost), (FREEZES, JobFailed)])
+def test_a_coordinator_that_hangs_is_not_waited_for(tmp_path, other, kind):
+    silent = r"member 2 has sent no heartbeat for \d+ s, and was ended"
+    with pytest.raises(JobFailed, match=silent) as failed:
+        supervised_run(tmp_path, "", other, FREEZES, silence=3.0)
+    assert failed.type is kind
+
+
+def test_a_coordinator_that_is_left_alone_is_started_again_once(tmp_path):
+    shown = []
+    commands = scripts(tmp_path, "", "wait_while(lambda: runs(0)); sys.exit(5)")
+    with pytest.raises(ReportsLost, match="member 1 ended with status 5"):
+        supervise_members(commands, tmp_path / "logs", 60.0, shown.append, 9)
+    assert shown == ["member 1 ended with status 5, and is started again"]
+
+
+WAITS = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({}))
 print(wait_for_secret(20).decode(), flush=True)
 time.sleep(60)
 """
-    shown = []
 
-    def stop():
-        while len(shown) < 2:
-            time.sleep(0.02)
-        signal.raise_signal(signal.SIGTERM)
 
-    threading.Thread(target=stop, daemon=True).start()
-    commands = [script(body, "worker"), script(body, "coordinator")]
-    status = supervise_members(commands, tmp_path / "logs", 60.0, shown.append, 0)
-    assert status == 128 + signal.SIGTERM
-    assert sorted(shown) == [f"[coordinator] {KEY.decode()}", f"[worker] {KEY.decode()}"]
+def test_every_process_gets_the_key_and_the_signal(tmp_path):
+    saves = WAITS.format(128 + signal.SIGTERM)
+    ending, shown = stopped_run(tmp_path, 3, saves, WAITS.format(0), saves)
+    assert ending == Ending(128 + signal.SIGINT)
+    assert sorted(shown) == [f"[member {number}] {KEY.decode()}" for number in range(3)]
+
+
+def test_workers_that_have_saved_nothing_are_named(tmp_path):
+    saves, fails = WAITS.format(128 + signal.SIGTERM), WAITS.format(1)
+    begins = "print('begins', flush=True); time.sleep(60)"
+    ending, _ = stopped_run(tmp_path, 5, fails, saves, "sys.exit(7)", begins, saves)
+    assert ending == Ending(128 + signal.SIGINT, ("member 0", "member 2", "member 3"))

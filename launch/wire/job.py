@@ -5,12 +5,13 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.cli.command_line import expect, requires
+from launch.cli.command_line import DIVERGED, USAGE, expect, requires
 from launch.cli.fields import fields_of
+from launch.config_file import CONFIG_FILE
 from launch.distributed.job import LOGS, Job
-from launch.distributed.process import Command, signal_name
+from launch.distributed.process import Command, JobFailed, signal_name
 from launch.wire.flags import NO_AUTHENTICATION, UdpFlags
-from launch.wire.supervisor import supervise_members
+from launch.wire.supervisor import ReportsLost, supervise_members
 
 _KEY_BYTES = 32
 
@@ -92,11 +93,38 @@ def run_over_udp(
     def show(line: str) -> None:
         print(line, flush=True)
 
-    status = supervise_members(commands, job.folder.path / LOGS, silence, show, max_restarts)
-    if status:
-        folder = shlex.quote(str(job.folder.path))
-        show(
-            f"stopped by {signal_name(status - 128)}, each worker with a checkpoint; go on with "
-            f"the same command and\n--resume --output-dir {folder}"
-        )
-    return status
+    logs, begun = job.folder.path / LOGS, job.folder.path / CONFIG_FILE
+    folder = f"--output-dir {shlex.quote(str(job.folder.path))}"
+    go_on = f"go on with the same command and\n--resume {folder}"
+    try:
+        ending = supervise_members(commands, logs, silence, show, max_restarts)
+    except ReportsLost as error:
+        if not _all_measured(job):
+            lost = f"what is not in {job.folder.metrics} is lost"
+            go_on = f"each worker is done, with a checkpoint; {lost}"
+        raise JobFailed(f"{error}\n{go_on}", error.exit_status) from None
+    except JobFailed as error:
+        if error.exit_status in (USAGE, DIVERGED) or not begun.exists():
+            raise
+        raise JobFailed(f"{error}\n{go_on}", error.exit_status) from None
+    if ending.exit_status:
+        if not begun.exists():
+            go_on = f"start again with the same command and\n{folder}"
+        saved = _saved(len(addresses), ending.unsaved)
+        show(f"stopped by {signal_name(ending.exit_status - 128)}, {saved}; {go_on}")
+    return ending.exit_status
+
+
+def _all_measured(job: Job) -> bool:
+    """Returns whether all lines of metrics are written: the summary can be made of them."""
+    lines = job.folder.read_metrics()
+    return bool(lines) and lines[-1]["epoch"] >= job.config.epochs
+
+
+def _saved(workers: int, unsaved: Sequence[str]) -> str:
+    """Returns which of the workers have saved a checkpoint, for people."""
+    if not unsaved:
+        return "each worker with a checkpoint"
+    if len(unsaved) == workers:
+        return "no worker with a new checkpoint"
+    return f"each worker but {', '.join(unsaved)} with a checkpoint"

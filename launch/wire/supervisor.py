@@ -1,8 +1,10 @@
 """Runs the processes of a run over UDP: one that dies is missed, and started again if it may be."""
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from launch.cli.command_line import DIVERGED, USAGE
 from launch.distributed.process import (
@@ -15,34 +17,51 @@ from launch.distributed.process import (
     one_at_a_time,
     signal_name,
 )
-from launch.distributed.supervisor import STOP_SECONDS, STOP_SIGNALS, passed_on_as
+from launch.distributed.supervisor import STOP_SECONDS, STOP_SIGNALS
 from launch.trainer.preemption import StopSignals
 
 _POLL_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 15.0
 """How long a worker may go on when the coordinator is done."""
-_WOULD_END_AGAIN = (USAGE, DIVERGED)
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+"""Before a process is started again, from the second time on; each is twice the one before."""
+_STOP = signal.SIGTERM
+"""What processes are given when the job is to stop: one that has saved ends with 128 and this."""
+
+
+class Ending(NamedTuple):
+    """How a job has ended.
+
+    Attributes:
+        exit_status: 0, or 128 and the signal if the job was asked to stop, and has.
+        unsaved: Names of the workers that have saved no checkpoint when it was.
+    """
+
+    exit_status: int
+    unsaved: tuple[str, ...] = ()
+
+
+class ReportsLost(JobFailed):
+    """The coordinator has failed when all workers were done: nobody will report to another."""
 
 
 def supervise_members(
     commands: Sequence[Command], logs: Path, silence: float, show: Show, max_restarts: int
-) -> int:
+) -> Ending:
     """Runs a job whose processes do not need one another, until its coordinator is done.
 
     Args:
         commands: One for each process; the last is the coordinator.
         logs: Folder for what the processes say.
         silence: Seconds without a heartbeat after which a process is taken to hang, and is ended if
-            it may be started again.
+            it may be started again, or is the coordinator and no worker works any more.
         show: Given each line, with the name of its process before it.
         max_restarts: How often to start each process again when it fails.
 
-    Returns:
-        The exit status: 0, or 128 and the signal if the job was asked to stop, and has.
-
     Raises:
         JobFailed: There is no result, a process has failed in a way that all would, or one did not
-            stop when it was asked to.
+            end in time when it was asked to.
+        ReportsLost: There is no result, and nobody is left to report one.
     """
     show = one_at_a_time(show)
     members: list[_Member] = []
@@ -50,12 +69,15 @@ def supervise_members(
         try:
             for number, command in enumerate(commands):
                 members.append(_Member(number, command, logs, show, max_restarts))
+            *workers, coordinator = members
             while not signals.received:
                 time.sleep(_POLL_SECONDS)
-                for member in members:
-                    member.look_after(silence)
-                if _is_over(members):
-                    return _end(members)
+                for worker in workers:
+                    worker.look_after(silence)
+                alone = _none_works(workers, silence)
+                coordinator.look_after(silence, alone=alone)
+                if coordinator.is_done or (alone and coordinator.failure):
+                    return _end(members, silence)
             return _stop(members, signals)
         finally:
             for member in members:
@@ -75,7 +97,9 @@ class _Member:
     ) -> None:
         """Starts it."""
         self._number, self._command, self._logs, self._show = number, command, logs, show
-        self._restarts = restarts
+        self._restarts, self._pause = restarts, 0.0
+        self._next_life: float | None = None
+        self._is_first = True
         self.process = Process(number, command, logs, show)
         self.failure: JobFailed | None = None
 
@@ -84,78 +108,123 @@ class _Member:
         """Whether it has come to the end of its work."""
         return self.process.status() == 0
 
-    def look_after(self, silence: float) -> None:
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is done, or has failed and is not started again."""
+        return self.is_done or self.failure is not None
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether it has saved a checkpoint: at the end of its work, or when it was stopped."""
+        return self.process.status() in (0, 128 + _STOP)
+
+    def hangs(self, silence: float) -> bool:
+        """Returns whether it runs, and has been silent for longer than so many seconds."""
+        silent = self.process.silent(time.monotonic(), silence)
+        return silent > 0 and self.process.status() is None
+
+    def look_after(self, silence: float, *, alone: bool = False) -> None:
         """Starts it again if it has failed, or hangs, and may be started again.
+
+        Args:
+            silence: Seconds without a heartbeat after which it is taken to hang.
+            alone: Whether no other works any more: then it is started again once at the most, and
+                has failed where it hangs and may not be.
 
         Raises:
             JobFailed: It would fail again, as would the others.
         """
-        status = self.process.status()
-        silent = self.process.silent(time.monotonic(), silence)
-        if self.failure is not None or status == 0:
+        if self.has_ended:
             return
+        if alone:
+            self._restarts = min(self._restarts, 1)
+        now = time.monotonic()
+        if self._next_life is not None:
+            if now >= self._next_life:
+                self._next_life, self._is_first = None, False
+                self.process = Process(self._number, self._command, self._logs, self._show)
+            return
+        status, silent = self.process.status(), self.process.silent(now, silence)
         if status is None:
+            how = f"has sent no heartbeat for {silent:.0f} s"
             if silent and self._restarts:
-                self._start_again(f"has sent no heartbeat for {silent:.0f} s")
+                self._start_again(how, now)
+            elif silent and alone:
+                self.failure = self.process.failed(f"{how}, and was ended", 1)
             return
         how = how_it_ended(status)
-        if status in _WOULD_END_AGAIN:
-            raise self.process.failed(how, exit_status_of(status))
+        if status == DIVERGED or (status == USAGE and self._is_first):
+            raise self.process.failed(how, status)
         if self._restarts:
-            self._start_again(how)
+            self._start_again(how, now)
         else:
-            self.failure = self.process.failed(how, exit_status_of(status))
-            self._show(f"{self.process.name} {how}; the others go on")
+            # A later life whose port or folder is taken, by one before that hangs elsewhere, has
+            # the command line of the first.
+            exit_status = 1 if status == USAGE else exit_status_of(status)
+            self.failure = self.process.failed(how, exit_status)
+            if not alone:
+                self._show(f"{self.process.name} {how}; the others go on")
 
-    def _start_again(self, how: str) -> None:
+    def _start_again(self, how: str, now: float) -> None:
         self.process.kill()
         self._restarts -= 1
-        self._show(f"{self.process.name} {how}, and is started again")
-        self.process = Process(self._number, self._command, self._logs, self._show)
+        pause, longer = self._pause, max(2 * self._pause, _FIRST_PAUSE_SECONDS)
+        self._next_life, self._pause = now + pause, min(longer, _LONGEST_PAUSE_SECONDS)
+        when = f" in {pause:.0f} s" if pause else ""
+        self._show(f"{self.process.name} {how}, and is started again{when}")
 
 
-def _is_over(members: Sequence[_Member]) -> bool:
-    """Returns whether there is a result, or none will be.
+def _none_works(workers: Sequence[_Member], silence: float) -> bool:
+    """Returns whether workers have ended, and those that have not hang.
 
     Raises:
-        JobFailed: No worker is left.
+        JobFailed: All have failed.
     """
-    *workers, coordinator = members
-    failures = [member.failure for member in workers if member.failure]
+    failures = [worker.failure for worker in workers if worker.failure]
     if len(failures) == len(workers):
         raise failures[-1]
-    ended = all(member.is_done or member.failure for member in workers)
-    return coordinator.is_done or (ended and coordinator.failure is not None)
+    left = [worker for worker in workers if not worker.has_ended]
+    return len(left) < len(workers) and all(worker.hangs(silence) for worker in left)
 
 
-def _end(members: Sequence[_Member]) -> int:
+def _end(members: Sequence[_Member], silence: float) -> Ending:
     """Waits a little for those that are about to end.
 
     Raises:
         JobFailed: There is no result.
+        ReportsLost: Nor will there be one.
     """
     *workers, coordinator = members
+
+    def works(worker: _Member) -> bool:
+        return worker.process.status() is None and not worker.hangs(silence)
+
     until = time.monotonic() + _LAST_WORDS_SECONDS
-    while time.monotonic() < until and any(each.process.status() is None for each in workers):
+    while time.monotonic() < until and any(map(works, workers)):
         time.sleep(_POLL_SECONDS)
-    if coordinator.failure is not None:
-        raise coordinator.failure
-    return 0
+    failure = coordinator.failure
+    if failure is not None and all(worker.is_done for worker in workers):
+        raise ReportsLost(str(failure), failure.exit_status)
+    if failure is not None:
+        raise failure
+    return Ending(0)
 
 
-def _stop(members: Sequence[_Member], signals: StopSignals) -> int:
-    """Passes a signal on, and waits until all have saved a checkpoint.
+def _stop(members: Sequence[_Member], signals: StopSignals) -> Ending:
+    """Asks all that run to stop, and waits until they have ended.
 
     Raises:
-        JobFailed: One has not.
+        JobFailed: One has not ended in time.
     """
     number, began = signals.first, time.monotonic()
-    for member in members:
-        member.process.signal(passed_on_as(number))
-    while left := [member.process for member in members if member.process.status() is None]:
+    running = [member.process for member in members if member.process.status() is None]
+    for process in running:
+        process.signal(_STOP)
+    while left := [process for process in running if process.status() is None]:
         time.sleep(_POLL_SECONDS)
         if signals.insisted or time.monotonic() - began > STOP_SECONDS:
             seconds, name = time.monotonic() - began, signal_name(number)
             how = f"did not stop within {seconds:.0f} s of {name}, and was ended"
             raise left[0].failed(how, 128 + number)
-    return 128 + number
+    unsaved = tuple(member.process.name for member in members[:-1] if not member.has_saved)
+    return Ending(128 + number, unsaved)
