@@ -31,7 +31,7 @@ def check(config: "TrainConfig", given: Collection[str] = ()) -> None:
         requires("momentum", config.momentum, "--optimizer sgd")
     if config.network == "udp":
         _check_over_udp(config)
-    elif config.record is not None:
+    if config.record is not None:
         _check_record(config)
     _check_data_flags(config)
     per_device = config.workers_per_device

@@ -7,19 +7,18 @@
 Reads as it runs: what can be wrong with a command line is found before JAX is started.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 
-from launch.cli.command_line import exit_status, expect
+from launch.cli.command_line import exit_status
 from launch.config import default_output_dir, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.heartbeat import start_heartbeat
 from launch.distributed.initialize import count_processes, join, report_lost_peers, run_and_leave
 from launch.reports.results import print_summary
 from launch.tasks.source import find_source
-from launch.trainer.run_directory import RunDirectory, check_can_write
+from launch.trainer.run_directory import RunDirectory, check_can_record, check_can_write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,10 +32,7 @@ def _run(argv: Sequence[str] | None) -> int:
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     output_dir = config.output_dir or default_output_dir(config, now)
     if config.record is not None:
-        check_can_write("record", config.record.parent)
-        if not os.path.exists(config.record):
-            check_can_write("record", config.record)  # Its name, too.
-        expect("record", config.record, not os.path.isdir(config.record), "a file, found a folder")
+        check_can_record(config.record)
     if config.profile is not None:
         check_can_write("profile", config.profile)
     if not config.resume:

@@ -52,7 +52,7 @@ def test_the_seconds_of_exchanges_are_averaged_where_there_are_any() -> None:
 
 def test_where_nothing_is_exchanged_the_last_known_fraction_holds() -> None:
     for before in (1.0, 0.25):
-        window = Window([[9.0, None]], before)
+        window = Window([[9.0, None]], {"delivered_fraction": before})
         assert window.averages(examples_per_step=32)["delivered_fraction"] == before
         window.add(1.0, 0.75)
         assert window.averages(examples_per_step=32)["delivered_fraction"] == 0.75

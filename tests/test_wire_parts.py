@@ -26,7 +26,7 @@ from launch.tasks.source import find_source
 from launch.trainer.json_files import write_json
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.setup import set_up
-from launch.wire import coordinator, deliveries, models
+from launch.wire import coordinator, deliveries, models, reports
 from launch.wire.flags import read_key
 from launch.wire.lines import REPORTED, Lines, Report, merged
 from launch.wire.reports import Event, Reception, Reporter
@@ -61,7 +61,7 @@ def test_what_a_worker_reports_arrives_in_order(reception):
     reporter.tell("metrics", {"step": 1}, b"model")  # Before there is a connection.
     reporter.start(20)
     reporter.tell("done", {})
-    reporter.close(20)
+    assert reporter.close(patient=True) == 0
     events = [reception.events.get(timeout=20) for _ in range(4)]
     assert [event.kind for event in events] == ["greeting", "metrics", "done", "gone"]
     assert {event.worker for event in events} == {1}
@@ -83,8 +83,7 @@ def test_a_stranger_is_not_heard(reception, worker, key):
     honest.tell("done", {})
     honest.start(20)
     assert [reception.events.get(timeout=20).kind for _ in range(2)] == ["greeting", "done"]
-    stranger.close(0)
-    honest.close(20)
+    assert honest.close(patient=True) == 0
 
 
 def test_hostile_bytes_do_not_stop_the_coordinator(reception):
@@ -97,24 +96,71 @@ def test_hostile_bytes_do_not_stop_the_coordinator(reception):
     reporter = reporter_to(reception)
     reporter.start(20)
     assert received(reception, "greeting").worker == 1
-    reporter.close(20)
+    assert reporter.close(patient=True) == 0
 
 
 def test_reports_wait_for_a_coordinator_that_comes_back():
     port = free_port()
     reporter = Reporter(("localhost", port), KEY, 0, {})
-    reporter.start(0.1)
+    assert not reporter.start(0.1)
     reporter.tell("metrics", {"step": 1}, b"1")
     first = Reception(port, KEY, 1, 1000, lambda greeted: None)
     assert received(first, "metrics").payload == b"1"
     first.close()
-    reporter.close(0)
+    assert reporter.close(patient=False) == 0
 
 
-def report(step, at=0.0, loss=1.0, speed=10.0):
+def test_what_a_coordinator_has_not_taken_is_told_to_the_next():
+    port = free_port()
+    reporter = Reporter(("localhost", port), KEY, 0, {})
+    dying = Reception(port, KEY, 1, 1000, lambda greeted: None)
+    assert reporter.start(20)
+    reporter.tell("metrics", {"step": 1}, b"taken")
+    assert received(dying, "metrics").payload == b"taken"
+    # Its queue is full: nothing more is taken, and then it is gone.
+    while not dying.events.full():
+        dying.events.put(Event("deliveries", 0, {}, b""))
+    reporter.tell("metrics", {"step": 2}, b"not taken")
+    reporter.tell("done", {})
+    dying.close()
+    coming = Reception(port, KEY, 1, 1000, lambda greeted: None)
+    while received(coming, "metrics").payload != b"not taken":
+        pass
+    assert received(coming, "done")
+    assert reporter.close(patient=True) == 0
+
+
+def test_the_newest_metrics_are_told_to_a_coordinator_that_may_be_another():
+    port = free_port()
+    reporter = Reporter(("localhost", port), KEY, 0, {})
+    first = Reception(port, KEY, 1, 1000, lambda greeted: None)
+    assert reporter.start(20)
+    for step in (1, 2):
+        reporter.tell("metrics", {"step": step})
+        assert received(first, "metrics").header == {"step": step}
+    first.close()
+    second = Reception(port, KEY, 1, 1000, lambda greeted: None)
+    assert received(second, "metrics").header == {"step": 2}
+    assert reporter.close(patient=True) == 0
+
+
+def test_a_model_that_is_larger_than_all_that_may_wait_is_told(monkeypatch):
+    monkeypatch.setattr(reports, "_MOST_WAITING_BYTES", 100)
+    port = free_port()
+    reporter = Reporter(("localhost", port), KEY, 0, {})
+    for step in range(9):
+        reporter.tell("metrics", {"step": step}, bytes(500))
+    reception = Reception(port, KEY, 1, 1000, lambda greeted: None)
+    assert reporter.start(20)
+    assert [received(reception, "metrics").header["step"] for _ in range(4)] == [5, 6, 7, 8]
+    assert reporter.close(patient=True) == 0
+    reception.close()
+
+
+def report(step, loss=1.0, speed=10.0):
     values = {"step": step, "epoch": 0.5, "train_loss": loss, "delivered_fraction": 1.0}
     values |= {"examples_per_second": speed, "bytes_sent": 100 * loss, "links": LINKS}
-    return Report.of(values, b"", at, num_workers=2)
+    return Report.of(values | {"wall_seconds": 10 * loss}, b"", num_workers=2)
 
 
 # Delivered, arrivals, bursts, dropping.
@@ -123,25 +169,28 @@ LINKS = [3, 4, 4, 4] + [0, 1, 3] + [1] + [0] * (BURST_BINS - 1) + [0, 0, 0, 0]
 
 def test_a_line_waits_for_the_workers_that_are_there():
     lines = Lines(after=5, patience=30.0)
-    lines.add(0, report(5, 0.0))  # It is written already.
+    lines.add(0, report(5), 0.0)  # It is written already.
     assert lines.due({0, 1, 2}, now=0.0) is None
-    lines.add(0, report(10, 1.0, loss=1.0))
-    lines.add(1, report(10, 2.0, loss=3.0))
+    lines.add(0, report(10, loss=1.0), 1.0)
+    lines.add(1, report(10, loss=3.0), 2.0)
     assert lines.due({0, 1, 2}, now=3.0) is None
-    lines.add(2, report(20, 4.0))  # It has gone on without step 10.
+    lines.add(2, report(20), 4.0)  # It has gone on without step 10.
     due = lines.due({0, 1, 2}, now=5.0)
     assert set(due) == {0, 1}
     line = merged(due)
     assert (line["train_loss"], line["examples_per_second"], line["workers"]) == (2.0, 20.0, 2)
-    assert line["bytes_sent"] == 200
+    assert (line["bytes_sent"], line["wall_seconds"]) == (200, 30)
     assert lines.due({0, 1, 2}, now=33.0) is None
-    assert set(lines.due({0, 1, 2}, now=34.0)) == {2}  # Long enough.
-    lines.add(1, report(30, 35.0))
-    assert set(lines.due({1}, now=35.0)) == {1}  # Nobody else is there.
-    for step in (40, 50, 60, 70):
-        assert lines.due({0, 1}, now=36.0) is None
-        lines.add(1, report(step, 36.0))
-    assert set(lines.due({0, 1}, now=36.0)) == {1}  # Too many wait.
+    assert set(lines.due({0, 1, 2}, now=34.0)) == {2}  # Long enough: 0 and 1 are given up.
+    lines.add(2, report(30), 35.0)
+    assert set(lines.due({0, 1, 2}, now=35.0)) == {2}
+    for step in (40, 50, 60):
+        lines.add(1, report(step), 36.0)
+    assert lines.due({1, 2}, now=37.0) is None  # Of a backlog, nothing is lost.
+    for step in (40, 50):
+        lines.add(2, report(step), 38.0)
+        assert set(lines.due({0, 1, 2}, now=38.0)) == {1, 2}
+    assert set(lines.due({1}, now=39.0)) == {1}  # Nobody else is there.
 
 
 @pytest.mark.parametrize(
@@ -152,9 +201,9 @@ def test_a_line_waits_for_the_workers_that_are_there():
 )
 def test_what_is_no_report_is_none(damage):
     whole = report(1).values | {"links": LINKS}
-    assert Report.of(whole, b"", 0.0, 2).links.arrivals.tolist() == [0, 1, 3]
+    assert Report.of(whole, b"", 2).links.arrivals.tolist() == [0, 1, 3]
     with pytest.raises((TypeError, ValueError)):
-        Report.of(whole | damage, b"", 0.0, 2)
+        Report.of(whole | damage, b"", 2)
 
 
 def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
@@ -195,6 +244,7 @@ def test_many_deliveries_are_told_in_pieces():
 def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):
     """The end does not wait for long, but takes what is there."""
     monkeypatch.setattr(coordinator, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(coordinator, "_ALONE_SECONDS", 0.05)
     config = dataclasses.replace(PRESETS["linear"], num_workers=2, record=tmp_path / "trace")
     setup = set_up(config, find_source(config), tmp_path)
     of_run = coordinator._Coordinator(setup, [], lambda line: None)
@@ -213,7 +263,7 @@ def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):
             ("deliveries", delivered, payload),
             ("done", {}, b""),
         ):
-            events.put(Event(kind, worker, header, content, time.monotonic()))
+            events.put(Event(kind, worker, header, content))
     of_run.run(events, lambda: 0)
     of_run.deliveries.save("2 workers")
     assert rps.Trace.load(tmp_path / "trace").arrived.shape[0] == 1

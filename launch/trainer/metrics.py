@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,23 +34,24 @@ class Window:
         steps: `[loss, delivered fraction]` of each, None for the fraction of a step without an
             exchange, and, where delays are simulated, the seconds of its exchange; a checkpoint
             holds them too.
-        delivered: The fraction of the last line, which holds until there is an exchange again.
+        before: The averages of the last line; its fraction of what was delivered holds until there
+            is an exchange again.
     """
 
     def __init__(
         self,
         steps: list[list[float | None]],
-        delivered: float = 1.0,
+        before: Mapping[str, float] = MappingProxyType({}),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Goes on from the steps of an earlier part of the run.
 
         Args:
             steps: Those of the window that were taken already.
-            delivered: The fraction of the line before; 1 where there is none.
+            before: The averages of the line before; none before the first.
             clock: Returns seconds.
         """
-        self.steps, self.delivered, self._clock = steps, delivered, clock
+        self.steps, self.before, self._clock = steps, before, clock
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -73,7 +75,7 @@ class Window:
             for name, column in zip(names, columns, strict=False)
             if column
         }
-        means.setdefault("delivered_fraction", self.delivered)
+        means.setdefault("delivered_fraction", self.before.get("delivered_fraction", 1.0))
         return {
             **means,
             "examples_per_second": round(examples / (self._clock() - self._began), 1),
@@ -166,7 +168,7 @@ class Recorder:
         self._setup, self._measure, self._write, self._saved = setup, measure, write, saved
         self._step, self._every = start.step, make_rule(setup.config).every
         self._began = time.perf_counter() - start.wall_seconds
-        self.window = Window(start.window, start.delivered)
+        self.window = Window(start.window, start.averages)
 
     @property
     def wall_seconds(self) -> float:
@@ -197,11 +199,17 @@ class Recorder:
         measured = self._measure(at, state)
         for name in measured.keys() & _IN_WORDS.keys():
             self._check_finite(_IN_WORDS[name], measured[name])
-        line = {"step": at.step, "epoch": round(at.epoch, EPOCH_DIGITS), **averages, **measured}
-        line["wall_seconds"] = round(self.wall_seconds, 2)
-        self._write(line, state)
+        self._write(self._line(at, {**averages, **measured}), state)
         # Neither measuring nor writing counts as training.
-        self.window = Window([], averages["delivered_fraction"])
+        self.window = Window([], averages)
+
+    def write_again(self, at: Position, state: rps.TrainState) -> None:
+        """Writes the line that was written last, without what was measured."""
+        self._write(self._line(at, self.window.before), state)
+
+    def _line(self, at: Position, values: Mapping[str, Any]) -> dict[str, Any]:
+        place = {"step": at.step, "epoch": round(at.epoch, EPOCH_DIGITS)}
+        return {**place, **values, "wall_seconds": round(self.wall_seconds, 2)}
 
     def check_models(self, state: rps.TrainState) -> None:
         """Raises `Diverged` for models that are not finite."""

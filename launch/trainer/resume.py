@@ -1,6 +1,7 @@
 """Where a run begins: at its start, or where its newest checkpoint has left it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -24,18 +25,21 @@ class Start(NamedTuple):
         state: The workers' state.
         window: Of each step since the last line of metrics, as in `Window`.
         wall_seconds: How long the run has taken so far.
-        delivered: What arrived, as in the last line of metrics; 1 where there is none.
+        averages: Over the steps of the last line of metrics, as `Window` has them; none before.
     """
 
     step: int
     state: rps.TrainState
     window: list[list[float | None]]
     wall_seconds: float
-    delivered: float = 1.0
+    averages: Mapping[str, float] = MappingProxyType({})
 
 
 def progress_of(
-    setup: Setup, window: list[list[float | None]], wall_seconds: float, delivered: float
+    setup: Setup,
+    window: list[list[float | None]],
+    wall_seconds: float,
+    averages: Mapping[str, float],
 ) -> dict[str, Any]:
     """Returns what a checkpoint holds beside the state, as JSON values.
 
@@ -43,14 +47,14 @@ def progress_of(
         setup: The training.
         window: As in `Start`.
         wall_seconds: As in `Start`.
-        delivered: As in `Start`.
+        averages: As in `Start`.
     """
     return {
         "num_workers": setup.config.num_workers,
         "steps_per_epoch": setup.schedule.steps_per_epoch,
         "window": window,
         "wall_seconds": wall_seconds,
-        "delivered": delivered,
+        "averages": dict(averages),
         "data_digest": setup.data_digest,
         "deciding": deciding(setup.config),
     }
@@ -59,11 +63,13 @@ def progress_of(
 def is_progress(values: dict[str, Any]) -> bool:
     """Returns whether these are values of `progress_of`, or what an earlier version wrote."""
     window, earlier = values.get("window"), "deciding" not in values
+    averages = _averages_in(values)
     return (
         all(is_count(values.get(key)) and values[key] for key in ("num_workers", "steps_per_epoch"))
         and isinstance(values.get("data_digest"), str)
         and is_number(values.get("wall_seconds"))
-        and is_number(values.get("delivered", 1.0))
+        and isinstance(averages, dict)
+        and all(map(is_number, averages.values()))
         and (earlier or isinstance(values["deciding"], dict))
         and (earlier or (isinstance(window, list) and all(map(_is_step, window))))
     )
@@ -119,9 +125,14 @@ def resume(setup: Setup, checkpoints: Checkpoints, say: Callable[[str], None]) -
     return start
 
 
-def _so_far(saved: Saved) -> tuple[float, float]:
-    """Returns `wall_seconds` and `delivered` of a `Start`."""
-    return saved.progress["wall_seconds"], saved.progress.get("delivered", 1.0)
+def _so_far(saved: Saved) -> tuple[float, Mapping[str, float]]:
+    """Returns `wall_seconds` and `averages` of a `Start`."""
+    return saved.progress["wall_seconds"], _averages_in(saved.progress)
+
+
+def _averages_in(values: dict[str, Any]) -> Any:
+    earlier = {"delivered_fraction": values.get("delivered", 1.0)}
+    return values.get("averages", earlier)
 
 
 def _check_same_run(setup: Setup, saved: Saved) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.cli.command_line import CommandError, UsageError, refuse
+from launch.cli.command_line import CommandError, UsageError, expect, refuse
 from launch.config import TrainConfig
 from launch.config_file import CONFIG_FILE, to_json
 from launch.trainer.json_files import (
@@ -188,6 +188,14 @@ def only_writer(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def check_can_record(path: Path) -> None:
+    """Raises `UsageError` if no trace can be written to the path of `--record`."""
+    check_can_write("record", path.parent)
+    if not os.path.exists(path):
+        check_can_write("record", path)  # Its name, too.
+    expect("record", path, not os.path.isdir(path), "a file, found a folder")
 
 
 def check_can_write(name: str, folder: Path) -> None:

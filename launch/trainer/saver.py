@@ -59,6 +59,6 @@ class Saver:
 
     def _save(self, at: Position, state: rps.TrainState) -> None:
         window, wall_seconds = self._recorder.window, self._recorder.wall_seconds
-        values = progress_of(self._setup, window.steps, wall_seconds, window.delivered)
+        values = progress_of(self._setup, window.steps, wall_seconds, window.before)
         self._checkpoints.save(at.step, state, values)
         window.restart_clock()

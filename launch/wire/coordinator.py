@@ -5,6 +5,7 @@ Nothing depends on it but the results: workers that cannot reach it train on.
 
 import contextlib
 import functools
+import math
 import operator
 import os
 import queue
@@ -27,10 +28,10 @@ from launch.rules import make_rule
 from launch.trainer.metrics import of_distances, of_links, of_models
 from launch.trainer.network import Simulated
 from launch.trainer.preemption import Stopped, StopSignals
-from launch.trainer.run_directory import only_writer
+from launch.trainer.run_directory import check_can_record, only_writer
 from launch.trainer.setup import Setup, set_up
 from launch.trainer.summary import Summary, setting, summarise
-from launch.wire.deliveries import LONGEST_BYTES, Deliveries
+from launch.wire.deliveries import LONGEST_BYTES, Deliveries, NotRecorded
 from launch.wire.greeting import refusal
 from launch.wire.lines import Lines, Report, merged
 from launch.wire.models import check_model, model_bytes, models_of
@@ -38,8 +39,9 @@ from launch.wire.reports import Event, Reception
 
 _PATIENCE_SECONDS = 30.0
 """How long a line of metrics waits for a worker that is there."""
-_LAST_SECONDS = 15.0
-"""How long the end waits for the others when a worker is done."""
+_LAST_SECONDS, _ALONE_SECONDS = 15.0, 3.0
+"""How long the end waits for the others when a worker is done: for those that are there, and for
+those that may come back."""
 _MEETING_SECONDS = 15.0
 """After its start, how long the coordinator takes workers to be there that have not said so."""
 _POLL_SECONDS = 0.2
@@ -70,6 +72,8 @@ def coordinate(
         WorkersGone: There is no result.
         Stopped: By a signal; what was reported is written.
     """
+    if config.record is not None:
+        check_can_record(config.record)
     # Evaluated here, all together; they are trained elsewhere.
     mesh = rps.worker_mesh(config.num_workers, config.num_workers)
     network = Simulated(mesh, make_rule(config), config.assignment)
@@ -98,13 +102,16 @@ def coordinate(
     ):
         if not begun:
             directory.create(config)
-        lines = directory.read_metrics(report=print)
+        directory.rewind(math.inf, report=print)  # A line that was cut is not to be gone on with.
+        lines = directory.read_metrics()
         with Progress(setup.schedule, lines[-1]["step"] if lines else 0) as progress:
             coordinator = _Coordinator(setup, lines, progress.show)
             coordinator.run(reception.events, lambda: signals.first)
         if signals.first:
+            with contextlib.suppress(NotRecorded):
+                coordinator.deliveries.save(setting(config))
             raise Stopped(signals.first, "in the coordinator", "the same command", said=False)
-        summary = summarise(setup, coordinator.seconds_at(time.monotonic()))
+        summary = summarise(setup, coordinator.wall_seconds)
         coordinator.deliveries.save(setting(config))
         return summary
 
@@ -114,85 +121,92 @@ class _Coordinator:
 
     Attributes:
         deliveries: What arrived in each exchange, where they are recorded.
+        wall_seconds: How long the run has taken, by its last line.
     """
 
     def __init__(
         self, setup: Setup, lines: list[dict[str, Any]], show: Callable[[dict[str, Any]], None]
     ) -> None:
         self._setup, self._show = setup, show
-        self._lines = Lines(lines[-1]["step"] if lines else 0, _PATIENCE_SECONDS)
+        last = lines[-1] if lines else {"step": 0}
+        self._after = last["step"]
+        self._lines = Lines(self._after, _PATIENCE_SECONDS)
         self._connections: Counter[int] = Counter()
         self._done: set[int] = set()
         self._first_done: float | None = None
-        self._heard = time.monotonic()
-        self._met = self._heard + _MEETING_SECONDS
-        self._began: float | None = None
-        self._before = lines[-1].get("wall_seconds", 0.0) if lines else 0.0
-        self._bytes_sent = lines[-1].get("bytes_sent_per_worker", 0.0) if lines else 0.0
+        # Seconds spent waiting for events: while a line is evaluated, nobody is late.
+        self._waited = self._heard = 0.0
+        self.wall_seconds = last.get("wall_seconds", 0.0)
+        self._bytes_sent = last.get("bytes_sent_per_worker", 0.0)
         self.deliveries = Deliveries(setup.config.num_workers, setup.config.record)
-
-    def seconds_at(self, moment: float) -> float:
-        """Returns how long the run had taken at a moment of `time.monotonic`."""
-        return self._before + (0.0 if self._began is None else moment - self._began)
 
     def run(self, events: queue.Queue[Event], stopped: Callable[[], int]) -> None:
         """Takes events until all that are there are done, or a signal comes."""
+        if self._after == self._setup.schedule.total_steps:
+            return  # An earlier coordinator has written all lines.
         while not (stopped() or self._all_done()):
-            try:
-                event = events.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                # Not before: what came while a line was evaluated counts.
-                if self._is_over():
-                    break
-            else:
-                # What is no report of this run is none.
-                with contextlib.suppress(KeyError, TypeError, ValueError):
-                    self._take(event)
+            event = self._next(events)
+            if event is None and self._is_over():
+                break
+            # What is no report of this run is none.
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                self._take(event)
             self._write_lines()
         self._done.update(range(self._setup.config.num_workers))  # Nobody is waited for any more.
         self._write_lines()
+
+    def _next(self, events: queue.Queue[Event]) -> Event | None:
+        began = time.monotonic()
+        try:
+            return events.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            return None
+        finally:
+            self._waited += time.monotonic() - began
 
     def _all_done(self) -> bool:
         return len(self._done) == self._setup.config.num_workers
 
     def _is_over(self) -> bool:
-        now = time.monotonic()
         # Workers that exchange are done together; one that is not was alone.
-        if self._first_done is not None and now - self._first_done > _LAST_SECONDS:
-            return True
-        silent = now - self._heard
+        if self._first_done is not None:
+            longest = _LAST_SECONDS if self._present() - self._done else _ALONE_SECONDS
+            if self._waited - self._first_done > longest:
+                return True
+        silent = self._waited - self._heard
         longest = 2 * max(_PATIENCE_SECONDS, self._setup.config.start_timeout)
         if not self._present() and silent > longest:
             raise WorkersGone(f"no worker has reported for {silent:.0f} s")
         return False
 
     def _present(self) -> set[int]:
-        if time.monotonic() < self._met:
+        if self._waited < _MEETING_SECONDS:
             return set(range(self._setup.config.num_workers))
         return {worker for worker, count in self._connections.items() if count}
 
-    def _take(self, event: Event) -> None:
-        self._heard = time.monotonic()
+    def _take(self, event: Event | None) -> None:
+        if event is None:
+            return
+        self._heard = self._waited
         if event.kind == "greeting":
-            self._began = self._began or event.at
             self._connections[event.worker] += 1
             self._done.discard(event.worker)
         elif event.kind == "gone":
             self._connections[event.worker] -= 1
         elif event.kind == "done":
             self._done.add(event.worker)
-            self._first_done = self._first_done or self._heard
+            self._first_done = self._heard if self._first_done is None else self._first_done
         elif event.kind == "deliveries":
             self.deliveries.add(event.worker, event.header, event.payload)
         elif event.kind == "metrics":
             check_model(self._setup, event.payload)
             n = self._setup.config.num_workers
-            self._lines.add(event.worker, Report.of(event.header, event.payload, event.at, n))
+            self._lines.add(event.worker, Report.of(event.header, event.payload, n), self._waited)
 
     def _write_lines(self) -> None:
-        while reports := self._lines.due(self._present() - self._done, time.monotonic()):
-            came = max(report.at for report in reports.values())
-            line = merged(reports) | {"wall_seconds": round(self.seconds_at(came), 2)}
+        while reports := self._lines.due(self._present() - self._done, self._waited):
+            line = merged(reports)
+            self.wall_seconds = line["wall_seconds"] = max(self.wall_seconds, line["wall_seconds"])
             self._bytes_sent += line.pop("bytes_sent")
             line |= self._measure(line["step"], reports)
             self._setup.directory.append(line)

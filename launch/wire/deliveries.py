@@ -78,5 +78,21 @@ class Deliveries:
             trace = trace_of(self._records)
         except ValueError as error:
             raise NotRecorded(f"--record {self._path}: no trace is written ({error})") from None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         trace.save(self._path)
+        self._say_what_is_missing(len(trace.arrived))
         draw_drops(trace, title, picture_of(self._path))
+
+    def _say_what_is_missing(self, written: int) -> None:
+        """Says of which exchanges the trace is, where it is not of all: they are counted from 0."""
+        of_workers = [{seen.exchange for seen in of_worker} for of_worker in self._records]
+        total = 1 + max(map(max, of_workers))
+        if written == total:
+            return
+        least = [worker for worker, known in enumerate(of_workers) if len(known) < total]
+        print(
+            f"{self._path} has {written:,} of {total:,} exchanges: not those of which nothing was "
+            f"reported by {'workers' if len(least) > 1 else 'worker'} "
+            f"{', '.join(map(str, least))}",
+            flush=True,
+        )

@@ -11,13 +11,9 @@ from rps_jax import LinkCounts
 
 REPORTED = (
     *("step", "epoch", "train_loss", "delivered_fraction", "examples_per_second"),
-    "bytes_sent",
+    *("wall_seconds", "bytes_sent"),
 )
 """What a worker measures by itself; the last since its report before."""
-
-_MOST_WAITING = 3
-"""Lines that wait for a worker at the most: one that is so far behind is frozen, or about to be
-where the others are."""
 
 
 class Report(NamedTuple):
@@ -28,17 +24,15 @@ class Report(NamedTuple):
         values: The worker's own metrics.
         links: What it has counted of its links in the epoch; None where it counts nothing.
         model: Bytes of its params and model state.
-        at: When it came, in seconds.
     """
 
     step: int
     values: dict[str, float]
     links: LinkCounts | None
     model: bytes
-    at: float
 
     @classmethod
-    def of(cls, header: dict[str, Any], model: bytes, at: float, num_workers: int) -> "Report":
+    def of(cls, header: dict[str, Any], model: bytes, num_workers: int) -> "Report":
         """Returns the report in a message.
 
         Raises:
@@ -51,7 +45,7 @@ class Report(NamedTuple):
             raise TypeError("metrics: expected numbers")
         counted = header["links"]
         links = None if counted is None else decode(counted, num_workers)
-        return cls(values["step"], values, links, model, at)
+        return cls(values["step"], values, links, model)
 
 
 class Lines:
@@ -62,19 +56,22 @@ class Lines:
 
         Args:
             after: Step of the last line that was written; reports of earlier ones are dropped.
-            patience: Seconds that a line waits for a worker that is there.
+            patience: Seconds that a line waits for a worker that is there; later lines do not wait
+                for it until it reports again.
         """
         self._after, self._patience = after, patience
         self._reports: dict[int, dict[int, Report]] = {}
         self._began: dict[int, float] = {}
         self._newest: dict[int, int] = {}
+        self._given_up: set[int] = set()
 
-    def add(self, worker: int, report: Report) -> None:
-        """Adds a report."""
+    def add(self, worker: int, report: Report, now: float) -> None:
+        """Adds a report that has come `now`, in seconds."""
         self._newest[worker] = report.step
+        self._given_up.discard(worker)
         if report.step > self._after:
             self._reports.setdefault(report.step, {})[worker] = report
-            self._began.setdefault(report.step, report.at)
+            self._began.setdefault(report.step, now)
 
     def due(self, present: Set[int], now: float) -> dict[int, Report] | None:
         """Returns the reports of the next line by worker; None while it has to wait.
@@ -82,15 +79,15 @@ class Lines:
         Args:
             present: The workers that are there: those of them that have not come so far are waited
                 for, for a while.
-            now: In seconds.
+            now: In seconds, of the clock of `add`.
         """
         if not self._reports:
             return None
         step = min(self._reports)
-        awaited = {worker for worker in present if self._newest.get(worker, -1) < step}
-        patient = now - self._began[step] < self._patience and len(self._reports) <= _MOST_WAITING
-        if awaited and patient:
+        behind = {worker for worker in present if self._newest.get(worker, -1) < step}
+        if behind - self._given_up and now - self._began[step] < self._patience:
             return None
+        self._given_up |= behind
         self._after = step
         del self._began[step]
         return self._reports.pop(step)
@@ -99,7 +96,7 @@ class Lines:
 def merged(reports: dict[int, Report]) -> dict[str, Any]:
     """Returns what the reports of one step say together, as part of a line of metrics.
 
-    Of `bytes_sent`, that is the mean since the line before.
+    Of `bytes_sent`, that is the mean since the line before; of `wall_seconds`, the longest time.
     """
     values = [report.values for report in reports.values()]
     means = {
@@ -113,5 +110,6 @@ def merged(reports: dict[int, Report]) -> dict[str, Any]:
         "epoch": first["epoch"],
         **means,
         "examples_per_second": round(sum(speeds), 1),
+        "wall_seconds": max(of_worker["wall_seconds"] for of_worker in values),
         "workers": len(values),
     }

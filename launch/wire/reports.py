@@ -10,7 +10,7 @@ A connection begins with 16 random bytes of the coordinator. A message is
               and all before; zeros without authentication
 
 Integers are big-endian. The first message of each direction is a greeting; then the coordinator
-only listens.
+answers each message when it has taken it, and until then the worker keeps it.
 """
 
 import contextlib
@@ -24,14 +24,20 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 _LENGTHS = struct.Struct("!IQ")
 _TAG_BYTES, _CHALLENGE_BYTES = 32, 16
 _LONGEST_HEADER = 1 << 20
 _MOST_WAITING_BYTES = 256 << 20
+_MOST_WAITING_PAYLOADS = 4
 _RETRY_SECONDS = 1.0
 _GREETING_SECONDS = 10.0
+_GONE_SECONDS, _SLOW_SECONDS = 10.0, 300.0
+"""How long a coordinator may take nothing in the end: one that is not there, and one that is."""
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+"""When TCP asks whether the other host is still there; where the system has such options."""
 
 Message = tuple[dict[str, Any], bytes]
 
@@ -75,6 +81,22 @@ class _Channel:
         return digest.digest()
 
 
+def _keep_alive(connection: socket.socket) -> None:
+    """Lets a connection be silent for as long as the other host is there."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+
+
 class Reporter:
     """A worker's end: what it is told goes to the coordinator when there is one."""
 
@@ -92,6 +114,9 @@ class Reporter:
         self._coordinator, self._key, self._worker = coordinator, key, worker
         self._greeting = greeting
         self._waiting: deque[Message] = deque()
+        self._most_bytes = _MOST_WAITING_BYTES
+        self._newest: Message | None = None
+        self._taken, self._connected = 0, False
         self._changed = threading.Condition()
         self._closing = False
         self._answered = threading.Event()
@@ -99,31 +124,52 @@ class Reporter:
         """Why the coordinator does not want this worker; None while it has not said so."""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def start(self, seconds: float) -> None:
-        """Begins to connect; returns when the coordinator has answered, or after a while."""
+    def __str__(self) -> str:
+        """Names the coordinator, for people."""
+        host, port = self._coordinator
+        return f"the coordinator at {host}:{port}"
+
+    def start(self, seconds: float) -> bool:
+        """Begins to connect; returns whether the coordinator has answered by then."""
         self._thread.start()
-        self._answered.wait(seconds)
+        return self._answered.wait(seconds)
 
     def tell(self, kind: str, header: dict[str, Any], payload: bytes = b"") -> None:
         """Has a message sent, some time; drops the oldest where too many wait."""
+        message = {"kind": kind, "worker": self._worker, **header}, payload
         with self._changed:
-            self._waiting.append(({"kind": kind, "worker": self._worker, **header}, payload))
-            while sum(len(payload) for _, payload in self._waiting) > _MOST_WAITING_BYTES:
+            self._waiting.append(message)
+            if kind == "metrics":
+                self._newest = message
+            self._most_bytes = max(self._most_bytes, _MOST_WAITING_PAYLOADS * len(payload))
+            while sum(len(payload) for _, payload in self._waiting) > self._most_bytes:
                 self._waiting.popleft()
             self._changed.notify()
 
-    def close(self, seconds: float) -> None:
-        """Sends what waits, if that does not take longer."""
+    def close(self, *, patient: bool) -> int:
+        """Sends what waits, for as long as it is taken; returns how many messages are left.
+
+        Args:
+            patient: Whether to wait for a coordinator that is there and slow.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(seconds)
+        taken, since = self._taken, time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(_RETRY_SECONDS)
+            if self._taken != taken:
+                taken, since = self._taken, time.monotonic()
+            longest = _SLOW_SECONDS if patient and self._connected else _GONE_SECONDS
+            if time.monotonic() - since > longest:
+                break
+        return len(self._waiting)
 
     def _run(self) -> None:
         while not self._is_done():
             with contextlib.suppress(OSError):
                 self._talk()
+            self._connected = False
             if self.refusal is not None:
                 return
             time.sleep(_RETRY_SECONDS)
@@ -150,18 +196,35 @@ class Reporter:
             self._answered.set()
             if self.refusal is not None:
                 return
-            connection.settimeout(None)
-            while message := self._next():
+            _keep_alive(connection)
+            self._connected = True
+            self._say_again()
+            while message := self._next(connection):
                 connection.sendall(to_it.seal(*message))
+                if from_it.read(stream, 0) is None:
+                    return
                 with self._changed:
+                    self._taken += 1
                     if self._waiting and self._waiting[0] is message:
                         self._waiting.popleft()
 
-    def _next(self) -> Message | None:
-        """Waits for a message, which stays the first until it is sent; None at the end."""
+    def _say_again(self) -> None:
+        """Has the newest metrics told to a coordinator that may have been started since."""
+        with self._changed:
+            newest = self._newest
+            if newest is not None and not any(message is newest for message in self._waiting):
+                self._waiting.appendleft(newest)
+
+    def _next(self, connection: socket.socket) -> Message | None:
+        """Waits for a message, which stays the first until it is taken; None at the end.
+
+        The end is also that of the connection: a coordinator that has nothing to answer is silent.
+        """
         with self._changed:
             while not self._waiting and not self._closing:
-                self._changed.wait()
+                self._changed.wait(_RETRY_SECONDS)
+                if _has_ended(connection):
+                    return None
             return self._waiting[0] if self._waiting else None
 
 
@@ -173,14 +236,12 @@ class Event(NamedTuple):
         worker: Of whom.
         header: The rest of the header.
         payload: Bytes.
-        at: When it came, of `time.monotonic`.
     """
 
     kind: str
     worker: int
     header: dict[str, Any]
     payload: bytes
-    at: float
 
 
 class Reception:
@@ -192,7 +253,12 @@ class Reception:
     """
 
     def __init__(
-        self, port: int, key: bytes | None, num_workers: int, longest: int, check: Any
+        self,
+        port: int,
+        key: bytes | None,
+        num_workers: int,
+        longest: int,
+        check: Callable[["Event"], str | None],
     ) -> None:
         """Opens the port.
 
@@ -209,12 +275,21 @@ class Reception:
         # Bounded: where they are not taken, the workers' messages wait where they are.
         self.events: queue.Queue[Event] = queue.Queue(8 * num_workers)
         self._key, self._num_workers, self._longest, self._check = key, num_workers, longest, check
-        self.port = port
+        self.port, self._warned = port, False
+        self._connections: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
         self._places = threading.BoundedSemaphore(4 * num_workers + 16)
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         self._listener = socket.create_server(("", port), family=family, dualstack_ipv6=dual)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._start(self._listen)
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads = [each for each in self._threads if each.is_alive()]
+        self._threads.append(thread)
+        thread.start()
 
     def _listen(self) -> None:
         while True:
@@ -223,15 +298,15 @@ class Reception:
             except OSError:
                 return
             if self._places.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                self._start(self._serve, connection)
             else:
                 connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         worker = None
         try:
+            self._connections.add(connection)
             with connection, contextlib.suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 connection.settimeout(_GREETING_SECONDS)
                 challenge = secrets.token_bytes(_CHALLENGE_BYTES)
                 connection.sendall(challenge)
@@ -239,6 +314,7 @@ class Reception:
                 from_it, to_it = (_Channel(self._key, side + challenge) for side in (b"w", b"c"))
                 greeting = self._event(from_it.read(stream, 0))
                 if greeting is None or greeting.kind != "greeting":
+                    self._warn(connection)
                     return
                 refusal = self._check(greeting)
                 connection.sendall(to_it.seal({"refusal": refusal}, b""))
@@ -246,15 +322,24 @@ class Reception:
                     return
                 worker = greeting.worker
                 self.events.put(greeting)
-                connection.settimeout(None)
+                _keep_alive(connection)
                 while event := self._event(from_it.read(stream, self._longest)):
                     if event.worker != worker or event.kind in ("greeting", "gone"):
                         return
                     self.events.put(event)
+                    connection.sendall(to_it.seal({}, b""))
         finally:
+            self._connections.discard(connection)
             self._places.release()
-            if worker is not None:
-                self.events.put(Event("gone", worker, {}, b"", time.monotonic()))
+            if worker is not None and not self._closed:
+                self.events.put(Event("gone", worker, {}, b""))
+
+    def _warn(self, connection: socket.socket) -> None:
+        """Says, once, that someone has come who is not understood."""
+        if not self._warned:
+            self._warned = True
+            host = connection.getpeername()[0]
+            print(f"a caller at {host} has another key, or is no worker of this run", flush=True)
 
     def _event(self, message: Message | None) -> Event | None:
         if message is None:
@@ -262,8 +347,20 @@ class Reception:
         header, payload = message
         kind, worker = header.pop("kind", None), header.pop("worker", None)
         known = isinstance(kind, str) and type(worker) is int and 0 <= worker < self._num_workers
-        return Event(kind, worker, header, payload, time.monotonic()) if known else None
+        return Event(kind, worker, header, payload) if known else None
 
     def close(self) -> None:
-        """Gives the port back."""
+        """Gives the port back, and ends all connections."""
+        self._closed = True
+        # A thread that waits there would hold it.
+        for each in (self._listener, *self._connections):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        # What they hold on to is the caller's: its arrays must not be left to a thread that ends
+        # with the interpreter.
+        for thread in self._threads:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self.events.get_nowait()
+            thread.join(_RETRY_SECONDS)

@@ -31,8 +31,7 @@ from launch.wire.reports import Reporter
 from rps_jax import transport
 
 _COORDINATOR_SECONDS = 10.0
-"""How long to wait for the coordinator's answer before the training, and for it to take the last
-reports after."""
+"""How long to wait for the coordinator's answer before the training."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +124,10 @@ def train_worker(
         reporter = Reporter(coordinator, key, network.worker, greeting(setup))
     with only_writer(folder):
         if reporter is not None:
-            reporter.start(_COORDINATOR_SECONDS)
+            answered = reporter.start(_COORDINATOR_SECONDS)
             _check_wanted(reporter)
+            if not answered:
+                _say(f"{reporter} has not answered; it is told when it does")
         start = resume(setup, checkpoints, _say) if begun else begin(setup)
         shown = reporter is None
         with (
@@ -138,12 +139,17 @@ def train_worker(
             recorder = Recorder(setup, start, reports.measure, reports.write, checkpoints.steps)
             saver = Saver(setup, checkpoints, recorder, speaks=False)
             hooks: list[Hook] = [progress, recorder, saver]
+            trained = False
             try:
+                at = setup.schedule.after(start.step)
+                if at.last:  # Nobody may have taken the last line.
+                    recorder.write_again(at, start.state)
                 train_loop(setup, start.state, start.step, lambda: signals.first, hooks)
                 reports.done()
+                trained = True
             finally:
-                if reporter is not None:
-                    reporter.close(_COORDINATOR_SECONDS)
+                if reporter is not None and (left := reporter.close(patient=trained)):
+                    _say(f"{reporter} has not taken {left} of the reports")
 
 
 class _Reports:
