@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Address = tuple[str, int]
+from rps_jax.transport.names import Address, Ends, Names, look_up
 
 MOST_SEGMENTS = 44
 """Datagrams that are sent at a time at the most."""
@@ -39,13 +39,8 @@ _LE = 1
 
 
 _ANYWHERE: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
-_ASK_AGAIN_SECONDS = 10.0
-"""Until a name is looked up again that nobody knew."""
-
-
-class _Resolved(NamedTuple):
-    numbers: Any
-    until: float
+_IN_IPV6 = "::ffff:"
+"""What an address of IPv4 begins with where a socket of IPv6 sends to it."""
 
 
 class _Run(NamedTuple):
@@ -56,38 +51,33 @@ class _Run(NamedTuple):
     seconds: float
 
 
-def _own_end(address: Address, others: Sequence[Address]) -> tuple[int, Any]:
+def _own_end(address: Address, others: Sequence[Ends]) -> tuple[int, Any]:
     """Returns the family of addresses that all have in common, and where to bind.
 
-    Many hosts know their own name as a loopback address, from where no other host is reached: with
-    others elsewhere, that means all addresses of this host.
+    Many hosts know their own name as a loopback address, from where no other host is reached:
+    unless all others are known to be there too, that means all addresses of this host. Where the
+    others may turn out to be of either family, it is all addresses of both.
 
     Raises:
         OSError: nobody knows the host, or there is no such family.
     """
-    own = _ends(address)
+    own = look_up(address)
     if not own:
         socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)  # Says why.
-    elsewhere = [ends for other in others if (ends := _ends(other))]
-    for family, resolved in own.items():
-        if all(family in ends for ends in elsewhere):
-            near = [_is_loopback(ends[family]) for ends in elsewhere]
-            if _is_loopback(resolved) and not all(near):
-                return family, (_ANYWHERE[family], *resolved[1:])
-            return family, resolved
-    raise OSError(f"{address[0]} and the others have no family of addresses (IPv4, IPv6) in common")
-
-
-def _ends(address: Address) -> dict[int, Any]:
-    """Returns an address as numbers by family, none for a name that nobody knows (yet)."""
-    try:
-        found = socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)
-    except OSError:
-        return {}
-    ends: dict[int, Any] = {}
-    for family, _, _, _, resolved in found:
-        ends.setdefault(family, resolved)
-    return ends
+    known = [ends for ends in others if ends]
+    families = [family for family in own if all(family in ends for ends in known)]
+    if not families:
+        raise OSError(
+            f"{address[0]} and the others have no family of addresses (IPv4, IPv6) in common"
+        )
+    all_known = len(known) == len(others)
+    either = len(families) > 1 and not all_known
+    family = socket.AF_INET6 if either else families[0]
+    place = own[family]
+    near = all_known and all(_is_loopback(ends[family]) for ends in known)
+    if either or (_is_loopback(place) and not near):
+        place = (_ANYWHERE[family], *place[1:])
+    return family, place
 
 
 def _is_loopback(resolved: Any) -> bool:
@@ -117,22 +107,28 @@ class DatagramSocket:
 
         Args:
             address: host and port of this worker; port 0 for any that is free.
-            others: those that it will send to.
+            others: those that it will send to; their names are looked up again and again.
             offload: whether to use UDP_SEGMENT and UDP_GRO where there are any.
             lower_effort: whether routers may drop its datagrams before all others (DSCP 1).
 
         Raises:
             OSError: the address is taken, or none of this host's.
         """
-        family, resolved = _own_end(address, others)
-        # Of a socket that is connected, the system tells what its way carries.
-        self._socket, self._probe = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
-        try:
-            self._socket.bind(resolved)
-        except OSError:
-            self._socket.close()
-            self._probe.close()
-            raise
+        with contextlib.ExitStack() as unless_bound:
+            self._names = Names(others)
+            unless_bound.callback(self._names.close)
+            self._family, place = _own_end(address, [self._names[other] for other in others])
+            self._both = place[0] == _ANYWHERE[socket.AF_INET6]
+            # Of a socket that is connected, the system tells what its way carries.
+            self._socket, self._probe = (
+                unless_bound.enter_context(socket.socket(self._family, socket.SOCK_DGRAM))
+                for _ in range(2)
+            )
+            if self._both:
+                for each in (self._socket, self._probe):
+                    each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            self._socket.bind(place)
+            unless_bound.pop_all()
         # The system's own time-outs: Python's cost a call more for each datagram.
         patience = struct.pack("@ll", 0, int(_PATIENCE_SECONDS * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -144,18 +140,16 @@ class DatagramSocket:
                 break
         self.receive_buffer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         if lower_effort:
-            six = family == socket.AF_INET6
-            level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
-            option_name = socket.IPV6_TCLASS if six else socket.IP_TOS
-            self._socket.setsockopt(level, option_name, _LE << 2)
+            if self._family == socket.AF_INET6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _LE << 2)
+            if self._family == socket.AF_INET or self._both:
+                self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _LE << 2)
         self._offload = offload and _LINUX and self._try_offload()
         self.bytes_sent, self.drained = 0, True
         self.path_mtu: int | None = None
         self._narrow: set[Address] = set()
         self._buffer = np.empty(_MOST_CALLS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
-        self._family = family
-        self._resolved: dict[Address, _Resolved] = {}
 
     def _try_offload(self) -> bool:
         try:
@@ -168,13 +162,13 @@ class DatagramSocket:
     def send(self, datagrams: np.ndarray, address: Address) -> None:
         """Sends datagrams of one size; what the system has no room for is dropped.
 
-        A name is looked up when it is first sent to.
+        So is what is for a name that nobody knows (yet).
 
         Args:
             datagrams: uint8 `[count, size]`, contiguous.
             address: of the destination.
         """
-        resolved = self._resolve(address)
+        resolved = self._numbers(address)
         if resolved is None:
             return
         count, size = datagrams.shape
@@ -203,17 +197,14 @@ class DatagramSocket:
             return self._probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
         return self._probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
 
-    def _resolve(self, address: Address) -> Any:
-        """Returns the address as numbers, None for a name that nobody knows (yet)."""
-        known = self._resolved.get(address)
-        if known is None or (known.numbers is None and time.monotonic() > known.until):
-            try:
-                numbers = socket.getaddrinfo(*address, self._family, socket.SOCK_DGRAM)[0][4]
-            except OSError:
-                numbers = None
-            known = _Resolved(numbers, time.monotonic() + _ASK_AGAIN_SECONDS)
-            self._resolved[address] = known
-        return known.numbers
+    def _numbers(self, address: Address) -> Any:
+        """Returns where to send to, None where there is nowhere."""
+        for family, numbers in self._names[address].items():
+            if family == self._family:
+                return numbers
+            if self._both:
+                return (_IN_IPV6 + numbers[0], numbers[1])
+        return None
 
     def receive(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields what has come, all that is there: datagrams of one size at a time.
@@ -272,6 +263,7 @@ class DatagramSocket:
 
     def close(self) -> None:
         """Gives the port back, and the memory."""
+        self._names.close()
         self._socket.close()
         self._probe.close()
         self._buffer = np.empty(0, np.uint8)
