@@ -1,5 +1,6 @@
 """Parts of exchanges by datagrams, each by itself; tests/test_transport.py has whole exchanges."""
 
+import errno
 import hmac
 
 import jax
@@ -187,3 +188,29 @@ def test_a_host_that_knows_itself_as_loopback_is_reached_by_others():
         assert socket.address == (expected, port)
     with pytest.raises(OSError, match="no family of addresses"):
         DatagramSocket(("127.0.0.1", port), [("::1", 4000)])
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EINVAL])
+def test_datagrams_go_one_by_one_where_the_system_takes_none_joined(error):
+    class WithoutJoined:
+        """As Linux, where the way goes by IPsec."""
+
+        def __init__(self, inner):
+            self._inner = inner
+
+        def sendmsg(self, buffers, control, *arguments):
+            if control:
+                raise OSError(error, "not joined")
+            return self._inner.sendmsg(buffers, control, *arguments)
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+    sender, receiver = (DatagramSocket(("127.0.0.1", 0)) for _ in range(2))
+    sender._socket = WithoutJoined(sender._socket)
+    sender.send(np.zeros((5, 1200), np.uint8), receiver.address)
+    assert sender.bytes_sent == 5 * 1200
+    assert sum(len(datagrams) for datagrams, _ in receiver.receive()) == 5
+    assert sender.path_mtu is None  # Of the loopback, 65,536 bytes.
+    sender.close()
+    receiver.close()

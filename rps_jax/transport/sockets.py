@@ -27,7 +27,9 @@ _MOST_BYTES = 65_000
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _SO_TIMESTAMPNS = 35
 _IP_MTU, _IPV6_MTU = 14, 24
-_TOO_LARGE = (errno.EINVAL, errno.EMSGSIZE)
+_NOT_JOINED = (errno.EINVAL, errno.EMSGSIZE, errno.EIO)
+"""What Linux says where datagrams are too large for the way to be joined, or it goes by IPsec."""
+_IP_AND_UDP_BYTES = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
 _CONTROL_BYTES = 128
 _LINUX = sys.platform == "linux"
 _BUFFER_BYTES = 32 << 20
@@ -147,7 +149,7 @@ class DatagramSocket:
         self._offload = offload and _LINUX and self._try_offload()
         self.bytes_sent, self.drained = 0, True
         self.path_mtu: int | None = None
-        self._narrow: set[Address] = set()
+        self._one_by_one: set[Address] = set()
         self._buffer = np.empty(_MOST_CALLS * _LARGEST_DATAGRAM, np.uint8)
         self.address: Address = self._socket.getsockname()[:2]
 
@@ -172,7 +174,7 @@ class DatagramSocket:
         if resolved is None:
             return
         count, size = datagrams.shape
-        joined = self._offload and address not in self._narrow
+        joined = self._offload and address not in self._one_by_one
         step = max(1, min(MOST_SEGMENTS, _MOST_BYTES // size)) if joined else 1
         for start in range(0, count, step):
             part = datagrams[start : start + step]
@@ -180,22 +182,27 @@ class DatagramSocket:
             try:
                 self.bytes_sent += self._socket.sendmsg([part.data], control, 0, resolved)
             except OSError as error:
-                # A full queue, a peer that is not there yet: all that is a drop. But datagrams that
-                # the way there does not carry whole have to be sent one by one: the system cuts
-                # each of them then, and none otherwise.
-                if control and error.errno in _TOO_LARGE:
-                    self._narrow.add(address)
-                    with contextlib.suppress(OSError):
-                        known = self.path_mtu or _LARGEST_DATAGRAM
-                        self.path_mtu = min(known, self._mtu_to(resolved))
+                # A full queue, a peer that is not there yet: all that is a drop. But what the way
+                # there does not take joined has to be sent one by one: the system cuts datagrams
+                # that are too large for it then, and none otherwise.
+                if control and error.errno in _NOT_JOINED:
+                    self._one_by_one.add(address)
+                    self._note_mtu(resolved, size)
                     self.send(datagrams[start:], address)
                     return
 
-    def _mtu_to(self, resolved: Any) -> int:
-        self._probe.connect(resolved)
-        if self._family == socket.AF_INET6:
-            return self._probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
-        return self._probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    def _note_mtu(self, resolved: Any, size: int) -> None:
+        """Takes note of what the way to a destination carries, if that is less than a datagram."""
+        mapped = resolved[0].startswith(_IN_IPV6)
+        headers = _IP_AND_UDP_BYTES[socket.AF_INET if mapped else self._family]
+        with contextlib.suppress(OSError):
+            self._probe.connect(resolved)
+            if self._family == socket.AF_INET6:
+                mtu = self._probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+            else:
+                mtu = self._probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+            if mtu < size + headers:
+                self.path_mtu = min(mtu, self.path_mtu or mtu)
 
     def _numbers(self, address: Address) -> Any:
         """Returns where to send to, None where there is nowhere."""
