@@ -80,6 +80,7 @@ class Inbox:
         self._heard = np.zeros(num_workers, bool)
         self._unmet = {other for other in range(num_workers) if other != worker}
         self._waiting: list[Opened] = []
+        self._newest, self._kept = 0, 0
         self._reports: list[Report] = []
 
     def waits_for_unmet(self, phase: int) -> bool:
@@ -159,7 +160,7 @@ class Inbox:
     def clear(self) -> None:
         """Forgets what has come."""
         with self._changed:
-            self._shape, self._phases, self._waiting = (0, 0), [], []
+            self._shape, self._phases, self._waiting, self._kept = (0, 0), [], [], 0
 
     def take(self, datagrams: np.ndarray, seconds: np.ndarray | float = 0.0) -> None:
         """Files datagrams, or counts them as what they are.
@@ -179,11 +180,14 @@ class Inbox:
 
     def _keep(self, opened: Opened) -> None:
         """Keeps datagrams until the shape of what is exchanged is known, by the first exchange."""
-        newest = max(each.exchange for each in [*self._waiting, opened])
-        self._waiting = [each for each in self._waiting if each.exchange >= newest - 1]
-        kept = sum(len(each.places) for each in self._waiting)
-        if opened.exchange >= newest - 1 and kept + len(opened.places) <= _MOST_WAITING:
+        if opened.exchange > self._newest:
+            self._newest = opened.exchange
+            self._waiting = [each for each in self._waiting if each.exchange >= self._newest - 1]
+            self._kept = sum(len(each.places) for each in self._waiting)
+        count = len(opened.places)
+        if opened.exchange >= self._newest - 1 and self._kept + count <= _MOST_WAITING:
             self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
+            self._kept += count
 
     def still_to_come(self) -> int:
         """Returns how many packets the worker that has sent least of the phase has left to send.
@@ -231,8 +235,8 @@ class Inbox:
         # anyone's who has kept them.
         if opened.exchange >= self._exchange - 1:
             self._heard[sources] = True
-        if self._unmet:
-            self._unmet.difference_update(sources.tolist())
+            if self._unmet:
+                self._unmet.difference_update(sources.tolist())
         if not count:
             return
         if opened.exchange > self._exchange + 1:
