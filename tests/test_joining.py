@@ -46,6 +46,7 @@ def test_a_network_is_to_be_entered():
         ({"seed": "x"}, ValueError, "seed='x': expected an integer"),
         ({"worker": "0"}, ValueError, "worker='0': expected one of the 3 addresses"),
         ({"key": "k" * 24}, ValueError, "key is of type str: expected 16 to 64 bytes"),
+        ({"addresses": [("a", 1)] * 65536}, ValueError, "there are 65536: expected 65535 at the"),
         ({"addresses": ["a:1"]}, ValueError, "addresses: 'a:1': expected a host and a port"),
         ({"addresses": [("a", 70000)]}, ValueError, r"addresses: \('a', 70000\): expected a host"),
     ],

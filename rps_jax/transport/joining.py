@@ -7,7 +7,7 @@ import numpy as np
 
 from rps_jax.draw import Assignment, check_assignment
 from rps_jax.transport.network import Network
-from rps_jax.transport.packets import LEAST_MTU, MOST_MTU, MTU, Sealer, check_key
+from rps_jax.transport.packets import EVERYONE, LEAST_MTU, MOST_MTU, MTU, Sealer, check_key
 from rps_jax.transport.sockets import Address, DatagramSocket
 
 
@@ -65,7 +65,9 @@ def join(
     for address in addresses:
         if not _is_address(address):
             raise ValueError(f"addresses: {address!r}: expected a host and a port, 1 to 65535")
-    if not _is_integer(worker) or not 0 <= worker < len(addresses) <= 1 << 16:
+    if len(addresses) > EVERYONE:
+        raise ValueError(f"addresses: there are {len(addresses)}: expected {EVERYONE} at the most")
+    if not _is_integer(worker) or not 0 <= worker < len(addresses):
         expected = f"one of the {len(addresses)} addresses, from 0"
         raise ValueError(f"worker={worker!r}: expected {expected}")
     if not _is_integer(run) or not 0 <= run < 1 << 64:
