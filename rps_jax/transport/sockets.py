@@ -29,7 +29,7 @@ _SO_TIMESTAMPNS = 35
 _IP_MTU, _IPV6_MTU = 14, 24
 _NOT_JOINED = (errno.EINVAL, errno.EMSGSIZE, errno.EIO)
 """What Linux says where datagrams are too large for the way to be joined, or it goes by IPsec."""
-_IP_AND_UDP_BYTES = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
+_IP_AND_UDP_BYTES: dict[int, int] = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
 _CONTROL_BYTES = 128
 _LINUX = sys.platform == "linux"
 _BUFFER_BYTES = 32 << 20
