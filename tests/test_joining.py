@@ -33,6 +33,22 @@ def test_a_network_is_to_be_entered():
         network.average_models({"x": jnp.ones(3)})
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_of_an_exchange_is_raised_as_itself(monkeypatch, interrupt):
+    def interrupted(*arguments):
+        raise interrupt
+
+    with transport.join(addresses(1), 0, KEY) as network:
+        with monkeypatch.context() as patch:
+            patch.setattr(network._inbox, "close_phase", interrupted)
+            with pytest.raises(interrupt):
+                network.average_models({"x": jnp.ones(3)})
+            patch.setattr(network._inbox, "close_phase", lambda *arguments: 1 // 0)
+            with pytest.raises(jax.errors.JaxRuntimeError, match="ZeroDivisionError"):
+                network.average_models({"x": jnp.ones(3)})
+        assert network.average_models({"x": jnp.ones(3)})["x"].sum() == 3
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

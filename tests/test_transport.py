@@ -118,6 +118,21 @@ def test_packets_may_be_small_and_large(mtu, offload):
     assert done[0][1][0].received.shape == (N, 6 if mtu == 576 else 1)
 
 
+def test_models_are_averaged_inside_of_a_compiled_function():
+    def work(network, worker):
+        @jax.jit
+        def step(params):
+            return network.average_models(jax.tree.map(lambda x: 2 * x, params))
+
+        found = [step({"w": jnp.full(3000, float(worker + number))})["w"] for number in range(3)]
+        return jax.block_until_ready(found), network.next_exchange
+
+    for found, exchanges in run_workers(work, deadline=20.0):
+        assert exchanges == 3
+        for number, each in enumerate(found):
+            np.testing.assert_allclose(each, 2.0 * (N - 1) / 2 + 2 * number)
+
+
 def test_devices_whose_memory_the_host_does_not_share(monkeypatch):
     def not_cpu(*args, cpu, default):
         del cpu

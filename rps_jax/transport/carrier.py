@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import weakref
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -49,6 +50,10 @@ class Endpoint(Protocol):
     def exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
         """Takes part in one exchange of packets."""
         ...
+
+
+_INTERRUPTS: weakref.WeakKeyDictionary[Endpoint, BaseException] = weakref.WeakKeyDictionary()
+"""What has interrupted an exchange, as Ctrl-C does: JAX raises an error of its own instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +143,12 @@ class Datagrams(Carrier):
 
     def _call_network(self, layout: Layout, outputs: Any, blocks: Any, step: Any) -> None:
         rows = layout.rows([np.asarray(block) for block in blocks], self.network.num_workers)
-        seen = self.network.exchange(int(np.asarray(step)), rows, layout)
+        try:
+            seen = self.network.exchange(int(np.asarray(step)), rows, layout)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                _INTERRUPTS[self.network] = error
+            raise
         # In the order of the blocks: XLA would look it up anew for every element.
         order = (np.arange(len(seen.gathered)) + seen.shift) % len(seen.gathered)
         averages, here, received, gathered, shift = outputs
@@ -148,7 +158,23 @@ class Datagrams(Carrier):
         received[...], gathered[...], shift[...] = seen.received, seen.gathered, seen.shift
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def average(carrier: Datagrams, tree: Any) -> Any:
-    """Averages a pytree in the network's next exchange; what is missed stays one's own."""
+    """Averages a pytree in the network's next exchange; what is missed stays one's own.
+
+    Returns when the exchange is over; inside of a compiled function, it is for the caller to wait.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        return _average(carrier, tree)
+    _INTERRUPTS.pop(carrier.network, None)
+    try:
+        # JAX would return at once, and the network could be left before the exchange.
+        return jax.block_until_ready(_average(carrier, tree))
+    except jax.errors.JaxRuntimeError:
+        if interrupt := _INTERRUPTS.pop(carrier.network, None):
+            raise interrupt from None
+        raise
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _average(carrier: Datagrams, tree: Any) -> Any:
     return carrier.exchange((), None, 0, tree, tree)[0]

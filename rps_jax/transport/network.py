@@ -124,13 +124,13 @@ class Network:
         """
         self._check_joined()
         for path, leaf in jax.tree.leaves_with_path(params):
-            if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+            traced = isinstance(leaf, jax.core.Tracer)
+            if isinstance(leaf, jax.Array) and not traced and len(leaf.sharding.device_set) > 1:
                 raise ValueError(
                     f"leaf {jax.tree_util.keystr(path) or 'params'} lies on "
                     f"{len(leaf.sharding.device_set)} devices: expected one, this worker's"
                 )
-        # JAX would return at once, and the network could be left before the exchange.
-        return jax.block_until_ready(average(Datagrams(self), params))
+        return average(Datagrams(self), params)
 
     @property
     def next_exchange(self) -> int:
