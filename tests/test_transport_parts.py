@@ -2,6 +2,7 @@
 
 import errno
 import hmac
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -192,9 +193,9 @@ def test_a_host_that_knows_itself_as_loopback_is_reached_by_others():
         ([("127.0.0.1", 4000), ("192.0.2.1", 4000)], "0.0.0.0"),
         ([("nobody.invalid", 4000)], "0.0.0.0"),
     ):
-        socket = DatagramSocket(("127.0.0.1", port), others)
-        socket.close()
-        assert socket.address == (expected, port)
+        bound = DatagramSocket(("127.0.0.1", port), others)
+        bound.close()
+        assert bound.address == (expected, port)
     with pytest.raises(OSError, match="no family of addresses"):
         DatagramSocket(("127.0.0.1", port), [("::1", 4000)])
 
@@ -222,4 +223,26 @@ def test_datagrams_go_one_by_one_where_the_system_takes_none_joined(error):
     assert sum(len(datagrams) for datagrams, _ in receiver.receive()) == 5
     assert sender.path_mtu is None  # Of the loopback, 65,536 bytes.
     sender.close()
+    receiver.close()
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_foreign_datagrams_do_not_part_those_of_the_run(offload):
+    sealer, foreign = Sealer(7, KEY), Sealer(8, KEY)
+    receiver = DatagramSocket(("127.0.0.1", 0), wanted=sealer.is_of_run, offload=offload)
+    with socket.socket(type=socket.SOCK_DGRAM) as attacker:
+        sender = DatagramSocket(("127.0.0.1", 0))
+        for place in range(4):
+            for datagram in (b"", b"RP", b"\0" * 90, sealed(foreign)[0].tobytes()):
+                attacker.sendto(datagram, receiver.address)
+            rows = np.full((3, 30), place, np.uint8)
+            genuine = sealer.seal(0, 0, 1, 0, rows, 3 * place)
+            sender.send(genuine, receiver.address)
+        sender.close()
+    (genuine, _), (rest, _) = receiver.receive()
+    (opened,), refused = sealer.open(genuine)
+    assert refused == {"foreign": 3}  # Those of the same size, but for the first.
+    assert opened.places.tolist() == list(range(12))
+    assert opened.payloads[:, 0].tolist() == np.repeat(range(4), 3).tolist()
+    assert sealer.open(rest) == ([], {"foreign": 13})
     receiver.close()

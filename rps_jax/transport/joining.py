@@ -86,12 +86,19 @@ def join(
     check_assignment(assignment)
     check_key(key)
     others = [address for other, address in enumerate(addresses) if other != worker]
-    socket = DatagramSocket(addresses[worker], others, offload=offload, lower_effort=lower_effort)
+    sealer = Sealer(run, key)
+    socket = DatagramSocket(
+        addresses[worker],
+        others,
+        wanted=sealer.is_of_run,
+        offload=offload,
+        lower_effort=lower_effort,
+    )
     return Network(
         socket,
         addresses,
         worker,
-        Sealer(run, key),
+        sealer,
         seed=seed,
         assignment=assignment,
         mtu=mtu,

@@ -57,6 +57,8 @@ _START = int.from_bytes(b"RP\x03\x00")
 _PHASES = np.uint32(3)
 """The bits of `start` in which datagrams of a run differ."""
 _END = 2
+_BEGINNING_BYTES = 12
+"""Of a header, up to the run."""
 _TAG_BYTES = 16
 _IP_AND_UDP_BYTES = 40 + 8
 """Their headers; of IPv6, which are the longer ones."""
@@ -138,6 +140,8 @@ class Sealer:
             key: 16 to 64 secret bytes; None for no authentication.
         """
         self._run = run
+        starts = range(_START, _START + int(_PHASES) + 1)
+        self._beginnings = {struct.pack("!IQ", start, run) for start in starts}
         self._keyed = _hmac(key) if key else None
         self._tag_bytes = _TAG_BYTES if key else 0
         self.overhead = _HEADER.itemsize + self._tag_bytes
@@ -182,13 +186,18 @@ class Sealer:
             sealed[:, body:] = tags.reshape(packets, _TAG_BYTES)
         return sealed
 
+    def is_of_run(self, datagram: memoryview) -> bool:
+        """Returns whether a datagram begins as those of this run do."""
+        return bytes(datagram[:_BEGINNING_BYTES]) in self._beginnings
+
     def open(
         self, datagrams: np.ndarray, seconds: np.ndarray | float = 0.0
     ) -> tuple[list[Opened], dict[str, int]]:
         """Returns what datagrams say of themselves, and their payloads.
 
         Args:
-            datagrams: uint8 `[count, size]`, contiguous, in the order in which they came.
+            datagrams: uint8 `[count, size]`, contiguous, in the order in which they came; of no
+                size for those that are known to be foreign.
             seconds: when each came, `[count]`, on any clock.
 
         Returns:
@@ -206,7 +215,7 @@ class Sealer:
                 datagrams, came = datagrams[~wrong], came[~wrong]
 
         if size < self.overhead:
-            return [], {"truncated": count}
+            return [], {"truncated" if size else "foreign": count}
         headers = _headers(datagrams)
         refuse("foreign", (headers["start"] & ~_PHASES != _START) | (headers["run"] != self._run))
         refuse("truncated", _headers(datagrams)["length"] != size - self.overhead)

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,7 @@ class DatagramSocket:
         address: Address,
         others: Sequence[Address] = (),
         *,
+        wanted: Callable[[memoryview], bool] = lambda datagram: True,
         offload: bool = True,
         lower_effort: bool = False,
     ):
@@ -110,6 +111,7 @@ class DatagramSocket:
         Args:
             address: host and port of this worker; port 0 for any that is free.
             others: those that it will send to; their names are looked up again and again.
+            wanted: tells of a datagram whether those like it are received, or only counted.
             offload: whether to use UDP_SEGMENT and UDP_GRO where there are any.
             lower_effort: whether routers may drop its datagrams before all others (DSCP 1).
 
@@ -146,6 +148,7 @@ class DatagramSocket:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _LE << 2)
             if self._family == socket.AF_INET or self._both:
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _LE << 2)
+        self._wanted = wanted
         self._offload = offload and _LINUX and self._try_offload()
         self.bytes_sent, self.drained = 0, True
         self.path_mtu: int | None = None
@@ -218,7 +221,7 @@ class DatagramSocket:
 
         Yields:
             uint8 `[count, size]`, valid until the next receive, and when each came, `[count]`, in
-            seconds on a clock of its own.
+            seconds on a clock of its own. Those that are not wanted come last, as of no size.
         """
         end = 0
         for size, runs in itertools.groupby(self._receive_runs(), key=lambda run: run.size):
@@ -231,7 +234,7 @@ class DatagramSocket:
         """Receives into the buffer what is there, after waiting for the first."""
         receive = self._receive_joined if self._offload else self._receive_one
         runs: list[_Run] = []
-        end, self.drained = 0, True
+        end, unwanted, self.drained = 0, 0, True
         for call in range(_MOST_CALLS):
             try:
                 found = receive(end, socket.MSG_DONTWAIT if call else 0)
@@ -242,11 +245,17 @@ class DatagramSocket:
                 if not runs:
                     time.sleep(_PATIENCE_SECONDS)
                 break
+            size = found[0].size
+            # Of one size they are all looked at together later; others would part them.
+            parts = not runs or size != runs[-1].size
+            if parts and not self._wanted(self._buffer.data[end : end + size]):
+                unwanted += sum(run.datagrams for run in found)
+                continue
             runs += found
             end += sum(run.datagrams * run.size for run in found)
         else:
             self.drained = False
-        return runs
+        return runs + [_Run(unwanted, 0, 0.0)] * (unwanted > 0)
 
     def _receive_joined(self, start: int, flags: int) -> list[_Run]:
         """Receives datagrams that the system has joined."""
