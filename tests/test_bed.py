@@ -117,6 +117,19 @@ def test_a_link_carries_no_more_than_its_rate_and_drops_what_finds_no_room(bed: 
     assert seconds > 8 * 1442 * arrived / 20e6 - 0.02
 
 
+def test_a_full_queue_in_the_switch_does_not_slow_those_who_send(bed: Bed) -> None:
+    """What waits there is more than their sockets have room for."""
+    bed.set_link(Link(rate=200e6, queue_seconds=0.05))
+    count = 2000
+    with udp(bed, 0) as first, udp(bed, 2) as second, udp(bed, 1, PORT) as receiver:
+        before = bed.counts()
+        for _ in range(count):
+            for sender in (first, second):
+                sender.sendto(bytes(1400), (bed.addresses[1], PORT))
+        received(receiver)
+    assert bed.counts().since(before).queue_drops > 0.2 * count
+
+
 def test_lower_effort_goes_last(bed: Bed) -> None:
     bed.set_link(Link(rate=20e6, queue_seconds=1.0, lower_effort_last=True))
     with udp(bed, 0) as sender, udp(bed, 1, PORT) as receiver:

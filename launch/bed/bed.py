@@ -207,7 +207,9 @@ class Bed:
         etc_hosts = "".join(["127.0.0.1 localhost\n", *lines])
         for name in [*names, "switch"]:
             self._hold(name, etc_hosts)
-        cables = ["link add bridge type bridge mcast_snooping 0", "link set bridge up"]
+        # A promiscuous bridge passes on copies: what waits in the switch no longer counts as what
+        # its sender has still to send, so that a full queue drops, and makes nobody wait.
+        cables = ["link add bridge type bridge mcast_snooping 0", "link set bridge promisc on up"]
         for host, holder in enumerate(self._holders[: self.num_hosts]):
             peer = f"type veth peer name eth0 netns {holder.pid}"
             cables += [f"link add name port-{host} {peer}"]
