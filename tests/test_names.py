@@ -26,6 +26,7 @@ def known(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(names, "_ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(names, "_LOOK_AGAIN_SECONDS", 0.01)
     return hosts
 
 

@@ -188,12 +188,19 @@ def test_a_run_goes_on_when_all_of_it_was_killed(tmp_path):
     job.wait_for_step(44)
     job.launcher.kill()  # Nothing stays behind.
     job.end()
+    unheard = Job(tmp_path, 2, "--resume")
+    reached = read_metrics(tmp_path)[-1]["step"]
+    unheard.wait_for_step(reached + 1)
+    os.kill(unheard.process("coordinator"), signal.SIGKILL)
+    said = unheard.end()  # The workers are done, and nobody has heard of it.
+    assert unheard.launcher.returncode == 128 + signal.SIGKILL, said
+    assert "resuming at step " in said
+    assert "resuming at step 0 " not in said
     again = Job(tmp_path, 2, "--resume")
     said = again.end()
     assert again.launcher.returncode == 0, said
-    assert "resuming at step " in said
-    assert "resuming at step 0 " not in said
-    assert read_metrics(tmp_path)[-1]["epoch"] == 40
+    last = read_metrics(tmp_path)[-1]
+    assert (last["epoch"], last["workers"]) == (40, 2)
     # Nor can the simulation go on with it.
     assert launch.train.main(["--resume", "--output-dir", str(tmp_path)]) == 2
 

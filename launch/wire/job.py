@@ -11,7 +11,7 @@ from launch.config_file import CONFIG_FILE
 from launch.distributed.job import LOGS, Job
 from launch.distributed.process import Command, JobFailed, signal_name
 from launch.wire.flags import NO_AUTHENTICATION, UdpFlags
-from launch.wire.supervisor import ReportsLost, supervise_members
+from launch.wire.supervisor import supervise_members
 
 _KEY_BYTES = 32
 
@@ -98,11 +98,6 @@ def run_over_udp(
     go_on = f"go on with the same command and\n--resume {folder}"
     try:
         ending = supervise_members(commands, logs, silence, show, max_restarts)
-    except ReportsLost as error:
-        if not _all_measured(job):
-            lost = f"what is not in {job.folder.metrics} is lost"
-            go_on = f"each worker is done, with a checkpoint; {lost}"
-        raise JobFailed(f"{error}\n{go_on}", error.exit_status) from None
     except JobFailed as error:
         if error.exit_status in (USAGE, DIVERGED) or not begun.exists():
             raise
@@ -113,12 +108,6 @@ def run_over_udp(
         saved = _saved(len(addresses), ending.unsaved)
         show(f"stopped by {signal_name(ending.exit_status - 128)}, {saved}; {go_on}")
     return ending.exit_status
-
-
-def _all_measured(job: Job) -> bool:
-    """Returns whether all lines of metrics are written: the summary can be made of them."""
-    lines = job.folder.read_metrics()
-    return bool(lines) and lines[-1]["epoch"] >= job.config.epochs
 
 
 def _saved(workers: int, unsaved: Sequence[str]) -> str:

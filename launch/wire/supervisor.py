@@ -41,10 +41,6 @@ class Ending(NamedTuple):
     unsaved: tuple[str, ...] = ()
 
 
-class ReportsLost(JobFailed):
-    """The coordinator has failed when all workers were done: nobody will report to another."""
-
-
 def supervise_members(
     commands: Sequence[Command], logs: Path, silence: float, show: Show, max_restarts: int
 ) -> Ending:
@@ -61,7 +57,6 @@ def supervise_members(
     Raises:
         JobFailed: There is no result, a process has failed in a way that all would, or one did not
             end in time when it was asked to.
-        ReportsLost: There is no result, and nobody is left to report one.
     """
     show = one_at_a_time(show)
     members: list[_Member] = []
@@ -192,7 +187,6 @@ def _end(members: Sequence[_Member], silence: float) -> Ending:
 
     Raises:
         JobFailed: There is no result.
-        ReportsLost: Nor will there be one.
     """
     *workers, coordinator = members
 
@@ -202,11 +196,8 @@ def _end(members: Sequence[_Member], silence: float) -> Ending:
     until = time.monotonic() + _LAST_WORDS_SECONDS
     while time.monotonic() < until and any(map(works, workers)):
         time.sleep(_POLL_SECONDS)
-    failure = coordinator.failure
-    if failure is not None and all(worker.is_done for worker in workers):
-        raise ReportsLost(str(failure), failure.exit_status)
-    if failure is not None:
-        raise failure
+    if coordinator.failure is not None:
+        raise coordinator.failure
     return Ending(0)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 Address = tuple[str, int]
 Ends = dict[int, Any]
 """An address as numbers by family, in the order in which the system prefers them."""
-_ASK_AGAIN_SECONDS = 5.0
-"""Until a name is looked up again."""
+_ASK_AGAIN_SECONDS, _LOOK_AGAIN_SECONDS = 5.0, 60.0
+"""Until a name that nobody knows is looked up again, and one that is known."""
 
 
 class Names:
@@ -38,7 +38,9 @@ class Names:
             threading.Thread(target=self._follow, args=(address,), daemon=True).start()
 
     def _follow(self, address: Address) -> None:
-        while not self._closed.wait(_ASK_AGAIN_SECONDS):
+        while not self._closed.wait(
+            _LOOK_AGAIN_SECONDS if self._ends[address] else _ASK_AGAIN_SECONDS
+        ):
             # Who answers for a while no more does not know of another place.
             self._ends[address] = look_up(address) or self._ends[address]
 
