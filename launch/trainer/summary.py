@@ -4,7 +4,7 @@ from typing import Any
 
 import rps_jax as rps
 from launch.channels import CHANNELS
-from launch.cli.command_line import CommandError
+from launch.cli.command_line import UsageError
 from launch.config import TrainConfig, simulates_drops
 from launch.reports.curves import draw_curves
 from launch.reports.provenance import machine, versions
@@ -22,12 +22,12 @@ def summarise(setup: Setup, wall_seconds: float) -> Summary:
         wall_seconds: How long it took.
 
     Raises:
-        CommandError: The metrics of the last step are not in the run directory.
+        UsageError: The metrics of the last step are not in the run directory.
     """
     config, directory, step = setup.config, setup.directory, setup.schedule.total_steps
     lines = directory.read_metrics()
     if not lines or lines[-1]["step"] != step:
-        raise CommandError(f"{directory.metrics}: expected the metrics of step {step:,} in it")
+        raise UsageError(f"{directory.metrics}: expected the metrics of step {step:,} in it")
     summary = {
         **{name: value for name, value in lines[-1].items() if is_number(value)},
         "score": setup.task.score,

@@ -111,6 +111,8 @@ def coordinate(
             with contextlib.suppress(NotRecorded):
                 coordinator.deliveries.save(setting(config))
             raise Stopped(signals.first, "in the coordinator", "the same command", said=False)
+        if coordinator.reached < (last := setup.schedule.total_steps):
+            raise WorkersGone(f"no worker has reported step {last:,}, which is the last")
         summary = summarise(setup, coordinator.wall_seconds)
         coordinator.deliveries.save(setting(config))
         return summary
@@ -121,7 +123,8 @@ class _Coordinator:
 
     Attributes:
         deliveries: What arrived in each exchange, where they are recorded.
-        wall_seconds: How long the run has taken, by its last line.
+        reached: The step of the last line.
+        wall_seconds: How long the run has taken, by that line.
     """
 
     def __init__(
@@ -129,8 +132,8 @@ class _Coordinator:
     ) -> None:
         self._setup, self._show = setup, show
         last = lines[-1] if lines else {"step": 0}
-        self._after = last["step"]
-        self._lines = Lines(self._after, _PATIENCE_SECONDS)
+        self.reached = last["step"]
+        self._lines = Lines(self.reached, _PATIENCE_SECONDS)
         self._connections: Counter[int] = Counter()
         self._done: set[int] = set()
         self._first_done: float | None = None
@@ -142,7 +145,7 @@ class _Coordinator:
 
     def run(self, events: queue.Queue[Event], stopped: Callable[[], int]) -> None:
         """Takes events until all that are there are done, or a signal comes."""
-        if self._after == self._setup.schedule.total_steps:
+        if self.reached == self._setup.schedule.total_steps:
             return  # An earlier coordinator has written all lines.
         while not (stopped() or self._all_done()):
             event = self._next(events)
@@ -210,6 +213,7 @@ class _Coordinator:
             self._bytes_sent += line.pop("bytes_sent")
             line |= self._measure(line["step"], reports)
             self._setup.directory.append(line)
+            self.reached = line["step"]
             self._show(line)
 
     def _measure(self, step: int, reports: dict[int, Report]) -> dict[str, Any]:
