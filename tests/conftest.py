@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As in the background of a shell.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # Processes side by side inherit the environment.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_GENERATOR}"
+        os.environ["XLA_FLAGS"] = f"{OLDER_GENERATOR} {os.environ.get('XLA_FLAGS', '')}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,7 +70,7 @@ def compiled_programs(
     """
     if request.config.getoption("long"):
         jax.devices()  # This process has read the flags.
-        os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(OLDER_GENERATOR)
+        os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(OLDER_GENERATOR).strip()
     settings = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),

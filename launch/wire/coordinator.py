@@ -37,7 +37,7 @@ from launch.wire.lines import Lines, Report, merged
 from launch.wire.models import check_model, model_bytes, models_of
 from launch.wire.reports import Event, Reception
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 10.0
 """How long a line of metrics waits for a worker that is there."""
 _LAST_SECONDS, _ALONE_SECONDS = 15.0, 3.0
 """How long the end waits for the others when a worker is done: for those that are there, and for
