@@ -323,11 +323,17 @@ class Network:
 
         A worker that only listens says it too: the others wait for it, and it stays in step.
         """
+        ends = {
+            other: self._sealer.seal(
+                phase, exchange, self.worker, other, self._reports[other], last=True
+            )
+            for other in self._others
+        }
+        self._stopwatch.lap("sealing")
         for _ in range(_LAST_WORDS):
-            for other in self._others:
-                report = self._reports[other]
-                end = self._sealer.seal(phase, exchange, self.worker, other, report, last=True)
+            for other, end in ends.items():
                 self._socket.send(end, self._addresses[other])
+        self._stopwatch.lap("sending")
 
     def _of_others(self, packets: int) -> np.ndarray:
         """Returns which packets others serve sooner or later, bool `[num_workers, packets]`."""
