@@ -185,6 +185,33 @@ def test_the_others_go_on_without_a_worker_which_comes_back(bed: Bed, how: str) 
         assert np.ptp([said["params"] for said in found]) < 1e-3
         assert 0 < found[0]["params"] < N - 1
     finally:
+        end(*others, last)
+
+
+@pytest.mark.long
+def test_the_others_do_not_follow_a_worker_whose_cable_was_down(bed: Bed) -> None:
+    bed.set_link(Link(rate=200e6))
+    *others, last = [Process(bed, worker) for worker in range(N)]
+    everyone, without = list(range(N)), list(range(N - 1))
+    try:
         for process in (*others, last):
-            process.popen.kill()
-            process.popen.communicate()
+            process.until(lambda said: said["heard"] == everyone)
+        bed.set_cable(N - 1, "down")
+        gone = [process.until(lambda said: said["heard"] == without) for process in others]
+        before = max(said["exchange"] for said in gone)
+        ahead = last.until(lambda said: said["exchange"] > before + 3000)
+        bed.set_cable(N - 1, "up")
+        back = last.until(lambda said: said["exchange"] < ahead["exchange"] - 100)
+        for process in others:
+            process.until(lambda said: said["exchange"] > back["exchange"])
+            found = process.until(lambda said: said["heard"] == everyone)
+            assert found["exchange"] < ahead["exchange"]
+    finally:
+        bed.set_cable(N - 1, "up")
+        end(*others, last)
+
+
+def end(*processes: Process) -> None:
+    for process in processes:
+        process.popen.kill()
+        process.popen.communicate()

@@ -17,6 +17,7 @@ from datagrams import KEY, N, addresses, hostile, params_of, sealed
 
 import rps_jax as rps
 from rps_jax import transport
+from rps_jax.transport.layout import layout_of
 from rps_jax.transport.packets import Sealer
 
 
@@ -42,6 +43,25 @@ class Unruly:
                     yield datagram, came
                 if self._held and self._rng.random() < 0.5:
                     yield self._held.popleft(), came
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+class Cable:
+    """A socket of which nothing goes out, and nothing comes in, while its cable is down."""
+
+    def __init__(self, inner, down):
+        self._inner, self._down = inner, down
+
+    def send(self, datagrams, address):
+        if not self._down.is_set():
+            self._inner.send(datagrams, address)
+
+    def receive(self):
+        for came in self._inner.receive():
+            if not self._down.is_set():
+                yield came
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
@@ -286,6 +306,90 @@ def test_a_worker_that_has_gone_is_dropped_messages_and_takes_over_the_others_mo
     for params, _ in others:
         distance = np.abs(np.asarray(params["matrix"]) - np.asarray(mine["matrix"])).max()
         assert distance < 100
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_worker_whose_cable_was_down_does_not_lead_those_who_were_together(count):
+    """Alone it runs ahead, and its model goes astray: of two that is what there is, else not."""
+    places, down, ended = addresses(count), threading.Event(), threading.Event()
+    cut, last = count - 1, {}
+
+    def until(holds):
+        latest = time.monotonic() + 20
+        while not holds():
+            assert time.monotonic() < latest
+            time.sleep(0.01)
+
+    def work(worker):
+        options = {"deadline": 0.3, "start_timeout": 20.0, "record": True}
+        network = transport.join(places, worker, KEY, **options)
+        network._socket = Cable(network._socket, down) if worker == cut else network._socket
+        params = {"x": jnp.zeros(2000)}
+        with network:
+            while not ended.is_set():
+                if worker != cut:
+                    time.sleep(0.05)
+                elif down.is_set():
+                    params = jax.tree.map(lambda x: x + 1, params)
+                params = network.average_models(params)
+                last[worker] = network.records[-1].exchange, float(params["x"].max())
+            return network.records
+
+    def watch():
+        until(lambda: len(last) == count and min(last.values())[0] > 5)
+        down.set()
+        until(lambda: last[cut][0] > last[0][0] + 50)
+        before = last.copy()
+        down.clear()
+        until(lambda: max(last.values())[0] - min(last.values())[0] < 3)
+        now = last[0][0]
+        until(lambda: min(last.values())[0] > now + 20)
+        ended.set()
+        return before
+
+    with ThreadPoolExecutor(count + 1) as threads:
+        futures = [threads.submit(work, worker) for worker in range(count)]
+        before = threads.submit(watch).result(timeout=90)
+        records = [future.result() for future in futures]
+    numbers = [seen.exchange for seen in records[0]]
+    jumps = np.diff(numbers)
+    values = [value for _, value in last.values()]
+    assert np.ptp(values) < 0.1
+    if count == 2:
+        assert jumps.max() > 40
+        assert max(values) > 50
+    else:
+        assert jumps.max() < 10
+        assert max(values) < 30
+        assert before[cut][1] > 50
+    assert all(records[-1][-1].received.any(1))
+
+
+def test_a_worker_that_starts_with_a_number_too_large_goes_to_the_others():
+    places, ended, last = addresses(), threading.Event(), {}
+    layout = layout_of({"x": np.zeros(600, np.float32)}, N, 1000)
+
+    def work(worker):
+        late, length = worker == N - 1, layout.length
+        options = {"deadline": 0.3, "start_timeout": 20.0 if late else 0.5}
+        while late and min(last.values(), default=0) < 5:
+            time.sleep(0.01)
+        with transport.join(places, worker, KEY, **options) as network:
+            for number in range(1000 * late, 1000 * late + 60):
+                time.sleep(0.02)
+                rows = np.zeros((N, layout.packets, length), np.uint8)
+                seen = network.exchange(number, rows, layout)
+                last[worker] = seen.exchange
+                if late and number > 1020:
+                    assert seen.received.all()
+                    ended.set()
+                if ended.is_set():
+                    break
+
+    with ThreadPoolExecutor(N) as threads:
+        list(threads.map(work, range(N)))
+    assert ended.is_set()
+    assert max(last.values()) < 100
 
 
 def test_an_attack_changes_no_result():

@@ -16,7 +16,7 @@ from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
-from rps_jax.transport.inbox import PHASES, Inbox
+from rps_jax.transport.inbox import ALONE, PHASES, Inbox
 from rps_jax.transport.layout import Layout
 from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import EVERYONE, Report, Sealer, payload_of
@@ -87,7 +87,7 @@ class Network:
         self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
         self._longest_pause = min(_LONGEST_PAUSE, deadline / _DEADLINE_SHARE)
         self._inbox = Inbox(worker, self.num_workers, sealer)
-        self._next = 0
+        self._next, self._sent = 0, -1
         self._catching_up = CatchingUp()
         self._stopwatch, self._opening = Stopwatch(), 0.0
         self._closed, self._warned = threading.Event(), False
@@ -134,7 +134,7 @@ class Network:
 
     @property
     def next_exchange(self) -> int:
-        """The number that the next exchange has, unless the others are ahead."""
+        """The number that the next exchange has, unless the others are elsewhere."""
         return self._next
 
     @property
@@ -166,7 +166,8 @@ class Network:
         """Takes part in one exchange of packets.
 
         Args:
-            step: number of the exchange, unless later ones have begun.
+            step: number of this worker's first exchange, unless the others are elsewhere; those
+                after it are numbered one by one.
             rows: uint8 `[num_workers, packets, length]`, this worker's blocks.
             layout: of the packets.
 
@@ -176,20 +177,25 @@ class Network:
         self._check_joined()
         me, n = self.worker, self.num_workers
         self._stopwatch, opening = Stopwatch(), self._opening
-        asked = max(step, self._next)
+        if not self._started:
+            self._next, self._started = step, time.monotonic()
+        asked = self._next
         digest = self._digest(layout)
-        number, behind = self._inbox.open_exchange(asked, layout.packets, layout.length, digest)
-        self._started = self._started or time.monotonic()
+        number, elsewhere = self._inbox.open_exchange(asked, layout.packets, layout.length, digest)
         self._next = number + 1
-        if number - asked >= _AWAY:
+        if number - asked >= _AWAY or self._inbox.returned:
             self._catching_up.begin(self._of_others(layout.packets))
-        listens = behind or self._catching_up.listens
+        alone = self._inbox.alone
+        # No exchange is sent twice; and who is alone sends none but the very first.
+        listens = elsewhere or self._catching_up.listens or number <= self._sent
+        listens |= alone and number > 0
+        self._sent = self._sent if listens else number
         shift = self._shift(number)
         blocks = {other: rows[(other - shift) % n] for other in self._others}
 
         if not listens:
             self._send(0, number, layout.packets, self._scatter(number, digest, blocks))
-        self._end_phase(0, number)
+        self._end_phase(0, number, apart=alone or listens)
         contributions, received = self._close_phase(0, sent=not listens)
         contributions[me], received[me] = rows[(me - shift) % n], True
         average = layout.average(contributions, received)
@@ -197,7 +203,7 @@ class Network:
 
         if not listens:
             self._send(1, number, layout.packets, self._gather(number, digest, average))
-        self._end_phase(1, number)
+        self._end_phase(1, number, apart=alone or listens)
         averages, gathered = self._close_phase(1, sent=not listens)
         if listens:
             self._catching_up.heard(np.roll(gathered, -shift, axis=0))
@@ -318,14 +324,21 @@ class Network:
             seconds = time.monotonic() - began
             self._feedback.sent(exchange, phase, packets, num_bytes, seconds)
 
-    def _end_phase(self, phase: int, exchange: int) -> None:
+    def _end_phase(self, phase: int, exchange: int, *, apart: bool) -> None:
         """Sends the end of a phase, which says what came of the one before.
 
         A worker that only listens says it too: the others wait for it, and it stays in step.
+
+        Args:
+            phase: 0 the reduce-scatter, 1 the all-gather.
+            exchange: number of the exchange.
+            apart: whether this worker is alone, or only listens: nobody who does not is to follow.
         """
         ends = {
             other: self._sealer.seal(
-                phase, exchange, self.worker, other, self._reports[other], last=True
+                *(phase, exchange, self.worker, other, self._reports[other]),
+                ALONE if apart else 0,
+                last=True,
             )
             for other in self._others
         }
