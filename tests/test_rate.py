@@ -5,6 +5,8 @@ import statistics
 
 import pytest
 
+from rps_jax.transport.feedback import Feedback
+from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import Report
 from rps_jax.transport.rate import Rate, carried
 
@@ -116,3 +118,51 @@ def test_without_reports_it_gets_slower():
     before = rate.next()
     rate.saw_nothing()
     assert rate.next() < before
+
+
+def test_when_little_arrives_it_sends_so_much_less_at_once():
+    rate, link = Rate(), Link(200e6)
+    send(rate, link, 150)
+    link.capacity = 20e6
+    send(rate, link, 4)
+    assert max(link.rates[-2:]) < 30e6
+    send(rate, link, 100)
+    assert 0.8 < statistics.median(link.rates[-50:]) / link.capacity < 1.3
+
+
+def test_a_burst_of_drops_does_not_hold_it_down():
+    rate, link = Rate(), Link(200e6)
+    send(rate, link, 150)
+    for drop_rate in (0.7, 0.0):
+        link.drop_rate = drop_rate
+        send(rate, link, 30)
+    assert max(link.rates[-10:]) > 0.9 * link.capacity
+
+
+def test_a_slower_rate_of_which_no_report_comes_stays():
+    rate, link = Rate(), Link(200e6)
+    send(rate, link, 150)
+    link.capacity = 20e6
+    send(rate, link, 4)
+    silent = [rate.next() for _ in range(20)]
+    assert max(silent) < 30e6
+
+
+def test_a_faster_rate_of_which_no_report_comes_does_not():
+    rate = Rate()
+    before = rate.next()
+    rate.saw(before, carried(PACKETS, 0.1, [Report(0, 0, PACKETS, 0.1)]))
+    assert rate.next() > before
+    for _ in range(5):
+        assert rate.next() == before
+
+
+def test_a_phase_is_sent_while_the_others_wait():
+    pacer, num_bytes, longest = Pacer(1.0), 3 * PACKETS * 1442, 5.0
+    feedback = Feedback(pacer, Rate(), longest)
+    for number in range(60):
+        seconds = 8 * num_bytes / pacer.bits_per_second
+        feedback.sent(number, 0, PACKETS, num_bytes, seconds)
+        feedback.heard([], anyone=True)
+        assert 8 * num_bytes / pacer.bits_per_second < longest
+    assert 8 * num_bytes / pacer.bits_per_second > 0.5 * longest

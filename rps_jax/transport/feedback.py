@@ -1,5 +1,6 @@
 """The pace of a worker, by what the others report of the packets that it has sent."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from rps_jax.transport.rate import Rate, carried
 
 _REACHED = 0.85
 """The share of a rate that has to be reached for it to be that."""
+_SHARE_OF_LONGEST = 0.8
+"""The part of what the others wait at the most in which a phase has to be sent."""
 _WITHOUT_REPORTS = 4
 """Phases without a report after which the rate may be what keeps them away."""
 
@@ -22,9 +25,15 @@ class _Sent(NamedTuple):
 class Feedback:
     """Sets the rate of a pacer before each phase."""
 
-    def __init__(self, pacer: Pacer, rate: Rate) -> None:
-        """Has heard nothing yet."""
-        self._pacer, self._rate = pacer, rate
+    def __init__(self, pacer: Pacer, rate: Rate, longest: float = math.inf) -> None:
+        """Has heard nothing yet.
+
+        Args:
+            pacer: whose rate it sets.
+            rate: which finds it.
+            longest: seconds that the others wait for a phase at the most.
+        """
+        self._pacer, self._rate, self._longest = pacer, rate, longest
         self._pacer.bits_per_second = rate.next()
         self._sent: dict[tuple[int, int], _Sent] = {}
         self._unheard = 0
@@ -44,7 +53,8 @@ class Feedback:
         # Reports come with the next phase, or not at all.
         self._sent = dict(list(self._sent.items())[-2:])
         self._sent[exchange, phase] = _Sent(self._pacer.bits_per_second, packets, seconds)
-        self._pacer.bits_per_second = self._rate.next()
+        least = 8 * num_bytes / (_SHARE_OF_LONGEST * self._longest)
+        self._pacer.bits_per_second = self._rate.next(least)
 
     def heard(self, reports: Sequence[Report], *, anyone: bool) -> None:
         """Takes note of what was reported during a phase.

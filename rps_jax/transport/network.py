@@ -82,7 +82,7 @@ class Network:
         self._seed, self._assignment, self._record = seed, assignment, record
         self._start_timeout, self._started = start_timeout, 0.0
         self._pacer = Pacer(link_rate or 1.0)
-        self._feedback = Feedback(self._pacer, Rate()) if link_rate is None else None
+        self._feedback = Feedback(self._pacer, Rate(), deadline) if link_rate is None else None
         self._reports = [_NOTHING] * self.num_workers
         self._deadlines = [Deadline(deadline) for _ in range(PHASES)]
         self._longest_pause = min(_LONGEST_PAUSE, deadline / _DEADLINE_SHARE)

@@ -29,6 +29,8 @@ _PATIENCE = 3
 """Phases after which no report of a trial is awaited any more."""
 _PATIENCE_WITH_LOW = 2
 """Phases in which less arrives than usual after which a slower rate is tried."""
+_MUCH_LESS = 0.5
+"""The part of what usually arrives below which it is tried after one."""
 _WEIGHT = 0.1
 _LATE, _LATE_SECONDS = 1.1, 2e-3
 
@@ -81,7 +83,7 @@ class Rate:
         Args:
             start: bits a second.
         """
-        self._rate = start
+        self._rate, self._least = start, _LEAST
         # The fraction that is carried at this rate; and what came after it, where it is lower.
         self._usual: float | None = None
         self._low: list[float] = []
@@ -89,8 +91,16 @@ class Rate:
         self._age = 0
         self._hold, self._step, self._faster_next = 0, _LARGEST_STEP, True
 
-    def next(self) -> float:
-        """Returns the bits a second of the next phase."""
+    def next(self, least: float = _LEAST) -> float:
+        """Returns the bits a second of the next phase.
+
+        Args:
+            least: what it is at least.
+        """
+        self._least = max(least, _LEAST)
+        self._rate = max(self._rate, self._least)
+        if self._trial is not None:
+            self._trial = max(self._trial, self._least)
         if self._trial is None:
             self._hold -= 1
             if self._hold >= 0 or self._usual is None or self._low:
@@ -102,7 +112,8 @@ class Rate:
             return self._trial
         slower = min(self._trial, self._rate)
         if self._age > _PATIENCE:
-            self._settle(self._rate, _HOLD)
+            # Without reports it is not known to be better, but the faster one is known to be bad.
+            self._settle(slower, _HOLD if slower == self._rate else _HOLD // 4)
         return slower
 
     def saw(self, rate: float, seen: Carried) -> None:
@@ -144,6 +155,8 @@ class Rate:
             self._low = []
             return
         self._low.append(seen.fraction)
+        if seen.fraction < _MUCH_LESS * self._usual:
+            patience, self._low = 1, [seen.fraction]
         if len(self._low) >= patience and self._trial is None:
             expected = statistics.fmean(self._low) / self._usual
             self._try(self._rate * _SLOWER * max(expected, 0.1))
@@ -181,10 +194,10 @@ class Rate:
         self._faster_next = True
 
     def _try(self, rate: float) -> None:
-        self._trial, self._age = min(max(rate, _LEAST), _MOST), 0
+        self._trial, self._age = min(max(rate, self._least), _MOST), 0
 
     def _settle(self, rate: float, hold: int) -> None:
-        self._rate, self._trial = min(max(rate, _LEAST), _MOST), None
+        self._rate, self._trial = min(max(rate, self._least), _MOST), None
         self._low, self._hold = [], hold
 
 
