@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import Report
@@ -86,6 +87,35 @@ def test_it_follows_a_capacity_that_falls_and_comes_back():
 def test_a_destination_that_is_slow_itself_does_not_count():
     reports = [Report(0, 0, PACKETS, 0.1)] * 2 + [Report(0, 0, 10, 0.1)]
     assert carried(PACKETS, 0.1, reports).fraction == 1
+
+
+def test_a_phase_that_was_not_waited_for_is_told_by_what_came_until_then():
+    reports = [Report(0, 0, PACKETS // 5, 0.4)] * 3
+    assert carried(PACKETS, 2.0, reports).fraction == pytest.approx(1.0)
+    assert carried(PACKETS, 4.0, reports).fraction == pytest.approx(1.0)
+    assert carried(PACKETS, 1.0, reports).fraction == pytest.approx(0.5)
+
+
+def test_a_report_of_nothing_says_nothing_of_the_rate():
+    """Its worker had gone on when the packets came."""
+    pacer = Pacer(1.0)
+    feedback = Feedback(pacer, Rate())
+    before = pacer.bits_per_second
+    for number in range(3):
+        feedback.sent(number, 0, PACKETS, 10**6, 8e6 / before)
+        feedback.heard([Report(number, 0, 0, 0.0)], anyone=True)
+        assert pacer.bits_per_second == before
+
+
+def test_a_deadline_that_was_too_short_is_longer_at_once():
+    deadline = Deadline(5.0)
+    for _ in range(20):
+        deadline.took(0.1)
+    for expected in (0.4, 0.8, 1.6, 3.2, 5.0):
+        deadline.was_too_short(deadline.seconds())
+        assert deadline.seconds() == pytest.approx(expected)
+    deadline.took(0.1)
+    assert deadline.seconds() < 5.0
 
 
 @pytest.mark.parametrize("packets", [0, 2**32 - 1])

@@ -65,6 +65,8 @@ class Feedback:
         """
         of_phases: dict[tuple[int, int], list[Report]] = {}
         for report in reports:
+            if not report.packets:
+                continue  # That worker was elsewhere when they came.
             of_phases.setdefault((report.exchange, report.phase), []).append(report)
         known = of_phases.keys() & self._sent.keys()
         for place in sorted(known):

@@ -261,8 +261,10 @@ class Network:
         rows, arrived, timed_out = self._inbox.close_phase(phase, allowed)
         if starts and timed_out:
             self._inbox.give_up_unmet()
-        if not starts:
-            deadline.took(2 * allowed if timed_out else time.monotonic() - began)
+        elif timed_out:
+            deadline.was_too_short(allowed)
+        elif not starts:
+            deadline.took(time.monotonic() - began)
         self._stopwatch.lap("waiting")
         packets, seconds = self._inbox.received(phase)
         self._reports = [

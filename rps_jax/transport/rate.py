@@ -33,6 +33,9 @@ _MUCH_LESS = 0.5
 """The part of what usually arrives below which it is tried after one."""
 _WEIGHT = 0.1
 _LATE, _LATE_SECONDS = 1.1, 2e-3
+_CUT, _CUT_SECONDS = 0.7, 0.05
+"""Where the packets that came took so much less than those that were sent, the phase was closed
+before it was over."""
 
 
 class Carried(NamedTuple):
@@ -62,7 +65,9 @@ def carried(packets: int, seconds: float, reports: Sequence[Report]) -> Carried:
         fraction = min(report.packets / packets, 1.0)
         # Packets that come in slower than they went out are waiting in a queue.
         slow = report.seconds > _LATE * seconds + _LATE_SECONDS
-        return fraction * seconds / report.seconds if slow else fraction
+        # Of a phase that was not waited for, what came until then tells.
+        cut = 0 < report.seconds < _CUT * seconds - _CUT_SECONDS
+        return min(fraction * seconds / report.seconds, 1.0) if slow or cut else fraction
 
     fractions = [in_time(report) for report in reports]
     middle = statistics.median_high(fractions)
