@@ -96,9 +96,10 @@ class Inbox:
         self._newest, self._found = -1, np.full(num_workers, -1)
         self._silent = np.zeros(num_workers, int)
         self._heard = np.zeros(num_workers, bool)
+        self._spoke = np.zeros(num_workers, bool)
         self._unmet = {other for other in range(num_workers) if other != worker}
         self._waiting: list[Opened] = []
-        self._newest, self._kept = 0, 0
+        self._newest_kept, self._kept = 0, 0
         self._reports: list[Report] = []
 
     def waits_for_unmet(self, phase: int) -> bool:
@@ -131,6 +132,16 @@ class Inbox:
         with self._changed:
             arrived = np.any([phase.arrived for phase in self._of(self._exchange)], axis=(0, 2))
             return np.flatnonzero(self._unlike & ~arrived).tolist()
+
+    def in_vain(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns who took part in this exchange in vain, and of whose model packets came in time.
+
+        Returns:
+            Bool `[num_workers]` each. In vain: ends of phases came, and none of these packets.
+        """
+        with self._changed:
+            averaged: np.ndarray = np.any(self._of(self._exchange)[0].arrived, axis=1)
+            return self._spoke & ~averaged, averaged
 
     def open_exchange(
         self, exchange: int, packets: int, length: int, digest: int = 0
@@ -174,7 +185,7 @@ class Inbox:
             self._exchange = exchange
             self._of(exchange + 1, clear=True)
             self._frozen = [False] * PHASES
-            self._heard[...] = False
+            self._heard[...] = self._spoke[...] = False
             waiting, self._waiting = self._waiting, []
             for opened in waiting:
                 self._file(opened)
@@ -220,12 +231,12 @@ class Inbox:
 
     def _keep(self, opened: Opened) -> None:
         """Keeps datagrams until the shape of what is exchanged is known, by the first exchange."""
-        if opened.exchange > self._newest:
-            self._newest = opened.exchange
-            self._waiting = [each for each in self._waiting if each.exchange >= self._newest - 1]
+        if opened.exchange > self._newest_kept:
+            self._newest_kept = opened.exchange
+            self._waiting = [each for each in self._waiting if each.exchange >= self._newest_kept - 1]
             self._kept = sum(len(each.places) for each in self._waiting)
         count = len(opened.places)
-        if opened.exchange >= self._newest - 1 and self._kept + count <= _MOST_WAITING:
+        if opened.exchange >= self._newest_kept - 1 and self._kept + count <= _MOST_WAITING:
             self._waiting.append(opened._replace(payloads=opened.payloads.copy()))
             self._kept += count
 
@@ -280,9 +291,13 @@ class Inbox:
         # anyone's who has kept them.
         if opened.exchange >= self._exchange - 1:
             self._heard[sources[followed] if early and opened.last else sources] = True
-            self._unmet.difference_update(sources.tolist())
-        if opened.last and self.alone:
-            self._find(opened.exchange, sources[opened.places != ALONE])
+            if self._unmet:
+                self._unmet.difference_update(sources.tolist())
+        if opened.last:
+            taking_part = sources[opened.places != ALONE]
+            self._spoke[taking_part] = True
+            if self.alone:
+                self._find(opened.exchange, taking_part)
         if early:
             if followed.any():
                 self._ahead = max(self._ahead, opened.exchange)

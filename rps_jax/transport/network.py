@@ -3,7 +3,6 @@
 import hashlib
 import threading
 import time
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -23,6 +22,7 @@ from rps_jax.transport.packets import EVERYONE, Report, Sealer, payload_of
 from rps_jax.transport.rate import Rate
 from rps_jax.transport.seconds import Seconds, Stopwatch
 from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
+from rps_jax.transport.symptoms import Symptoms
 
 _CHUNK_SECONDS = 1.2e-3
 """For how long one destination is sent to before it is the next one's turn."""
@@ -80,7 +80,7 @@ class Network:
             (worker + distance) % self.num_workers for distance in range(1, self.num_workers)
         ]
         self._seed, self._assignment, self._record = seed, assignment, record
-        self._start_timeout, self._started = start_timeout, 0.0
+        self._start_timeout, self._mtu = start_timeout, mtu
         self._pacer = Pacer(link_rate or 1.0)
         self._feedback = Feedback(self._pacer, Rate(), deadline) if link_rate is None else None
         self._reports = [_NOTHING] * self.num_workers
@@ -90,7 +90,8 @@ class Network:
         self._next, self._sent = 0, -1
         self._catching_up = CatchingUp()
         self._stopwatch, self._opening = Stopwatch(), 0.0
-        self._closed, self._warned = threading.Event(), False
+        self._symptoms: Symptoms | None = None  # Until the first exchange.
+        self._closed = threading.Event()
         self._failure: Exception | None = None
         self._receiver = threading.Thread(target=self._receive, daemon=True)
 
@@ -177,8 +178,8 @@ class Network:
         self._check_joined()
         me, n = self.worker, self.num_workers
         self._stopwatch, opening = Stopwatch(), self._opening
-        if not self._started:
-            self._next, self._started = step, time.monotonic()
+        if self._symptoms is None:
+            self._next, self._symptoms = step, Symptoms(me, n, self._mtu)
         asked = self._next
         digest = self._digest(layout)
         number, elsewhere = self._inbox.open_exchange(asked, layout.packets, layout.length, digest)
@@ -208,39 +209,13 @@ class Network:
         if listens:
             self._catching_up.heard(np.roll(gathered, -shift, axis=0))
         averages[me], gathered[me] = average, True
-        self._warn()
+        behind = elsewhere and number > asked
+        self._symptoms.look(self._inbox, layout.packets, self._socket.path_mtu, behind=behind)
         seconds = Seconds(**self._stopwatch.seconds, opening=self._opening - opening)
         seen = Exchanged(number, averages, received, gathered, shift, seconds)
         if self._record:
             self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
-
-    def _warn(self) -> None:
-        """Says, once, what goes wrong in silence: a wrong key or address, another pytree."""
-        if not self._warned and self._inbox.heard_nobody():
-            self._warned = True
-            waited = time.monotonic() - self._started
-            came = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)
-            warnings.warn(
-                f"worker {self.worker} has heard no other in {waited:.1f} s and goes on alone; "
-                f"datagrams that came: {came or 'none'}",
-                stacklevel=2,
-            )
-        if not self._warned and (others := self._inbox.unlike()):
-            self._warned = True
-            warnings.warn(
-                f"worker {self.worker} averages nothing of {', '.join(map(str, others))}: another "
-                "pytree, seed, assignment, mtu or number of workers is exchanged there",
-                stacklevel=2,
-            )
-        if not self._warned and (mtu := self._socket.path_mtu):
-            self._warned = True
-            warnings.warn(
-                f"worker {self.worker} has a way to others whose packets have {mtu} bytes at the "
-                f"most: datagrams are cut there, and lost with any piece; mtu={mtu} of all workers "
-                "keeps them whole",
-                stacklevel=2,
-            )
 
     def _check_joined(self) -> None:
         if self._failure is not None:
