@@ -9,7 +9,7 @@ from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import Report
-from rps_jax.transport.rate import Rate, carried
+from rps_jax.transport.rate import Carried, Rate, carried
 
 PACKETS, BITS = 300, 8 * 1442
 
@@ -158,6 +158,15 @@ def test_when_little_arrives_it_sends_so_much_less_at_once():
     assert max(link.rates[-2:]) < 30e6
     send(rate, link, 100)
     assert 0.8 < statistics.median(link.rates[-50:]) / link.capacity < 1.3
+
+
+def test_a_slower_rate_that_is_still_too_fast_is_followed_by_a_slower_one():
+    rate, packets = Rate(), 3 * PACKETS
+    rate.saw(rate.next(), Carried(0.1, packets))
+    trial = rate.next()
+    rate.next()
+    rate.saw(trial, Carried(0.75, packets))
+    assert 0.5 * trial < rate.next() < 0.75 * trial
 
 
 def test_a_burst_of_drops_does_not_hold_it_down():

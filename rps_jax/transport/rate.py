@@ -153,7 +153,7 @@ class Rate:
             patience = 1
         else:
             patience = _PATIENCE_WITH_LOW
-        if seen.fraction >= self._usual * (1 - _BUDGET - _chance(seen)):
+        if self._as_usual(seen):
             # The first is all that is known yet.
             weight = 1.0 if patience == 1 else _WEIGHT
             self._usual += weight * (seen.fraction - self._usual)
@@ -163,8 +163,7 @@ class Rate:
         if seen.fraction < _MUCH_LESS * self._usual:
             patience, self._low = 1, [seen.fraction]
         if len(self._low) >= patience and self._trial is None:
-            expected = statistics.fmean(self._low) / self._usual
-            self._try(self._rate * _SLOWER * max(expected, 0.1))
+            self._try(self._carried_of(self._rate))
 
     def _saw_faster(self, rate: float, seen: Carried) -> None:
         assert self._usual is not None
@@ -189,14 +188,24 @@ class Rate:
             # It drops as much when one is slower: that is how this network is.
             self._usual = (before + seen.fraction) / 2
             self._settle(self._rate, 1)
-        elif self._rate * arrived > rate / _SLOWER**0.5:
+        elif self._as_usual(seen) and self._rate * arrived > rate / _SLOWER**0.5:
             self._usual = max(self._usual, seen.fraction)
             self._settle(_BELOW_CAPACITY * self._rate * arrived, _HOLD // 4)
         else:
             # Even that was more than is carried.
             self._rate, self._low = rate, [seen.fraction]
-            self._try(rate / 2)
+            self._try(self._carried_of(rate))
         self._faster_next = True
+
+    def _as_usual(self, seen: Carried) -> bool:
+        """Returns whether about as much was carried as usual."""
+        assert self._usual is not None
+        return seen.fraction >= self._usual * (1 - _BUDGET - _chance(seen))
+
+    def _carried_of(self, rate: float) -> float:
+        """Returns a little less than what is carried of a rate that is too fast."""
+        assert self._usual is not None
+        return rate * _SLOWER * max(statistics.fmean(self._low) / self._usual, 0.1)
 
     def _try(self, rate: float) -> None:
         self._trial, self._age = min(max(rate, self._least), _MOST), 0
