@@ -123,15 +123,6 @@ def test_nobody_waits_for_a_worker_of_which_only_old_datagrams_come():
     assert inbox.close_phase(0, 0.0)[2]
 
 
-def test_a_worker_of_which_only_old_datagrams_come_is_still_given_the_time_of_a_start():
-    sealer, inbox = Sealer(7, None), Inbox(0, 2, Sealer(7, None))
-    inbox.open_exchange(5, 5, 8)
-    for exchange, unmet in ((3, True), (4, False)):
-        inbox.take(sealer.seal(0, exchange, 1, 0, np.zeros((4, 8), np.uint8)))
-        assert inbox.waits_for_unmet(0) == unmet
-        assert inbox.heard_nobody() == unmet
-
-
 def test_datagrams_of_another_length_or_pytree_are_counted():
     sealer, inbox = Sealer(7, None), Inbox(0, N, Sealer(7, None))
     inbox.open_exchange(0, 4, 8, digest=5)

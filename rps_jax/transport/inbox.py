@@ -233,7 +233,9 @@ class Inbox:
         """Keeps datagrams until the shape of what is exchanged is known, by the first exchange."""
         if opened.exchange > self._newest_kept:
             self._newest_kept = opened.exchange
-            self._waiting = [each for each in self._waiting if each.exchange >= self._newest_kept - 1]
+            self._waiting = [
+                each for each in self._waiting if each.exchange >= self._newest_kept - 1
+            ]
             self._kept = sum(len(each.places) for each in self._waiting)
         count = len(opened.places)
         if opened.exchange >= self._newest_kept - 1 and self._kept + count <= _MOST_WAITING:
@@ -282,6 +284,8 @@ class Inbox:
             opened = opened.only(others)
             count = len(opened.places)
         sources = opened.sources
+        if self._unmet:
+            self._unmet.difference_update(sources.tolist())
         if not count:
             return
         early = opened.exchange > self._exchange + 1
@@ -291,8 +295,6 @@ class Inbox:
         # anyone's who has kept them.
         if opened.exchange >= self._exchange - 1:
             self._heard[sources[followed] if early and opened.last else sources] = True
-            if self._unmet:
-                self._unmet.difference_update(sources.tolist())
         if opened.last:
             taking_part = sources[opened.places != ALONE]
             self._spoke[taking_part] = True
