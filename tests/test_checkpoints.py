@@ -84,14 +84,16 @@ def test_where_there_is_none_none_is_restored(tmp_path: Path) -> None:
     assert not (tmp_path / "absent").exists()
 
 
-def test_the_newest_few_are_kept(tmp_path: Path) -> None:
+def test_the_newest_few_are_kept_and_of_a_run_that_has_gone_back_none_of_later_steps(
+    tmp_path: Path,
+) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (2, 10, 9):
+    for step, kept in ((2, [2]), (8, [2, 8]), (10, [8, 10]), (9, [8, 9])):
         checkpoints.save(step, state(step), {})
-    assert checkpoints.steps() == [9, 10]
+        assert checkpoints.steps() == kept
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "10",
-        "10.manifest.json",
+        "8",
+        "8.manifest.json",
         "9",
         "9.manifest.json",
     ]

@@ -191,6 +191,11 @@ def test_a_line_waits_for_the_workers_that_are_there():
         lines.add(2, report(step), 38.0)
         assert set(lines.due({0, 1, 2}, now=38.0)) == {1, 2}
     assert set(lines.due({1}, now=39.0)) == {1}  # Nobody else is there.
+    lines.add(1, report(100), 40.0)
+    for step in (70, 80):  # Who is behind and reports is waited for.
+        lines.add(2, report(step), float(step))
+        assert set(lines.due({1, 2}, now=float(step))) == {2}
+        assert lines.due({1, 2}, now=step + 29.0) is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +248,6 @@ def test_many_deliveries_are_told_in_pieces():
 
 def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):
     """The end does not wait for long, but takes what is there."""
-    monkeypatch.setattr(coordinator, "_LAST_SECONDS", 0.05)
     monkeypatch.setattr(coordinator, "_ALONE_SECONDS", 0.05)
     config = dataclasses.replace(PRESETS["linear"], num_workers=2, record=tmp_path / "trace")
     setup = set_up(config, find_source(config), tmp_path)

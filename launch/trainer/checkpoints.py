@@ -101,9 +101,9 @@ class Checkpoints:
         self._checkpointer = ocp.Checkpointer(self._handler)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> Path:
-        """Saves a checkpoint, then deletes those that are too old.
+        """Saves a checkpoint, then deletes those that are too old, and those of later steps.
 
-        It is whole when any process returns.
+        It is whole when any process returns. A run that has later ones has gone back since.
 
         Args:
             step: Steps taken.
@@ -117,7 +117,8 @@ class Checkpoints:
             CheckpointError: It cannot be written; the earlier ones are as they were.
         """
         path = self._write(step, state, progress)
-        self._delete(self.steps()[: -self._keep])
+        until = [other for other in self.steps() if other <= step]
+        self._delete([other for other in self.steps() if other not in until[-self._keep :]])
         return path
 
     def save_alone(self, step: int, state: Any, progress: dict[str, Any]) -> None:

@@ -39,9 +39,8 @@ from launch.wire.reports import Event, Reception
 
 _PATIENCE_SECONDS = 10.0
 """How long a line of metrics waits for a worker that is there."""
-_LAST_SECONDS, _ALONE_SECONDS = 15.0, 3.0
-"""How long the end waits for the others when a worker is done: for those that are there, and for
-those that may come back."""
+_ALONE_SECONDS = 3.0
+"""How long the end waits for others when a worker is done and no other is there."""
 _MEETING_SECONDS = 15.0
 """After its start, how long the coordinator takes workers to be there that have not said so."""
 _POLL_SECONDS = 0.2
@@ -136,7 +135,6 @@ class _Coordinator:
         self._lines = Lines(self.reached, _PATIENCE_SECONDS)
         self._connections: Counter[int] = Counter()
         self._done: set[int] = set()
-        self._first_done: float | None = None
         # Seconds spent waiting for events: while a line is evaluated, nobody is late.
         self._waited = self._heard = 0.0
         self.wall_seconds = last.get("wall_seconds", 0.0)
@@ -171,13 +169,10 @@ class _Coordinator:
         return len(self._done) == self._setup.config.num_workers
 
     def _is_over(self) -> bool:
-        # Workers that exchange are done together; one that is not was alone.
-        if self._first_done is not None:
-            longest = _LAST_SECONDS if self._present() - self._done else _ALONE_SECONDS
-            if self._waited - self._first_done > longest:
-                return True
         silent = self._waited - self._heard
         longest = 2 * max(_PATIENCE_SECONDS, self._setup.config.start_timeout)
+        if self._done:
+            return silent > (longest if self._present() - self._done else _ALONE_SECONDS)
         if not self._present() and silent > longest:
             raise WorkersGone(f"no worker has reported for {silent:.0f} s")
         return False
@@ -198,7 +193,6 @@ class _Coordinator:
             self._connections[event.worker] -= 1
         elif event.kind == "done":
             self._done.add(event.worker)
-            self._first_done = self._heard if self._first_done is None else self._first_done
         elif event.kind == "deliveries":
             self.deliveries.add(event.worker, event.header, event.payload)
         elif event.kind == "metrics":

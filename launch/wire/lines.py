@@ -56,18 +56,19 @@ class Lines:
 
         Args:
             after: Step of the last line that was written; reports of earlier ones are dropped.
-            patience: Seconds that a line waits for a worker that is there; later lines do not wait
-                for it until it reports again.
+            patience: Seconds without a report for which a line waits for a worker that is there;
+                later lines do not wait for it until it reports again.
         """
         self._after, self._patience = after, patience
         self._reports: dict[int, dict[int, Report]] = {}
         self._began: dict[int, float] = {}
         self._newest: dict[int, int] = {}
+        self._heard: dict[int, float] = {}
         self._given_up: set[int] = set()
 
     def add(self, worker: int, report: Report, now: float) -> None:
         """Adds a report that has come `now`, in seconds."""
-        self._newest[worker] = report.step
+        self._newest[worker], self._heard[worker] = report.step, now
         self._given_up.discard(worker)
         if report.step > self._after:
             self._reports.setdefault(report.step, {})[worker] = report
@@ -84,10 +85,12 @@ class Lines:
         if not self._reports:
             return None
         step = min(self._reports)
-        behind = {worker for worker in present if self._newest.get(worker, -1) < step}
-        if behind - self._given_up and now - self._began[step] < self._patience:
-            return None
-        self._given_up |= behind
+        began = self._began[step]
+        for worker in present - self._given_up:
+            if self._newest.get(worker, -1) < step:
+                if now - max(began, self._heard.get(worker, began)) < self._patience:
+                    return None
+                self._given_up.add(worker)
         self._after = step
         del self._began[step]
         return self._reports.pop(step)

@@ -71,7 +71,8 @@ class Datagrams:
         """Goes on where the others are: this worker has their model now, and their schedule."""
         jax.block_until_ready(state.step)
         reached = self.network.next_exchange * self.every
-        if reached <= step:
+        # Before its first exchange it knows of no other, and one exchange may be under way.
+        if not reached or reached <= step < reached + 2 * self.every:
             return state, step
         count = jax.device_put(jnp.full_like(state.step, reached), state.step.sharding)
         opt_state = optax.tree.set(state.opt_state, count=count)

@@ -23,7 +23,7 @@ class Exchanged(NamedTuple):
     """What one worker saw of one exchange.
 
     Attributes:
-        exchange: its number; larger than asked for where this worker had fallen behind.
+        exchange: its number; another than asked for where the others are elsewhere.
         rows: uint8 `[num_workers, packets, length]`, the average of each server; valid until the
             next exchange.
         received: reduce-scatter; bool `[num_workers, packets]`: worker i's packets reached me.
