@@ -107,7 +107,6 @@ def test_reports_wait_for_a_coordinator_that_comes_back():
     first = Reception(port, KEY, 1, 1000, lambda greeted: None)
     assert received(first, "metrics").payload == b"1"
     first.close()
-    assert reporter.close(patient=False) == 0
 
 
 def test_what_a_coordinator_has_not_taken_is_told_to_the_next():
