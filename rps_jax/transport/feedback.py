@@ -11,7 +11,7 @@ from rps_jax.transport.rate import Rate, carried
 _REACHED = 0.85
 """The share of a rate that has to be reached for it to be that."""
 _SHARE_OF_LONGEST = 0.8
-"""The part of what the others wait at the most in which a phase has to be sent."""
+"""The part of what the others wait at the most by which a phase may take longer than the last."""
 _WITHOUT_REPORTS = 4
 """Phases without a report after which the rate may be what keeps them away."""
 
@@ -53,7 +53,7 @@ class Feedback:
         # Reports come with the next phase, or not at all.
         self._sent = dict(list(self._sent.items())[-2:])
         self._sent[exchange, phase] = _Sent(self._pacer.bits_per_second, packets, seconds)
-        least = 8 * num_bytes / (_SHARE_OF_LONGEST * self._longest)
+        least = 8 * num_bytes / (seconds + _SHARE_OF_LONGEST * self._longest)
         self._pacer.bits_per_second = self._rate.next(least)
 
     def heard(self, reports: Sequence[Report], *, anyone: bool) -> None:
