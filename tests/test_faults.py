@@ -92,6 +92,7 @@ def assert_undisturbed(folder: Path, undisturbed: Path) -> None:
     assert (folder / "curves.png").exists()
 
 
+@pytest.mark.long
 def test_only_process_0_speaks_and_each_has_a_log(undisturbed: Path) -> None:
     logs = {path.name: path.read_text() for path in (undisturbed / "logs").iterdir()}
     assert logs.keys() == {"process-0.log", "process-1.log"}
