@@ -78,7 +78,7 @@ def params(folder: Path, step: int) -> list[np.ndarray]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("algorithm", ["rps", "gradient-averaging", "overlap"])
+@pytest.mark.parametrize("algorithm", ["rps", "overlap"])
 def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
     over_udp, simulated, trace = (tmp_path / name for name in ("udp", "simulated", "trace"))
     flags = ["--algorithm", algorithm, "--epochs", "2"]
