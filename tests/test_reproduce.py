@@ -177,6 +177,7 @@ def test_what_is_stopped_goes_on_with_the_same_command_to_the_same_end(
     ]
 
 
+@pytest.mark.long
 def test_a_time_limit_stops_the_run_that_it_meets(
     atis: str, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

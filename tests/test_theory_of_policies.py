@@ -90,7 +90,13 @@ def test_links_that_never_recover_are_measured_from_many_beginnings():
     assert found.errors.contraction < 0.2 * exact
 
 
-@pytest.mark.parametrize("channel", [rps.Bernoulli(0.3), rps.GilbertElliott(0.3, 1 / 0.7)])
+@pytest.mark.parametrize(
+    "channel",
+    [
+        rps.GilbertElliott(0.3, 1 / 0.7),
+        pytest.param(rps.Bernoulli(0.3), marks=pytest.mark.long),
+    ],
+)
 def test_standard_errors_are_of_all_exchanges_whatever_divides_them(channel):
     one, other = (theory.measure(channel, 2, number).errors for number in (199, 200))
     assert one.contraction == pytest.approx(other.contraction, rel=0.3)

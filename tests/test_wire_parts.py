@@ -545,7 +545,8 @@ def test_a_job_without_a_result_fails(tmp_path, bodies, status, restarts):
 FREEZES = "time.sleep(0.5); os.kill(os.getpid(), signal.SIGSTOP)"  # After a heartbeat.
 
 
-@pytest.mark.parametrize("other", ["", pytest.param(FREEZES, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("other", ["", FREEZES])
 def test_a_coordinator_that_hangs_is_not_waited_for(tmp_path, other):
     silent = r"member 2 has sent no heartbeat for \d+ s, and was ended"
     with pytest.raises(JobFailed, match=silent):
