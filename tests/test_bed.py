@@ -119,7 +119,7 @@ def test_a_link_carries_no_more_than_its_rate_and_drops_what_finds_no_room(bed: 
 
 def test_a_full_queue_in_the_switch_does_not_slow_those_who_send(bed: Bed) -> None:
     """What waits there is more than their sockets have room for."""
-    bed.set_link(Link(rate=200e6, queue_seconds=0.05))
+    bed.set_link(Link(rate=50e6, queue_seconds=0.2))
     count = 2000
     with udp(bed, 0) as first, udp(bed, 2) as second, udp(bed, 1, PORT) as receiver:
         before = bed.counts()

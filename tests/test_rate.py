@@ -52,6 +52,13 @@ def send(rate, link, phases):
         before = now, seen
 
 
+def found_on(capacity):
+    """A rate that has been found on a link, and the link."""
+    rate, link = Rate(), Link(capacity)
+    send(rate, link, 150)
+    return rate, link
+
+
 @pytest.mark.parametrize("capacity", [20e6, 100e6, 1e9])
 @pytest.mark.parametrize("drop_rate", [0.0, 0.01, 0.1, 0.3])
 def test_it_finds_what_the_link_carries_whatever_is_dropped_at_random(capacity, drop_rate):
@@ -77,8 +84,7 @@ def test_it_drops_next_to_nothing_itself(capacity):
 
 
 def test_it_follows_a_capacity_that_falls_and_comes_back():
-    rate, link = Rate(), Link(1e9)
-    send(rate, link, 150)
+    rate, link = found_on(1e9)
     for capacity in (200e6, 1e9):
         link.capacity = capacity
         send(rate, link, 250)
@@ -152,8 +158,7 @@ def test_without_reports_it_gets_slower():
 
 
 def test_when_little_arrives_it_sends_so_much_less_at_once():
-    rate, link = Rate(), Link(200e6)
-    send(rate, link, 150)
+    rate, link = found_on(200e6)
     link.capacity = 20e6
     send(rate, link, 4)
     assert max(link.rates[-2:]) < 30e6
@@ -171,8 +176,7 @@ def test_a_slower_rate_that_is_still_too_fast_is_followed_by_a_slower_one():
 
 
 def test_a_burst_of_drops_does_not_hold_it_down():
-    rate, link = Rate(), Link(200e6)
-    send(rate, link, 150)
+    rate, link = found_on(200e6)
     for drop_rate in (0.7, 0.0):
         link.drop_rate = drop_rate
         send(rate, link, 30)
@@ -180,8 +184,7 @@ def test_a_burst_of_drops_does_not_hold_it_down():
 
 
 def test_a_slower_rate_of_which_no_report_comes_stays():
-    rate, link = Rate(), Link(200e6)
-    send(rate, link, 150)
+    rate, link = found_on(200e6)
     link.capacity = 20e6
     send(rate, link, 4)
     silent = [rate.next() for _ in range(20)]

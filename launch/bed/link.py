@@ -4,7 +4,7 @@ import dataclasses
 
 _BURST_SECONDS = 0.002
 """What the shaper lets pass at once; with less, its timer bounds the rate."""
-_LEAST_BURST_PACKETS = 3.3
+_LEAST_BURST_PACKETS = 4
 _ETHERNET_BYTES = 14
 _CARD_BYTES = 1_500_000
 """What may wait at a host's own card, where senders wait for room: 1000 packets, as is usual."""

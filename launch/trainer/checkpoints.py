@@ -117,8 +117,9 @@ class Checkpoints:
             CheckpointError: It cannot be written; the earlier ones are as they were.
         """
         path = self._write(step, state, progress)
-        until = [other for other in self.steps() if other <= step]
-        self._delete([other for other in self.steps() if other not in until[-self._keep :]])
+        steps = self.steps()
+        kept = [other for other in steps if other <= step][-self._keep :]
+        self._delete([other for other in steps if other not in kept])
         return path
 
     def save_alone(self, step: int, state: Any, progress: dict[str, Any]) -> None:

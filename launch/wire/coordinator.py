@@ -147,11 +147,12 @@ class _Coordinator:
             return  # An earlier coordinator has written all lines.
         while not (stopped() or self._all_done()):
             event = self._next(events)
-            if event is None and self._is_over():
+            if event is not None:
+                # What is no report of this run is none.
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    self._take(event)
+            elif self._is_over():
                 break
-            # What is no report of this run is none.
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                self._take(event)
             self._write_lines()
         self._done.update(range(self._setup.config.num_workers))  # Nobody is waited for any more.
         self._write_lines()
@@ -182,9 +183,7 @@ class _Coordinator:
             return set(range(self._setup.config.num_workers))
         return {worker for worker, count in self._connections.items() if count}
 
-    def _take(self, event: Event | None) -> None:
-        if event is None:
-            return
+    def _take(self, event: Event) -> None:
         self._heard = self._waited
         if event.kind == "greeting":
             self._connections[event.worker] += 1

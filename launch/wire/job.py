@@ -71,9 +71,10 @@ def run_over_udp(
     if flags.no_authentication:
         print(NO_AUTHENTICATION, flush=True)
     sending = list(shared)
-    for name in ("link_rate", "deadline", "mtu", "dscp"):
-        if getattr(flags, name) is not None:
-            sending += [f"--{name.replace('_', '-')}", str(getattr(flags, name))]
+    for name in fields_of(UdpFlags):
+        value = getattr(flags, name)
+        if value is not None and name != "no_authentication":
+            sending += [f"--{name.replace('_', '-')}", str(value)]
     port = coordinator.rpartition(":")[2]
     of_training = ["--", *job.flags()]
     commands = [

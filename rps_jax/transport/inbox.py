@@ -2,11 +2,6 @@
 
 Workers are not in step. The inbox takes datagrams of the exchange that is under way and of the
 next; older ones are late and dropped, and newer ones show that this worker has fallen behind.
-
-Who is ahead is not always who is right: a worker whose cable is down waits for nobody and runs
-ahead. It knows that it is alone, and says so in the end of each phase. Those who hear others do not
-follow it; where two are who say that they are not alone, it goes to them, back if need be. Of
-workers that are alone, and of two, the one that is ahead is right.
 """
 
 import threading
@@ -15,17 +10,14 @@ from collections import Counter
 
 import numpy as np
 
+from rps_jax.transport.company import ALONE, Company
 from rps_jax.transport.packets import EVERYONE, Opened, Report, Sealer
 
 PHASES = 2
-ALONE = 1
-"""The place in the end of a phase of a worker that is alone, or only listens; of others it is 0."""
 _MOST_WAITING = 1 << 17
 """Datagrams that are kept before the first exchange."""
 _GIVEN_UP = 1
 """Exchanges without a word after which a worker is not waited for until it is heard again."""
-_ALONE = 4
-"""Exchanges without a word of anyone after which a worker is alone."""
 
 
 class _Phase:
@@ -65,7 +57,7 @@ class Inbox:
             worker has fallen behind), "stray" (genuine, but of no place here), "unlike" (of
             another pytree than is exchanged here, or of other servers), and the kinds that
             `Sealer.open` refuses.
-        returned: whether this worker was alone, and has found others in this exchange who were not.
+        company: who is in step with this worker.
     """
 
     def __init__(self, worker: int, num_workers: int, sealer: Sealer) -> None:
@@ -77,7 +69,7 @@ class Inbox:
             sealer: reads datagrams.
         """
         self.counts: Counter[str] = Counter()
-        self.returned = False
+        self.company = Company(num_workers)
         self._me, self._num_workers, self._sealer = worker, num_workers, sealer
         self._changed = threading.Condition()
         self._shape, self._digest = (0, 0), 0
@@ -87,13 +79,6 @@ class Inbox:
         self._exchange = -1
         self._frozen = [True] * PHASES
         self._ahead = -1
-        # For how many exchanges each was not in step with this worker, and who is in this one.
-        self._apart = np.full(num_workers, _ALONE)
-        self._in_step = np.zeros(num_workers, bool)
-        self._new = True
-        # The newest exchange of which anything was taken; and where each was found in this one to
-        # be in company, while this worker is alone.
-        self._newest, self._found = -1, np.full(num_workers, -1)
         self._silent = np.zeros(num_workers, int)
         self._heard = np.zeros(num_workers, bool)
         self._spoke = np.zeros(num_workers, bool)
@@ -121,11 +106,6 @@ class Inbox:
         """Returns whether none of the others has been heard yet."""
         with self._changed:
             return len(self._unmet) == self._num_workers - 1 > 0
-
-    @property
-    def alone(self) -> bool:
-        """Whether no other is in step with this worker; at its start none is yet."""
-        return bool((self._apart >= _ALONE).all()) and self._num_workers > 1
 
     def unlike(self) -> list[int]:
         """Returns of whom all that came in this exchange is of another pytree, or other servers."""
@@ -161,12 +141,7 @@ class Inbox:
         with self._changed:
             goal, before = self._goal(), self._exchange
             elsewhere = goal > exchange or goal < before
-            self.returned = self._in_company() >= 0
-            self._new &= not self._in_step.any()
-            if before >= 0:
-                self._apart += 1
-            self._apart[self._in_step | ((self._found >= 0) & self.returned)] = 0
-            self._in_step[...], self._found[...] = False, -1
+            self.company.next_exchange(first=before < 0)
             self._digest = digest
             self._unlike[...] = False
             if (packets, length) != self._shape:
@@ -193,13 +168,9 @@ class Inbox:
 
     def _goal(self) -> int:
         """Returns the exchange that this worker is to be in."""
-        if 0 <= (found := self._in_company()) < self._exchange - 1:
-            return found
+        if 0 <= (meeting := self.company.meeting) < self._exchange - 1:
+            return meeting
         return max(self._ahead, self._exchange)
-
-    def _in_company(self) -> int:
-        """Returns the exchange in which two others are at least; -1 if none was found."""
-        return int(np.sort(self._found)[-2]) if self._num_workers > 2 else -1
 
     def _of(self, exchange: int, *, clear: bool = False) -> list[_Phase]:
         phases = self._phases[exchange % 2]
@@ -289,26 +260,26 @@ class Inbox:
         if not count:
             return
         early = opened.exchange > self._exchange + 1
-        # Only ends say whether their worker is alone.
-        followed = opened.last & ((opened.places != ALONE) | ~self._has_company_beside(sources))
+        heard = sources
+        if opened.last:  # It says whether its worker is alone.
+            followed = sources[self.company.follows(sources, opened.places)]
+            taking_part = sources[opened.places != ALONE]
+            self._spoke[taking_part] = True
+            if self.company.find(taking_part, opened.exchange, self._exchange):
+                self._changed.notify_all()
+            if early and followed.size:
+                self._ahead = max(self._ahead, opened.exchange)
+                self._changed.notify_all()
+            heard = followed if early else sources
         # A worker that is further behind goes ahead to this exchange; its older datagrams may be
         # anyone's who has kept them.
         if opened.exchange >= self._exchange - 1:
-            self._heard[sources[followed] if early and opened.last else sources] = True
-        if opened.last:
-            taking_part = sources[opened.places != ALONE]
-            self._spoke[taking_part] = True
-            if self.alone:
-                self._find(opened.exchange, taking_part)
+            self._heard[heard] = True
         if early:
-            if followed.any():
-                self._ahead = max(self._ahead, opened.exchange)
-                self._changed.notify_all()
             self.counts["early"] += count
             return
         if opened.exchange >= self._exchange - 1:
-            self._in_step[sources] = True
-            self._newest = max(self._newest, opened.exchange)
+            self.company.are_in_step(sources, opened.exchange)
         now = opened.exchange == self._exchange
         if opened.exchange < self._exchange or (now and self._frozen[opened.phase]):
             self.counts["late"] += count
@@ -326,19 +297,6 @@ class Inbox:
         for each in past:
             self._end(each, sources)
         self._end(phase, sources if opened.last else sources[phase.arrived[sources, -1]])
-
-    def _has_company_beside(self, sources: np.ndarray) -> np.ndarray:
-        """Returns of each source whether any other than it is in step with this worker."""
-        company = self._apart < _ALONE
-        return np.count_nonzero(company) - company[sources] > 0
-
-    def _find(self, exchange: int, sources: np.ndarray) -> None:
-        """Notes, of a worker that is alone, where others are who are not."""
-        # What it has heard of an exchange once is not to be taken again.
-        back = exchange < self._exchange - 1
-        if exchange > self._newest if back else not self._new:
-            self._found[sources] = np.maximum(self._found[sources], exchange)
-            self._changed.notify_all()
 
     def _end(self, phase: _Phase, sources: np.ndarray) -> None:
         """Notes that no more is to be waited for from these sources."""

@@ -13,9 +13,10 @@ import numpy as np
 from rps_jax.draw import Assignment
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.catching_up import CatchingUp
+from rps_jax.transport.company import ALONE
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
-from rps_jax.transport.inbox import ALONE, PHASES, Inbox
+from rps_jax.transport.inbox import PHASES, Inbox
 from rps_jax.transport.layout import Layout
 from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import EVERYONE, Report, Sealer, payload_of
@@ -184,9 +185,9 @@ class Network:
         digest = self._digest(layout)
         number, elsewhere = self._inbox.open_exchange(asked, layout.packets, layout.length, digest)
         self._next = number + 1
-        if number - asked >= _AWAY or self._inbox.returned:
+        if number - asked >= _AWAY or self._inbox.company.returned:
             self._catching_up.begin(self._of_others(layout.packets))
-        alone = self._inbox.alone
+        alone = self._inbox.company.alone
         # No exchange is sent twice; and who is alone sends none but the very first.
         listens = elsewhere or self._catching_up.listens or number <= self._sent
         listens |= alone and number > 0
