@@ -32,6 +32,7 @@ one run, from one worker.
 
 import hashlib
 import hmac
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -61,8 +62,8 @@ _END = 2
 _BEGINNING_BYTES = 12
 """Of a header, up to the run."""
 _TAG_BYTES = 16
-_IP_AND_UDP_BYTES = 40 + 8
-"""Their headers; of IPv6, which are the longer ones."""
+IP_AND_UDP_BYTES: dict[int, int] = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
+"""Bytes of their headers, by family of addresses."""
 LEAST_MTU, MOST_MTU = 576, 65_000
 """What every host of IPv4 has to take; and a little less than the largest datagram."""
 MTU = 1280
@@ -252,7 +253,7 @@ def payload_of(mtu: int) -> int:
     Args:
         mtu: bytes of the network's largest packet.
     """
-    return mtu - _IP_AND_UDP_BYTES - _HEADER.itemsize - _TAG_BYTES
+    return mtu - max(IP_AND_UDP_BYTES.values()) - _HEADER.itemsize - _TAG_BYTES
 
 
 def check_key(key: bytes | None) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rps_jax.transport.names import Address, Ends, Names, look_up
+from rps_jax.transport.packets import IP_AND_UDP_BYTES
 
 MOST_SEGMENTS = 44
 """Datagrams that are sent at a time at the most."""
@@ -29,7 +30,6 @@ _SO_TIMESTAMPNS = 35
 _IP_MTU, _IPV6_MTU = 14, 24
 _NOT_JOINED = (errno.EINVAL, errno.EMSGSIZE, errno.EIO)
 """What Linux says where datagrams are too large for the way to be joined, or it goes by IPsec."""
-_IP_AND_UDP_BYTES: dict[int, int] = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
 _CONTROL_BYTES = 128
 _LINUX = sys.platform == "linux"
 _BUFFER_BYTES = 32 << 20
@@ -197,7 +197,7 @@ class DatagramSocket:
     def _note_mtu(self, resolved: Any, size: int) -> None:
         """Takes note of what the way to a destination carries, if that is less than a datagram."""
         mapped = resolved[0].startswith(_IN_IPV6)
-        headers = _IP_AND_UDP_BYTES[socket.AF_INET if mapped else self._family]
+        headers = IP_AND_UDP_BYTES[socket.AF_INET if mapped else self._family]
         with contextlib.suppress(OSError):
             self._probe.connect(resolved)
             if self._family == socket.AF_INET6:
