@@ -1,4 +1,4 @@
-"""Four hosts on one machine: network namespaces on a bridge, each with its own name and address."""
+"""Four hosts on one machine: network namespaces on one switch, each with its own name and address."""
 
 import json
 import os

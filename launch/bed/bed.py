@@ -1,4 +1,4 @@
-"""The bed: network namespaces on one bridge, which end with the process that made them."""
+"""The bed: network namespaces on one router, which end with the process that made them."""
 
 import contextlib
 import ctypes
@@ -49,7 +49,7 @@ exec cat > /dev/null
 """
 
 _CABLE_SECONDS = 10.0
-_TCP = Path("/proc/sys/net/ipv4")
+_IPV4 = Path("/proc/sys/net/ipv4")
 """Of the network namespace of the thread that looks."""
 
 Found = TypeVar("Found")
@@ -165,9 +165,8 @@ class Bed:
     def set_link(self, link: Link) -> None:
         """Changes the cables of all hosts; what is under way arrives, or is dropped."""
         self.link = link
-        ports = [f"port-{host}" for host in range(self.num_hosts)]
-        self._run(self._switch, "ip", [f"link set {port} mtu {link.mtu}" for port in ports])
-        self._run(self._switch, "tc", [line for port in ports for line in link.of_port(port)])
+        self._run(self._switch, "ip", [f"link set {port} mtu {link.mtu}" for port in self._ports])
+        self._run(self._switch, "tc", [line for port in self._ports for line in link.of_port(port)])
         for host in range(self.num_hosts):
             self._run(host, "ip", [f"link set eth0 mtu {link.mtu}"])
             self._run(host, "tc", link.of_card("eth0"))
@@ -193,11 +192,15 @@ class Bed:
 
     def used_congestion_control(self) -> str:
         """Returns the congestion control of TCP on the hosts."""
-        return self.inside(0, lambda: (_TCP / "tcp_congestion_control").read_text().strip())
+        return self.inside(0, lambda: (_IPV4 / "tcp_congestion_control").read_text().strip())
 
     @property
     def _switch(self) -> int:
         return self.num_hosts
+
+    @property
+    def _ports(self) -> list[str]:
+        return [f"port-{host}" for host in range(self.num_hosts)]
 
     def _build(self) -> None:
         if reason := missing():
@@ -207,24 +210,27 @@ class Bed:
         etc_hosts = "".join(["127.0.0.1 localhost\n", *lines])
         for name in [*names, "switch"]:
             self._hold(name, etc_hosts)
-        # A promiscuous bridge passes on copies: what waits in the switch no longer counts as what
-        # its sender has still to send, so that a full queue drops, and makes nobody wait.
-        cables = ["link add bridge type bridge mcast_snooping 0", "link set bridge promisc on up"]
-        for host, holder in enumerate(self._holders[: self.num_hosts]):
-            peer = f"type veth peer name eth0 netns {holder.pid}"
-            cables += [f"link add name port-{host} {peer}"]
-            cables += [f"link set port-{host} master bridge addrgenmode none up"]
+        cables = []
+        for host, (port, address) in enumerate(zip(self._ports, self.addresses, strict=True)):
+            card = f"02:00:00:00:{host // 256:02x}:{host % 256:02x}"
+            peer = f"name eth0 address {card} netns {self._holders[host].pid}"
+            cables += [
+                f"link add name {port} type veth peer {peer}",
+                f"link set {port} addrgenmode none up",
+                f"route add {address} dev {port}",
+                # Known for good: nothing waits to be asked for when a cable is put back.
+                f"neighbor add {address} lladdr {card} dev {port} nud permanent",
+            ]
         self._run(self._switch, "ip", cables)
-        self.inside(self._switch, _bypass_firewall)
+        self.inside(self._switch, functools.partial(_route, self._ports))
         for host, address in enumerate(self.addresses):
             card = [f"address add {address}/16 dev eth0", "link set eth0 addrgenmode none up"]
             self._run(host, "ip", card)
             if used := self.congestion_control:
                 self.inside(host, functools.partial(_use_congestion_control, used))
             self._set_features(host, "eth0", _CARD)
-            self._set_features(self._switch, f"port-{host}", _NO_SEGMENTATION)
-        ports = [f"qdisc add dev port-{host} clsact" for host in range(self.num_hosts)]
-        self._run(self._switch, "tc", ports)
+            self._set_features(self._switch, self._ports[host], _NO_SEGMENTATION)
+        self._run(self._switch, "tc", [f"qdisc add dev {port} clsact" for port in self._ports])
         self.set_link(self.link)
         for host in range(self.num_hosts):
             self._wait_for_cable(host)
@@ -235,11 +241,11 @@ class Bed:
         Raises:
             OSError: It does not.
         """
-        port = ["ip", "-json", "-details", "link", "show", "dev", f"port-{host}"]
+        port = ["ip", "-json", "link", "show", "dev", self._ports[host]]
         until = time.monotonic() + _CABLE_SECONDS
         while time.monotonic() < until:
             (found,) = json.loads(_run([*self._enter(self._switch), *port]))
-            if found["linkinfo"]["info_slave_data"]["state"] == "forwarding":
+            if found["operstate"] == "UP":
                 return
             time.sleep(0.01)
         raise OSError(f"the cable of host-{host} is not up after {_CABLE_SECONDS:g} s")
@@ -284,18 +290,23 @@ class Bed:
 
 def congestion_controls() -> list[str]:
     """Returns the names of TCP's congestion controls that this kernel has."""
-    return (_TCP / "tcp_available_congestion_control").read_text().split()
+    return (_IPV4 / "tcp_available_congestion_control").read_text().split()
 
 
 def _use_congestion_control(name: str) -> None:
-    (_TCP / "tcp_congestion_control").write_text(name)
+    (_IPV4 / "tcp_congestion_control").write_text(name)
 
 
-def _bypass_firewall() -> None:
-    """Makes a bridge a mere switch: what crosses it is not put to the kernel's packet filter."""
-    switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    if switch.exists():
-        switch.write_text("0")
+def _route(ports: Sequence[str]) -> None:
+    """Makes this network the switch: it passes on what comes, and answers for who is elsewhere.
+
+    It routes, since what a router has taken no longer counts as what its sender has still to send,
+    as it does in a bridge: a full queue drops, and makes nobody wait.
+    """
+    (_IPV4 / "ip_forward").write_text("1")
+    (_IPV4 / "conf/all/proxy_arp").write_text("1")
+    for port in ports:
+        (_IPV4 / "neigh" / port / "proxy_delay").write_text("0")
 
 
 def missing() -> str | None:

@@ -2,7 +2,7 @@ r"""Measures training steps whose exchange runs beside the local step, over link
 
     python -m launch.bench overlap --rates 1000 -- --preset atis-lstm --data-path ATIS
 
-The hosts are network namespaces on a bridge (`launch.bed`), a worker each. The alternatives take
+The hosts are network namespaces on one switch (`launch.bed`), a worker each. The alternatives take
 turns, a few steps each; a step lasts as long as that of the slowest worker. What follows `--` are
 flags of `launch.train`.
 """

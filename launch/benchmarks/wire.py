@@ -1,6 +1,6 @@
 """Measures exchanges over UDP beside an all-reduce over TCP, on real links that drop packets.
 
-Four hosts are network namespaces on a bridge, their links shaped and lossy (`launch.bed`). The
+Four hosts are network namespaces on one switch, their links shaped and lossy (`launch.bed`). The
 alternatives take turns, a few exchanges each. An exchange lasts from when the last worker begins it
 until the last one has its average; `wire` is what the bytes that a host sends in an exchange,
 headers included, take at the rate of its link.
