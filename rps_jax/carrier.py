@@ -26,8 +26,8 @@ class Carrier(Protocol):
 
     Attributes:
         lossy: whether messages may be dropped.
-        numbers_exchanges: whether `exchange` is given the number of the exchange instead of that of
-            the step: under rules that take local steps, these differ.
+        numbers_exchanges: whether the network numbers the exchanges itself, as workers need not be
+            in the same: then `exchange` is given the number of this worker's, and not of its step.
     """
 
     lossy: ClassVar[bool] = True

@@ -23,6 +23,8 @@ class Delivery(NamedTuple):
             (j + shift) mod num_workers; None for worker j.
         seconds: float32 scalar, how long this worker waited for both phases; None where that is not
             simulated. The exchange has taken as long as the slowest worker waited.
+        away: bool scalar, whether this worker was away for so long that it only listens, and goes
+            on from the others' model; None where all are always there.
     """
 
     sent: jax.Array
@@ -30,6 +32,7 @@ class Delivery(NamedTuple):
     gathered: jax.Array
     shift: jax.Array | None = None
     seconds: jax.Array | None = None
+    away: jax.Array | None = None
 
     @property
     def masks(self) -> tuple[jax.Array, jax.Array, jax.Array]:

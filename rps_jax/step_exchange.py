@@ -84,6 +84,14 @@ class StepExchange:
             links=state.links,
         )
 
+    def check_turns(self, rule: Rule) -> None:
+        """Raises `ValueError` for a rule of parts in turn where workers need not be in step."""
+        if rule.in_turn and self._carrier.numbers_exchanges:
+            raise ValueError(
+                f"{rule}: expected whole models, over a network whose workers need not be in the "
+                "same exchange"
+            )
+
     @property
     def remembered(self) -> tuple[Any, Any, Any]:
         """What an exchange changes beside the tree."""
@@ -127,15 +135,21 @@ class StepExchange:
 
     def sent_or_last(self, tree: Any, last: Any) -> Any:
         """Returns what servers have of this worker; see `rps_jax.rules.Average`."""
-        assert self._delivery is not None  # as it is to be called afterwards
         both, before = (_Exchanged(each, self.alongside) for each in (tree, last))
-        return sent_or_last(both, before, self._delivery, self.worker)[0]
+        return sent_or_last(both, before, self.delivery, self.worker)[0]
+
+    @property
+    def delivery(self) -> Delivery:
+        """What arrived; see `rps_jax.rules.Average`."""
+        assert self._delivery is not None  # as it is to be asked for afterwards
+        return self._delivery
 
 
 def on_params(
     rule: Rule, params: Any, memory: Any, average: StepExchange, step: jax.Array
 ) -> tuple[Any, Any]:
     """Returns what a rule makes of the model after the local step, if it exchanges in this step."""
+    average.check_turns(rule)
     if rule.every == 1:
         return rule.on_params(params, memory, average)
 

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from datagrams import KEY, N, addresses, params_of
 from run_workers import run_workers
 
 from rps_jax import transport
+from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.layout import layout_of
 
 
@@ -77,6 +79,56 @@ def test_a_worker_that_has_gone_is_dropped_messages_and_takes_over_the_others_mo
     for params, _ in others:
         distance = np.abs(np.asarray(params["matrix"]) - np.asarray(mine["matrix"])).max()
         assert distance < 100
+
+
+def test_a_worker_that_starts_late_takes_part_in_the_first_exchange():
+    places = addresses(2)
+
+    def work(worker):
+        time.sleep(0.5 * worker)
+        with transport.join(places, worker, KEY, start_timeout=20.0) as network:
+            return np.asarray(network.average_models({"x": jnp.full(4000, float(worker))})["x"])
+
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(work, range(2)):
+            np.testing.assert_array_equal(found, 0.5)
+
+
+def test_the_outer_optimizer_of_a_worker_that_was_away_begins_anew():
+    """Steps from its old anchor would lead it, and then the others, past their model."""
+    places, back = addresses(3), threading.Event()
+
+    def work(worker):
+        params = {"x": jnp.full(3000, 0.0 if worker == 2 else 100.0)}
+        if worker == 2:
+            assert back.wait(20)
+        with transport.join(places, worker, KEY, deadline=0.5, start_timeout=0.2) as network:
+            options = {"algorithm": "diloco", "local_steps": 1}
+            optimizer = transport.optax_average_models(optax.sgd(0.0), network, **options)
+            state = optimizer.init(params)
+            step = jax.jit(lambda params, state: optimizer.update(params, state, params))
+            found = []
+            while len(found) < 50 and not (worker == 2 and len(found) == 15):
+                updates, state = jax.block_until_ready(step(params, state))
+                params = optax.apply_updates(params, updates)
+                found.append(np.asarray(params["x"]))
+                if len(found) == 15:
+                    back.set()
+                time.sleep(0.02)
+            return found
+
+    with ThreadPoolExecutor(3) as threads:
+        *others, last = threads.map(work, range(3))
+    np.testing.assert_allclose(np.array(others), 100.0, rtol=1e-5)
+    np.testing.assert_allclose(last[-1], 100.0, rtol=1e-5)
+
+
+def test_workers_that_all_listen_listen_no_longer():
+    away = CatchingUp()
+    away.begin(np.ones((3, 4), bool))
+    for listens, all_listen in ((True, True), (True, False), (True, True), (False, True)):
+        away.heard(np.zeros((3, 4), bool), all_listen=all_listen)
+        assert away.listens == listens
 
 
 @pytest.mark.parametrize("count", [2, 3])

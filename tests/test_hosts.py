@@ -1,4 +1,4 @@
-"""Four hosts on one machine: network namespaces on one switch, each with its own name and address."""
+"""Four hosts on one machine: network namespaces on a switch, each with a name and an address."""
 
 import json
 import os

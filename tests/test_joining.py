@@ -86,7 +86,7 @@ def test_hosts_have_names_or_addresses_and_one_may_be_unknown(host) -> None:
     places = [(host, port) for _, port in addresses(2)] + [("nobody.invalid", 4000)]
 
     def run(worker):
-        joined = transport.join(places, worker, KEY, start_timeout=0.2, assignment="fixed")
+        joined = transport.join(places, worker, KEY, start_timeout=1.0, assignment="fixed")
         with joined as network:
             for _ in range(3):
                 found = network.average_models({"x": jnp.full(6, float(worker))})["x"]

@@ -17,6 +17,7 @@ from run_workers import assert_close, run_workers, stacked
 
 import rps_jax as rps
 from rps_jax import transport
+from rps_jax.transport.layout import layout_of
 from rps_jax.transport.packets import Sealer
 
 
@@ -261,6 +262,30 @@ def test_a_worker_that_is_ahead_is_heard_under_local_steps_too():
     for records in run_workers(work, deadline=5.0):
         assert [seen.exchange for seen in records] == list(range(5))
         assert all(seen.received.all() and seen.gathered.all() for seen in records)
+
+
+def test_exchanges_of_one_network_come_one_after_the_other():
+    params = {"x": jnp.zeros(10)}
+    with transport.join(addresses(2), 0, KEY, start_timeout=1.0) as network:
+        with ThreadPoolExecutor(1) as threads:
+            first = threads.submit(network.average_models, params)
+            while not network._exchanging.locked():
+                time.sleep(0.01)
+            with pytest.raises(RuntimeError, match="two exchanges of one network"):
+                network.exchange(0, np.zeros((2, 1, 20), np.uint8), layout_of(params, 2, 100))
+            with pytest.warns(UserWarning, match="has heard no other"):
+                first.result()
+        with pytest.raises(RuntimeError, match="was entered before"), network:
+            pass
+
+
+def test_fragments_of_models_are_refused_where_workers_need_not_be_in_step():
+    options = {"algorithm": "diloco", "local_steps": 2, "fragments": 2}
+    params = jnp.zeros(10)
+    with transport.join(addresses(1), 0, KEY) as network:
+        optimizer = transport.optax_average_models(optax.sgd(0.1), network, **options)
+        with pytest.raises(ValueError, match=r"fragments=2.*expected whole models"):
+            optimizer.update(params, optimizer.init(params), params)
 
 
 def test_only_a_worker_that_starts_is_given_the_time_of_a_start():

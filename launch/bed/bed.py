@@ -224,8 +224,8 @@ class Bed:
         self._run(self._switch, "ip", cables)
         self.inside(self._switch, functools.partial(_route, self._ports))
         for host, address in enumerate(self.addresses):
-            card = [f"address add {address}/16 dev eth0", "link set eth0 addrgenmode none up"]
-            self._run(host, "ip", card)
+            lines = [f"address add {address}/16 dev eth0", "link set eth0 addrgenmode none up"]
+            self._run(host, "ip", lines)
             if used := self.congestion_control:
                 self.inside(host, functools.partial(_use_congestion_control, used))
             self._set_features(host, "eth0", _CARD)

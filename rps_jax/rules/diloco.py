@@ -7,6 +7,7 @@ In fragments that take turns: Douillard et al., "Streaming DiLoCo with overlappi
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from typing import Any, ClassVar, NamedTuple
@@ -94,6 +95,11 @@ class DiLoCo(AverageModels):
             )
 
     @property
+    def in_turn(self) -> bool:
+        """Whether fragments of the model take turns."""
+        return self.fragments > 1
+
+    @property
     def every(self) -> int:
         """How many steps there are to an exchange, of the model or of a fragment."""
         return super().every // self.fragments
@@ -128,8 +134,13 @@ class DiLoCo(AverageModels):
         averaged, policies = self.exchange(params, memory.policies, average)
         change = jax.tree.map(lambda anchor, new: anchor - new, memory.anchor, averaged)
         updates, optimizer = self._outer().update(change, memory.optimizer, memory.anchor)
-        params = optax.apply_updates(memory.anchor, updates)
-        return params, Outer(params, optimizer, policies)
+        outer = Outer(optax.apply_updates(memory.anchor, updates), optimizer, policies)
+        away = average.delivery.away
+        if away is not None:
+            # Its anchor and momentum are old: it begins anew from the others' model.
+            anew = Outer(averaged, self._outer().init(averaged), policies)
+            outer = jax.tree.map(functools.partial(jnp.where, away), anew, outer)
+        return outer.anchor, outer
 
     def _cut(self, params: Any) -> Any:
         """Returns each leaf as `[fragments, elements]`, with zeros behind its last element."""

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Protocol
 
+from rps_jax.delivery import Delivery
 from rps_jax.servers import RECEIVED, Server
 
 
@@ -14,6 +15,11 @@ class Average(Protocol):
 
     def sent_or_last(self, tree: Any, last: Any) -> Any:
         """Returns, after the call, what servers have of this worker: `last` of what was dropped."""
+        ...
+
+    @property
+    def delivery(self) -> Delivery:
+        """What arrived; to be asked for after the call."""
         ...
 
 
@@ -32,6 +38,11 @@ class Rule:
 
     lossy: ClassVar[bool] = True
     overlaps: ClassVar[bool] = False
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether parts of the model take turns, so that all must be in the same exchange."""
+        return False
 
     @property
     def every(self) -> int:

@@ -29,6 +29,7 @@ class Exchanged(NamedTuple):
         received: reduce-scatter; bool `[num_workers, packets]`: worker i's packets reached me.
         gathered: all-gather; the same of server j's averages.
         shift: block j was served by worker (j + shift) mod num_workers.
+        away: whether this worker only listens, as it was away; see `rps_jax.Delivery`.
         seconds: where the time went.
     """
 
@@ -37,6 +38,7 @@ class Exchanged(NamedTuple):
     received: np.ndarray
     gathered: np.ndarray
     shift: int
+    away: bool = False
     seconds: Seconds = Seconds()
 
 
@@ -107,7 +109,8 @@ class Datagrams(Carrier):
         fallback, _ = to_blocks(otherwise, n, layout.packets)
         mask = jax.ShapeDtypeStruct((n, layout.packets), bool)
         like = [jax.ShapeDtypeStruct(block.shape, block.dtype) for block in blocks]
-        results = like, mask, mask, mask, jax.ShapeDtypeStruct((), jnp.int32)
+        number, flag = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, bool))
+        results = like, mask, mask, mask, number, flag
         in_place = buffer_callback(
             functools.partial(self._in_place, layout), results, has_side_effect=True
         )
@@ -115,13 +118,13 @@ class Datagrams(Carrier):
             io_callback, functools.partial(self._by_copies, layout, results), results
         )
         arguments = blocks, jnp.asarray(step, jnp.int32)
-        averages, here, received, gathered, shift = (
+        averages, here, received, gathered, shift, away = (
             in_place(*arguments)
             if jax.default_backend() == "cpu"  # Where CPUs are all there is, without a branch.
             else jax.lax.platform_dependent(*arguments, cpu=in_place, default=by_copies)
         )
         sent = jnp.broadcast_to(jnp.arange(n)[:, None] == self.network.worker, mask.shape)
-        delivery = Delivery(sent, received, gathered, shift)
+        delivery = Delivery(sent, received, gathered, shift, away=away)
         chosen = [
             jnp.where(here[:, :, None], *pair) for pair in zip(averages, fallback, strict=True)
         ]
@@ -151,11 +154,12 @@ class Datagrams(Carrier):
             raise
         # In the order of the blocks: XLA would look it up anew for every element.
         order = (np.arange(len(seen.gathered)) + seen.shift) % len(seen.gathered)
-        averages, here, received, gathered, shift = outputs
+        averages, here, received, gathered, shift, away = outputs
         for output, servers in zip(averages, layout.blocks(seen.rows), strict=True):
             np.take(servers, order, axis=0, out=output, mode="clip")
         here[...] = seen.gathered[order]
-        received[...], gathered[...], shift[...] = seen.received, seen.gathered, seen.shift
+        received[...], gathered[...] = seen.received, seen.gathered
+        shift[...], away[...] = seen.shift, seen.away
 
 
 def average(carrier: Datagrams, tree: Any) -> Any:

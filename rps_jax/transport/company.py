@@ -8,8 +8,9 @@ workers that are alone, and of two, the one that is ahead is right.
 
 import numpy as np
 
-ALONE = 1
-"""The place in the end of a phase of a worker that is alone, or only listens; of others it is 0."""
+ALONE, HERE = 1, 2
+"""The place in the end of a phase of a worker that is alone, or only listens; of others it is 0.
+And that in what a worker says before its first exchange, which ends nothing."""
 _EXCHANGES_ALONE = 4
 """Exchanges without anyone in step after which a worker is alone."""
 _NOWHERE = -1

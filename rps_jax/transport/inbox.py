@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from rps_jax.transport.company import ALONE, Company
+from rps_jax.transport.company import ALONE, HERE, Company
 from rps_jax.transport.packets import EVERYONE, Opened, Report, Sealer
 
 PHASES = 2
@@ -87,15 +87,18 @@ class Inbox:
         self._newest_kept, self._kept = 0, 0
         self._reports: list[Report] = []
 
-    def waits_for_unmet(self, phase: int) -> bool:
-        """Returns whether one of those that a phase waits for has never been heard.
+    def meet(self, seconds: float) -> list[int]:
+        """Waits until all others were heard, before the first exchange.
 
         Args:
-            phase: 0 the reduce-scatter, 1 the all-gather; of this exchange.
+            seconds: how long to wait at the most.
+
+        Returns:
+            Those to wait for again; nobody once another has begun: it has met all, or gone on.
         """
         with self._changed:
-            awaited = np.flatnonzero(self._awaited(self._of(self._exchange)[phase]))
-            return not self._unmet.isdisjoint(awaited.tolist())
+            self._changed.wait_for(lambda: not self._unmet, seconds)
+            return [] if self._waiting else sorted(self._unmet)
 
     def give_up_unmet(self) -> None:
         """Does not wait for those who have never been heard, until they are."""
@@ -122,6 +125,12 @@ class Inbox:
         with self._changed:
             averaged: np.ndarray = np.any(self._of(self._exchange)[0].arrived, axis=1)
             return self._spoke & ~averaged, averaged
+
+    def all_listen(self) -> bool:
+        """Returns whether others were heard in this exchange, and none of them took part."""
+        with self._changed:
+            arrived = any(phase.arrived.any() for phase in self._of(self._exchange))
+            return bool(self._heard.any() and not self._spoke.any() and not arrived)
 
     def open_exchange(
         self, exchange: int, packets: int, length: int, digest: int = 0
@@ -195,10 +204,29 @@ class Inbox:
         with self._changed:
             self.counts.update(refused)
             for opened in genuine:
+                said = self._greet(opened)
+                if not len(said.places):
+                    continue
                 if self._phases:
-                    self._file(opened)
+                    self._file(said)
                 else:
-                    self._keep(opened)
+                    self._keep(said)
+
+    def _greet(self, opened: Opened) -> Opened:
+        """Takes note of who is there; returns what else they say to this worker."""
+        expected = EVERYONE if opened.phase == 1 and not opened.last else self._me
+        others = (opened.sources < self._num_workers) & (opened.sources != self._me)
+        others &= opened.destination == expected
+        if not others.all():
+            self.counts["stray"] += int(np.count_nonzero(~others))
+            opened = opened.only(others)
+        if self._unmet:
+            self._unmet.difference_update(opened.sources.tolist())
+            self._changed.notify_all()
+        if opened.last and (opened.places == HERE).any():
+            self.counts["accepted"] += int(np.count_nonzero(opened.places == HERE))
+            return opened.only(opened.places != HERE)
+        return opened
 
     def _keep(self, opened: Opened) -> None:
         """Keeps datagrams until the shape of what is exchanged is known, by the first exchange."""
@@ -246,19 +274,7 @@ class Inbox:
             return mine.arrived.sum(1), mine.last - mine.first
 
     def _file(self, opened: Opened) -> None:
-        count = len(opened.places)
-        expected = EVERYONE if opened.phase == 1 and not opened.last else self._me
-        others = (opened.sources < self._num_workers) & (opened.sources != self._me)
-        others &= opened.destination == expected
-        if not others.all():
-            self.counts["stray"] += int(np.count_nonzero(~others))
-            opened = opened.only(others)
-            count = len(opened.places)
-        sources = opened.sources
-        if self._unmet:
-            self._unmet.difference_update(sources.tolist())
-        if not count:
-            return
+        sources, count = opened.sources, len(opened.places)
         early = opened.exchange > self._exchange + 1
         heard = sources
         if opened.last:  # It says whether its worker is alone.

@@ -13,7 +13,7 @@ import numpy as np
 from rps_jax.draw import Assignment
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.catching_up import CatchingUp
-from rps_jax.transport.company import ALONE
+from rps_jax.transport.company import ALONE, HERE
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.inbox import PHASES, Inbox
@@ -41,6 +41,8 @@ _AWAY = 8
 """Exchanges that a worker has missed when its model is too old for the others."""
 _LAST_WORDS = 3
 """How often the end of a phase is said: two of them may be dropped."""
+_HERE_SECONDS = 0.25
+"""After which a worker says again that it is there, before its first exchange."""
 _NOTHING = np.empty((1, 0), np.uint8)
 """The payload of a datagram that has none."""
 _Chunk = tuple[int, np.ndarray]
@@ -92,11 +94,14 @@ class Network:
         self._catching_up = CatchingUp()
         self._stopwatch, self._opening = Stopwatch(), 0.0
         self._symptoms: Symptoms | None = None  # Until the first exchange.
+        self._exchanging = threading.Lock()
         self._closed = threading.Event()
         self._failure: Exception | None = None
         self._receiver = threading.Thread(target=self._receive, daemon=True)
 
     def __enter__(self) -> Self:
+        if self._receiver.ident is not None:
+            raise RuntimeError("the network was entered before: expected one `with` for each join")
         self._receiver.start()
         return self
 
@@ -174,13 +179,26 @@ class Network:
             layout: of the packets.
 
         Raises:
-            RuntimeError: the network is not entered as a context manager, or was left.
+            RuntimeError: the network is not entered as a context manager, or was left, or another
+                exchange of it is under way.
         """
         self._check_joined()
+        if not self._exchanging.acquire(blocking=False):
+            raise RuntimeError(
+                "two exchanges of one network at the same time: expected one after the other, of "
+                "one thread and one device"
+            )
+        try:
+            return self._exchange(step, rows, layout)
+        finally:
+            self._exchanging.release()
+
+    def _exchange(self, step: int, rows: np.ndarray, layout: Layout) -> Exchanged:
         me, n = self.worker, self.num_workers
         self._stopwatch, opening = Stopwatch(), self._opening
         if self._symptoms is None:
             self._next, self._symptoms = step, Symptoms(me, n, self._mtu)
+            self._meet(step)
         asked = self._next
         digest = self._digest(layout)
         number, elsewhere = self._inbox.open_exchange(asked, layout.packets, layout.length, digest)
@@ -191,6 +209,7 @@ class Network:
         # No exchange is sent twice; and who is alone sends none but the very first.
         listens = elsewhere or self._catching_up.listens or number <= self._sent
         listens |= alone and number > 0
+        away = self._catching_up.listens
         self._sent = self._sent if listens else number
         shift = self._shift(number)
         blocks = {other: rows[(other - shift) % n] for other in self._others}
@@ -208,12 +227,13 @@ class Network:
         self._end_phase(1, number, apart=alone or listens)
         averages, gathered = self._close_phase(1, sent=not listens)
         if listens:
-            self._catching_up.heard(np.roll(gathered, -shift, axis=0))
+            of_blocks = np.roll(gathered, -shift, axis=0)
+            self._catching_up.heard(of_blocks, all_listen=self._inbox.all_listen())
         averages[me], gathered[me] = average, True
         behind = elsewhere and number > asked
         self._symptoms.look(self._inbox, layout.packets, self._socket.path_mtu, behind=behind)
         seconds = Seconds(**self._stopwatch.seconds, opening=self._opening - opening)
-        seen = Exchanged(number, averages, received, gathered, shift, seconds)
+        seen = Exchanged(number, averages, received, gathered, shift, away, seconds)
         if self._record:
             self.records.append(seen._replace(rows=np.empty(0, np.uint8)))
         return seen
@@ -229,17 +249,23 @@ class Network:
                 "(jax.block_until_ready)"
             )
 
+    def _meet(self, exchange: int) -> None:
+        """Says that this worker is there, until all others are: what is sent earlier is lost."""
+        unmet, until = self._others, time.monotonic() + self._start_timeout
+        while unmet and (left := until - time.monotonic()) > 0:
+            for other in unmet:
+                here = self._sealer.seal(0, exchange, self.worker, other, _NOTHING, HERE, last=True)
+                self._socket.send(here, self._addresses[other])
+            unmet = self._inbox.meet(min(left, _HERE_SECONDS))
+        self._inbox.give_up_unmet()
+
     def _close_phase(self, phase: int, *, sent: bool) -> tuple[np.ndarray, np.ndarray]:
         began, deadline = time.monotonic(), self._deadlines[phase]
-        # Programs start, and compile, at very different speeds.
-        starts = self._inbox.waits_for_unmet(phase)
-        allowed = self._start_timeout if starts else deadline.seconds()
+        allowed = deadline.seconds()
         rows, arrived, timed_out = self._inbox.close_phase(phase, allowed)
-        if starts and timed_out:
-            self._inbox.give_up_unmet()
-        elif timed_out:
+        if timed_out:
             deadline.was_too_short(allowed)
-        elif not starts:
+        else:
             deadline.took(time.monotonic() - began)
         self._stopwatch.lap("waiting")
         packets, seconds = self._inbox.received(phase)

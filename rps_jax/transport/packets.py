@@ -10,7 +10,8 @@
         16      2  source: the worker that sends it
         18      2  destination: the worker that it is for; 65535 for everyone, in the all-gather
         20      4  place: which packet of the block; in the last datagram of a phase, 1 where the
-                   source is alone or only listens, and else 0
+                   source is alone or only listens, 2 where it is there and has yet to begin, and
+                   else 0
         24      4  digest of what is exchanged: structure, shapes and dtypes, number of workers, how
                    blocks get their servers
         28      2  length of the payload in bytes
