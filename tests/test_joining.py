@@ -63,6 +63,11 @@ def test_an_interrupt_of_an_exchange_is_raised_as_itself(monkeypatch, interrupt)
         ({"worker": "0"}, ValueError, "worker='0': expected one of the 3 addresses"),
         ({"key": "k" * 24}, ValueError, "key is of type str: expected 16 to 64 bytes"),
         ({"addresses": [("a", 1)] * 65536}, ValueError, "there are 65536: expected 65535 at the"),
+        (
+            {"addresses": [("a", 1), ("b", 1), ["a", 1]]},
+            ValueError,
+            r"\('a', 1\) 2 times: expected",
+        ),
         ({"addresses": ["a:1"]}, ValueError, "addresses: 'a:1': expected a host and a port"),
         ({"addresses": [("a", 70000)]}, ValueError, r"addresses: \('a', 70000\): expected a host"),
     ],
@@ -71,6 +76,20 @@ def test_bad_arguments_raise(options, error, message):
     arguments = {"addresses": addresses(), "worker": 0, "key": KEY} | options
     with pytest.raises(error, match=message):
         transport.join(**arguments)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    places = addresses(2)
+    same = [[host, np.int64(port)] for host, port in places], {"seed": np.int64(3)}
+
+    def run(worker):
+        arguments, options = same if worker else (places, {"seed": 3})
+        with transport.join(arguments, worker, KEY, start_timeout=20.0, **options) as network:
+            return network.average_models({"x": jnp.full(6, float(worker))})["x"]
+
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(run, range(2)):
+            np.testing.assert_array_equal(found, 0.5)
 
 
 def test_a_port_that_is_taken_is_said():

@@ -88,7 +88,7 @@ def test_datagrams_that_come_together_are_filed_as_one_by_one():
         return sealer.seal(phase, exchange, source, to, row, place, last=last)
 
     datagrams = np.concatenate([datagram(*(x.item() for x in each)) for each in said])
-    came = np.arange(count) / 1e3
+    came = np.arange(count) / 1e9
     together, one_by_one = Inbox(0, N, sealer), Inbox(0, N, sealer)
     for inbox, size in ((together, 250), (one_by_one, 1)):
         inbox.open_exchange(3, packets, length)
@@ -107,6 +107,17 @@ def test_datagrams_that_come_together_are_filed_as_one_by_one():
         assert arrived.any()
         assert (arrived == also).all()
         assert (rows[arrived] == expected[arrived]).all()
+
+
+def test_a_clock_that_is_set_makes_no_phase_slow():
+    sealer = Sealer(7, None)
+    inbox = Inbox(0, 2, sealer)
+    inbox.open_exchange(0, 2, 30)
+    datagrams = sealer.seal(0, 0, 1, 0, np.zeros((2, 30), np.uint8), 0)
+    inbox.take(datagrams, np.array([0.0, 1000.0]))
+    packets, seconds = inbox.received(0)
+    assert packets[1] == 2
+    assert seconds[1] < 500
 
 
 def test_nobody_waits_for_a_worker_of_which_only_old_datagrams_come():

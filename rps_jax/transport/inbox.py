@@ -77,6 +77,8 @@ class Inbox:
         # Of this exchange and of the next, in turn.
         self._phases: list[list[_Phase]] = []
         self._exchange = -1
+        # When the last was opened, of which this one's first datagrams may be, and when this one.
+        self._opened = (time.monotonic(),) * 2
         self._frozen = [True] * PHASES
         self._ahead = -1
         self._silent = np.zeros(num_workers, int)
@@ -167,6 +169,7 @@ class Inbox:
                 self._silent[self._heard] = 0
                 self._silent[~self._heard] += 1
             self._exchange = exchange
+            self._opened = self._opened[1], time.monotonic()
             self._of(exchange + 1, clear=True)
             self._frozen = [False] * PHASES
             self._heard[...] = self._spoke[...] = False
@@ -271,7 +274,9 @@ class Inbox:
         """
         with self._changed:
             mine = self._of(self._exchange)[phase]
-            return mine.arrived.sum(1), mine.last - mine.first
+            # The clock of datagrams may be set meanwhile.
+            most = time.monotonic() - self._opened[0]
+            return mine.arrived.sum(1), np.minimum(mine.last - mine.first, most)
 
     def _file(self, opened: Opened) -> None:
         sources, count = opened.sources, len(opened.places)

@@ -1,5 +1,6 @@
 """Joining a network: what may be asked for, checked, and one worker's end of it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,10 @@ def join(
             raise ValueError(f"addresses: {address!r}: expected a host and a port, 1 to 65535")
     if len(addresses) > EVERYONE:
         raise ValueError(f"addresses: there are {len(addresses)}: expected {EVERYONE} at the most")
+    addresses = [(host, int(port)) for host, port in addresses]
+    for address, count in Counter(addresses).items():
+        if count > 1:
+            raise ValueError(f"addresses: {address!r} {count} times: expected one of each worker")
     if not _is_integer(worker) or not 0 <= worker < len(addresses):
         expected = f"one of the {len(addresses)} addresses, from 0"
         raise ValueError(f"worker={worker!r}: expected {expected}")
@@ -86,7 +91,7 @@ def join(
     check_assignment(assignment)
     check_key(key)
     others = [address for other, address in enumerate(addresses) if other != worker]
-    sealer = Sealer(run, key)
+    sealer = Sealer(int(run), key)
     socket = DatagramSocket(
         addresses[worker],
         others,
@@ -97,11 +102,11 @@ def join(
     return Network(
         socket,
         addresses,
-        worker,
+        int(worker),
         sealer,
-        seed=seed,
+        seed=int(seed),
         assignment=assignment,
-        mtu=mtu,
+        mtu=int(mtu),
         link_rate=link_rate,
         deadline=deadline,
         start_timeout=start_timeout,
