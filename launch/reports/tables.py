@@ -3,6 +3,7 @@
 import csv
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +36,27 @@ def text_table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]])
     """
     broken = [textwrap.wrap(name, 9) for name in header]
     height = max(map(len, broken))
-    heads = [("", [""] * (height - len(lines)) + lines) for lines in broken]
-    shown = [
-        (
-            label,
-            [
-                ("" if cell is None else str(cell)).replace(" ±", "\n±").split("\n")
-                for cell in cells
-            ],
-        )
-        for label, cells in rows
-    ]
-    stacks = [[lines for _, lines in heads], *(cells for _, cells in shown)]
+    heads = [[""] * (height - len(lines)) + lines for lines in broken]
+    shown = [(label, list(map(_stacked, cells))) for label, cells in rows]
+    stacks = [heads, *(cells for _, cells in shown)]
     widths = [max(len(x) for cells in stacks for x in cells[i]) for i in range(len(header))]
     beside = max(len(label) for label, _ in shown) + sum(widths) + 2 * len(widths) <= _COLUMNS
     first = max(len(label) for label, _ in shown) if beside else 0
 
     def lines(label: str, cells: Sequence[Sequence[str]]) -> Iterator[str]:
-        for place in range(max(map(len, cells))):
-            words = (cell[place] if place < len(cell) else "" for cell in cells)
+        for place, words in enumerate(zip_longest(*cells, fillvalue="")):
             aligned = (f"  {word:>{width}}" for word, width in zip(words, widths, strict=True))
             name = label if beside and place == 0 else ""
             yield f"{name:<{first}}{''.join(aligned)}".rstrip()
 
-    table = list(lines("", stacks[0]))
+    table = list(lines("", heads))
     for label, cells in shown:
         table += [*([] if beside else textwrap.wrap(label, _COLUMNS)), *lines(label, cells)]
     return table
 
 
 def _stacked(cell: Any) -> list[str]:
+    """Returns the lines of a cell: what it says beyond a ± stands below."""
     return ("" if cell is None else str(cell)).replace(" ±", "\n±").split("\n")
 
 
