@@ -1,5 +1,7 @@
 """The worker axis: a named axis of vmap, pmap or shard_map, or a tuple of them, outermost first."""
 
+import math
+
 import jax
 
 AxisName = str | tuple[str, ...]
@@ -32,10 +34,7 @@ def axis_sizes(axis_name: AxisName) -> tuple[int, ...]:
 
 def axis_size(axis_name: AxisName) -> int:
     """Returns the number of workers; raises as `axis_sizes` does."""
-    size = 1
-    for each in axis_sizes(axis_name):
-        size *= each
-    return size
+    return math.prod(axis_sizes(axis_name))
 
 
 def device_axes(axis_name: AxisName) -> dict[str, int]:
