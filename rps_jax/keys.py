@@ -7,9 +7,9 @@ of one operation that depends on none of them: `jax.random.fold_in` of a threefr
 the Threefry-2x32 hash (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011). In
 JAX's default configuration the numbers are those of the functions of `jax.random` of the same name.
 
-JAX's hash is a loop on CPUs and a custom call on GPUs. Written out in elementwise operations, it
-compiles faster, and hundreds of workers draw two to four times as fast; but XLA makes such draws
-again for each number of a model that they decide on, and an exchange took 17 times as long.
+JAX lowers its hash to a loop on CPUs and to a custom call on GPUs. Written out as elementwise
+operations it compiles faster, and hundreds of workers draw two to four times as fast; but XLA then
+repeats the draws for every parameter that they mask, and an exchange took 17 times as long.
 """
 
 import math

@@ -55,7 +55,7 @@ def distance_from_mean(params: Any, axis_name: AxisName) -> jax.Array:
         params: this worker's pytree x_i.
         axis_name: the worker axis, or a tuple of axes.
     """
-    axis_size(axis_name)
+    axis_size(axis_name)  # Raises where the axis is not bound.
     check_leaves(params)
 
     def squared_distance(leaf: Any) -> jax.Array:
