@@ -16,7 +16,7 @@ class AverageGradients(LossyRule):
 
     def init(self, params: Any) -> Any:
         """Returns what is remembered: `()` if nothing."""
-        return self.remember(jax.tree.map(jnp.zeros_like, params)) if self.remembers else ()
+        return self.remember(jax.tree.map(jnp.zeros_like, params))
 
     def on_gradients(self, grads: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages the gradients."""

@@ -73,21 +73,14 @@ class LossyRule(Rule):
             expected = "a number in [0, 1)"
             check_number("server_drop_rate", self.server_drop_rate, 0, BELOW_ONE, expected)
 
-    @property
-    def remembers(self) -> bool:
-        """Whether a policy uses what is old."""
-        return "stale" in (self.on_miss, self.server)
-
     def remember(self, tree: Any) -> Any:
         """Returns what is remembered before the first exchange: `()` if nothing.
 
         Args:
             tree: what stands for averages and messages before there were any.
         """
-        if not self.remembers:
-            return ()
         stale = self.on_miss == "stale", self.server == "stale"
-        return Memory(*(copied(tree) if each else () for each in stale))
+        return Memory(*(copied(tree) if each else () for each in stale)) if any(stale) else ()
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages a tree by these policies; returns it, and the memory."""
