@@ -56,8 +56,7 @@ def alphas(num_workers: int, drop_rate: float, all_gather_drop_rate: float | Non
     if num_workers == 1:
         return Alphas(0.0, 0.0)
     n, m = num_workers, num_workers - 1
-    # (1 - p^n) / (n (1 - p)) as a geometric sum, which holds at p = 1 too.
-    inverse_k = sum(drop_rate**k for k in range(n)) / n
+    inverse_k = mean_inverse(n, drop_rate)
     r = 1 + m * (1 - gather_rate)
     r_squared = r**2 + m * gather_rate * (1 - gather_rate)
     alpha_1 = (r * inverse_k + m * gather_rate - 1) / m
@@ -111,6 +110,12 @@ def largest_drop_rate(num_workers: int, tolerance: float) -> float:
         else:
             high = middle
     return low
+
+
+def mean_inverse(num_workers: int, drop_rate: float) -> float:
+    """Returns E[1/K]."""
+    # As a geometric sum, which holds at p = 1 too.
+    return sum(drop_rate**k for k in range(num_workers)) / num_workers
 
 
 def gather_rate_of(num_workers: int, drop_rate: float, all_gather_drop_rate: float | None) -> float:

@@ -23,7 +23,7 @@ counts; of what all workers have in common, x + y.
 from typing import NamedTuple
 
 from rps_jax.servers import Server, ServerName
-from rps_jax.theory.exchange import gather_rate_of
+from rps_jax.theory.exchange import gather_rate_of, mean_inverse
 
 
 class Moments(NamedTuple):
@@ -130,8 +130,7 @@ def _weights(
     """Returns E|u|^2, E[U], E[U^2], and E[u_s] of the server itself."""
     m, q = n - 1, 1 - drop_rate
     if server == "received":
-        # (1 - p^n) / (n (1 - p)) as a geometric sum, which holds at p = 1 too.
-        inverse_k = sum(drop_rate**k for k in range(n)) / n
+        inverse_k = mean_inverse(n, drop_rate)
         return inverse_k, 1.0, 1.0, inverse_k
     weight = 1.0 if server_drop_rate is None else 1 / (1 - server_drop_rate)
     total = 1 + m * q * weight

@@ -2,7 +2,7 @@
 
 import math
 
-from rps_jax.theory.exchange import Alphas, alphas
+from rps_jax.theory.policies import moments
 
 
 def kept(num_workers: int, drop_rate: float, all_gather_drop_rate: float | None = None) -> float:
@@ -10,15 +10,7 @@ def kept(num_workers: int, drop_rate: float, all_gather_drop_rate: float | None 
 
     It is gamma in E[W] = gamma I + (1 - gamma) A. Arguments and errors are those of `alphas`.
     """
-    gather_rate = drop_rate if all_gather_drop_rate is None else all_gather_drop_rate
-    alphas(num_workers, drop_rate, all_gather_drop_rate)  # refuses what is out of range
-    if num_workers == 1:
-        return 0.0
-    n, m = num_workers, num_workers - 1
-    inverse_k = sum(drop_rate**k for k in range(n)) / n
-    # tr E[W] = sum_i E[u_i] E[g_i] + n - E[R], and the u_i sum to 1.
-    trace = inverse_k + (1 - gather_rate) * (1 - inverse_k) + m * gather_rate
-    return (trace - 1) / m
+    return moments(num_workers, drop_rate, all_gather_drop_rate).kept
 
 
 def steady_consensus_distance(
@@ -60,9 +52,8 @@ def steady_consensus_distance(
     ):
         if value < 0:
             raise ValueError(f"{name}={value}: expected at least 0")
-    rates: Alphas = alphas(num_workers, drop_rate, all_gather_drop_rate)
-    beta = rates.alpha_1 - rates.alpha_2
-    gamma = kept(num_workers, drop_rate, all_gather_drop_rate)
+    found = moments(num_workers, drop_rate, all_gather_drop_rate)
+    beta, gamma = found.contraction, found.kept
     if beta >= 1 or gamma >= 1:
         return math.inf
     # A deviation that persists adds up to 1 / (1 - gamma) of itself; noise adds up in squares.
