@@ -18,12 +18,11 @@ from launch.cli.fields import (
     POSITIVE,
     Mark,
     fields_of,
-    from_json,
     marked,
     names_given,
 )
 from launch.config_checks import check
-from launch.config_file import CONFIG_FILE, check_unchanged, deciding
+from launch.config_file import CONFIG_FILE, check_unchanged, deciding, from_json
 from launch.rules import LOSSY, RuleFlags, make_rule
 from launch.tasks import TASKS
 from rps_jax.draw import Assignment

@@ -11,9 +11,9 @@ import tyro
 import rps_jax as rps
 from launch.channels import make_channel
 from launch.cli.command_line import UsageError
-from launch.cli.fields import Mark, fields_of, from_json, marked
+from launch.cli.fields import Mark, fields_of, marked
 from launch.config import PRESETS, TrainConfig, default_output_dir, parse, stored_config
-from launch.config_file import to_json
+from launch.config_file import from_json, to_json
 from launch.tasks import TASKS
 from launch.trainer.run_directory import RunDirectory
 

@@ -6,30 +6,16 @@ In `Annotated[Path | None, Mark.MAY_CHANGE]`, next to the ranges of `launch.cli.
 import dataclasses
 import enum
 import functools
-import json
 import math
 import operator
-import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 from types import NoneType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import tyro
 
-from launch.cli.command_line import UsageError, Within, requires
-
-Config = TypeVar("Config")
+from launch.cli.command_line import Within, requires
 
 
 class Mark(enum.Enum):
@@ -161,63 +147,3 @@ def joined(name: str, kinds: Iterable[type]) -> type:
 def options_of(flags: type, config: Any) -> dict[str, Any]:
     """Returns the values that a configuration has for some of its flags."""
     return {name: getattr(config, name) for name in fields_of(flags)}
-
-
-def from_json(kind: type[Config], values: Any) -> Config:
-    """Returns the configuration of a JSON object; fields that it lacks have their defaults.
-
-    Raises:
-        UsageError: It is no object, has a key that is no field, or a value of another type.
-    """
-    if not isinstance(values, dict):
-        raise UsageError("expected a JSON object")
-    fields = fields_of(kind)
-    for key in values:
-        if key not in fields:
-            raise UsageError(f"{_shown(key)}: expected the names of flags")
-    return kind(**{key: _typed(key, fields[key].type, value) for key, value in values.items()})
-
-
-def _typed(name: str, kind: Any, value: Any) -> Any:
-    """Returns a JSON value as one of a type, as strictly as the command line reads it."""
-    union = get_origin(kind) is not Literal and get_args(kind)
-    kinds = union or (kind,)
-    for option in kinds:
-        if get_origin(option) is Literal:
-            if isinstance(value, str) and value in get_args(option):
-                return value
-        elif option is Path:
-            if isinstance(value, str) and _names_a_file(value):
-                return Path(value)
-        elif option is float:
-            # Larger integers are no floating-point numbers.
-            if type(value) is float or (type(value) is int and abs(value) < 2**1000):
-                return float(value)
-        elif type(value) is option:
-            return value
-    names = " or ".join(_NAMES.get(option) or ", ".join(get_args(option)) for option in kinds)
-    flag = name.replace("_", "-")
-    raise UsageError(f"--{flag} {_shown(value)}: expected {names}")
-
-
-def _names_a_file(text: str) -> bool:
-    """Returns whether the file system can have a file of this name."""
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-
-
-_NAMES = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    Path: "a path",
-    NoneType: "null",
-}
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
