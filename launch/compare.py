@@ -33,7 +33,7 @@ from launch.reports.provenance import command_line, trained_on
 from launch.reports.tables import markdown_table, text_table, write_csv
 from launch.tasks.source import find_source
 from launch.trainer.json_files import write_json
-from launch.trainer.many_runs import folder_of, train_all
+from launch.trainer.many_runs import ends_of_epochs, folder_of, train_all
 from launch.trainer.run_directory import check_can_write
 
 _UNLESS_VARIED = "unless flags after -- are varied"
@@ -82,7 +82,7 @@ def _run(argv: Sequence[str]) -> int:
 
     folder, seeds = config.output_dir, config.seeds
     runs = [setting.run(folder, seed) for setting in settings for seed in seeds]
-    curves = [report.ends_of_epochs(lines) for lines in train_all(runs, source)]
+    curves = [ends_of_epochs(lines) for lines in train_all(runs, source)]
     summaries = [folder_of(run).read_summary() for run in runs]
     score = summaries[0]["score"]
     of_settings = (curves[first:][: len(seeds)] for first in range(0, len(runs), len(seeds)))

@@ -54,11 +54,6 @@ class Column(NamedTuple):
     values: Callable[[Result], Sequence[float]]
 
 
-def ends_of_epochs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the lines of metrics at the ends of epochs."""
-    return [line for line in lines if "mean_model_train_loss" in line]
-
-
 def table(results: Sequence[Result], score: str, predict: bool) -> tuple[list[str], list[Row]]:
     """Returns names of columns, and a row for each setting: its label, and its values by column.
 

@@ -11,6 +11,7 @@ from launch.cli.command_line import exactly
 from launch.config import TrainConfig
 from launch.figures.paper import Scale
 from launch.tasks.source import check_fits, find_source, of_flag
+from launch.trainer.many_runs import ends_of_epochs
 
 Shared = Literal["rps", "gradient-averaging", "gradient-averaging-zero"]
 """What is shared: models, or gradients, with `on_miss` "own" or "zero"."""
@@ -107,8 +108,7 @@ def curves_of(
     """
     seeds: dict[tuple[Shared, float], list[list[dict[str, Any]]]] = {}
     for run, lines in zip(runs, metrics, strict=True):
-        ends = [line for line in lines if "mean_model_train_loss" in line]
-        seeds.setdefault((run.shared, run.arrival), []).append(ends)
+        seeds.setdefault((run.shared, run.arrival), []).append(ends_of_epochs(lines))
 
     def values(of_seeds: list[list[dict[str, Any]]], key: str) -> np.ndarray:
         return np.array([[line[key] for line in ends] for ends in of_seeds])

@@ -97,6 +97,11 @@ def folder_of(run: TrainConfig) -> RunDirectory:
     return RunDirectory(run.output_dir)
 
 
+def ends_of_epochs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines of metrics at the ends of epochs."""
+    return [line for line in lines if "mean_model_train_loss" in line]
+
+
 def _check_apart(folders: Sequence[RunDirectory]) -> None:
     """Raises if two runs have the same folder: one would be taken for the other."""
     paths = [folder.path.absolute() for folder in folders]
