@@ -1,4 +1,4 @@
-"""The laws of channels: agreement of both ends, purity, and the statistics of independent loss."""
+"""The laws of channels: agreement of both ends, purity, and the statistics of independent drops."""
 
 import functools
 

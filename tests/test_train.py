@@ -332,12 +332,12 @@ def write_trace(path: Path, num_hosts: int = 4, packets: int = 5, seed: int = 0)
 def test_a_trace_and_its_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses, moved = tmp_path / "losses.npz", tmp_path / "moved.npz"
-    arrive = write_trace(losses)
-    flags = (*SHORT, "--log-every", "1", "--channel", "trace", "--trace", str(losses))
+    drops, moved = tmp_path / "drops.npz", tmp_path / "moved.npz"
+    arrive = write_trace(drops)
+    flags = (*SHORT, "--log-every", "1", "--channel", "trace", "--trace", str(drops))
 
     assert run(tmp_path / "whole", *flags) == 0
-    assert "4 workers, rps, drops as in losses.npz" in capsys.readouterr().out
+    assert "4 workers, rps, drops as in drops.npz" in capsys.readouterr().out
     delivered = [line["delivered_fraction"] for line in read_metrics(tmp_path / "whole")]
     np.testing.assert_allclose(delivered, np.resize(arrive, 22), rtol=1e-6)
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["drop_rate"] is None
@@ -345,23 +345,23 @@ def test_a_trace_and_its_resume(
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: signal.raise_signal(signal.SIGINT))
         assert run(tmp_path / "run", *flags) == 128 + signal.SIGINT
-    losses.rename(moved)
+    drops.rename(moved)
     capsys.readouterr()
     assert run(tmp_path / "run", "--resume") == 2
-    assert f"--trace {losses}: expected a file that can be read" in capsys.readouterr().err
-    write_trace(losses, seed=1)
+    assert f"--trace {drops}: expected a file that can be read" in capsys.readouterr().err
+    write_trace(drops, seed=1)
     assert run(tmp_path / "run", "--resume") == 2
     began = f"expected the trace that the run in {tmp_path / 'run'} began with"
-    assert capsys.readouterr().err == f"error: --trace {losses}: {began}\n"
+    assert capsys.readouterr().err == f"error: --trace {drops}: {began}\n"
     assert run(tmp_path / "run", "--resume", "--trace", str(moved)) == 0
     assert_same_state(tmp_path / "run", tmp_path / "whole", 22)
     assert reproducible(tmp_path / "run") == reproducible(tmp_path / "whole")
 
 
 def test_gradients_are_dropped_as_in_the_trace(tmp_path: Path) -> None:
-    arrive = write_trace(tmp_path / "losses.npz")
+    arrive = write_trace(tmp_path / "drops.npz")
     flags = (*SHORT, "--log-every", "1", "--epochs", "1", "--algorithm", "gradient-averaging")
-    flags += ("--channel", "trace", "--trace", str(tmp_path / "losses.npz"))
+    flags += ("--channel", "trace", "--trace", str(tmp_path / "drops.npz"))
     assert run(tmp_path / "run", *flags) == 0
     delivered = [line["delivered_fraction"] for line in read_metrics(tmp_path / "run")]
     np.testing.assert_allclose(delivered, np.resize(arrive, 11), rtol=1e-6)
@@ -377,11 +377,11 @@ def test_gradients_are_dropped_as_in_the_trace(tmp_path: Path) -> None:
 def test_a_trace_that_does_not_fit_the_run_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], trace: dict[str, int], expected: str
 ) -> None:
-    losses = tmp_path / "losses.npz"
-    write_trace(losses, **trace)
-    assert run(tmp_path / "run", *SHORT, "--channel", "trace", "--trace", str(losses)) == 2
+    drops = tmp_path / "drops.npz"
+    write_trace(drops, **trace)
+    assert run(tmp_path / "run", *SHORT, "--channel", "trace", "--trace", str(drops)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {expected.format(losses)}")
+    assert line.startswith(f"error: {expected.format(drops)}")
     assert not (tmp_path / "run").exists()
 
 

@@ -31,7 +31,7 @@ from launch.trainer.many_runs import train_all
 from launch.trainer.run_directory import check_can_write
 from rps_jax.colocation import Settings, save_record, simulate, with_discipline
 
-OF_THE_QUEUE, INDEPENDENT = LOSSES = ("of the queue", "independent")
+OF_THE_QUEUE, INDEPENDENT = KINDS = ("of the queue", "independent")
 SCORES = ("test_slot_f1", "test_accuracy")
 MEASURED = (*SCORES, "mean_model_train_loss", "consensus_distance")
 
@@ -103,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
     source = find_source(base)
 
     points = _simulate(config, fifo)
-    curves = [(algorithm, kind) for algorithm in config.algorithms for kind in LOSSES]
+    curves = [(algorithm, kind) for algorithm in config.algorithms for kind in KINDS]
     places = [
         (*curve, point, seed) for curve in curves for point in points for seed in config.seeds
     ]
