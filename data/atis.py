@@ -10,7 +10,7 @@ import numpy as np
 
 from data import tfds_folder
 from data.cache import CacheMiss, cached
-from data.dataset import Dataset, Source
+from data.dataset import SPLITS, Dataset, Source
 from data.errors import DataError, os_errors_as_data_errors
 from data.slot_files import FILES, Sentence, read_sentences
 
@@ -18,7 +18,6 @@ PAD, UNKNOWN = "<pad>", "<unk>"
 OUTSIDE = "O"
 
 _UNKNOWN_ID = 1
-_SPLITS = ("train", "test")
 
 Splits = dict[str, list[Sentence]]
 
@@ -47,7 +46,7 @@ def find(path: str | os.PathLike[str]) -> Source:
             raise DataError(
                 f"{folder}: found no such folder, expected one with train and test in it"
             )
-        counts = {split: len(read_sentences(folder / split)) for split in _SPLITS}
+        counts = {split: len(read_sentences(folder / split)) for split in SPLITS}
     return Source(
         description="ATIS",
         num_train=counts["train"],
@@ -67,7 +66,7 @@ def _load(folder: Path, counts: dict[str, int]) -> Dataset:
 
 def _hash_files(folder: Path) -> str:
     digest = hashlib.sha256()
-    for split in _SPLITS:
+    for split in SPLITS:
         for name in FILES:
             content = (folder / split / name).read_bytes()
             digest.update(len(content).to_bytes(8, "little") + content)

@@ -9,7 +9,7 @@ import numpy as np
 
 from data import cifar_binary, image_tree, tfds_folder
 from data.cache import cached, fingerprint, read_arrays, write_arrays
-from data.dataset import Dataset, Source
+from data.dataset import SPLITS, Arrays, Dataset, Source
 from data.errors import DataError, os_errors_as_data_errors
 from data.network import check_reachable
 
@@ -25,7 +25,6 @@ _CLASSES = (
     "ship",
     "truck",
 )
-_SPLITS = ("train", "test")
 # Where tensorflow-datasets keeps it, inside its data directory.
 _TFDS_FOLDER = Path("cifar10", "3.0.2")
 _FORMS = (
@@ -33,7 +32,6 @@ _FORMS = (
     "images, or a folder prepared by tensorflow-datasets"
 )
 
-Arrays = dict[str, np.ndarray]
 Reader = Callable[[], tuple[Arrays, Arrays]]
 
 
@@ -85,7 +83,7 @@ def _find_at(path: Path) -> Source:
             read = functools.partial(cifar_binary.read_folder, folder)
             counts = cifar_binary.count_in_folder(folder)
             return _source(folder, "CIFAR-10", cifar_binary.NUM_CLASSES, counts, read)
-    if any((path / split).is_dir() for split in _SPLITS):
+    if any((path / split).is_dir() for split in SPLITS):
         return _image_tree(path)
     for folder in (path, path / _TFDS_FOLDER.name, path / _TFDS_FOLDER):
         if (folder / "dataset_info.json").is_file():
@@ -99,7 +97,7 @@ def _image_tree(root: Path) -> Source:
     tree = image_tree.scan(root)
     # Someone's own images are not to be passed off as CIFAR-10.
     name = "CIFAR-10" if tree.classes == _CLASSES else f"images of {root.resolve().name}"
-    paths = {split: tree.paths(split) for split in _SPLITS}
+    paths = {split: tree.paths(split) for split in SPLITS}
 
     def read() -> tuple[Arrays, Arrays]:
         return image_tree.read(tree, "train"), image_tree.read(tree, "test")
@@ -108,7 +106,7 @@ def _image_tree(root: Path) -> Source:
         root,
         f"{name} (JPEG)" if tree.is_jpeg() else name,
         len(tree.classes),
-        {split: len(paths[split]) for split in _SPLITS},
+        {split: len(paths[split]) for split in SPLITS},
         read,
         cache_key_files=paths["train"] + paths["test"],
     )
@@ -167,7 +165,7 @@ def _source(
 
     def read_all() -> tuple[Arrays, Arrays]:
         train, test = read()
-        for split, arrays in zip(_SPLITS, (train, test), strict=True):
+        for split, arrays in zip(SPLITS, (train, test), strict=True):
             if (found := len(arrays["label"])) != counts[split]:
                 raise DataError(
                     f"{path}: found {found} examples in split {split}, expected {counts[split]}"
@@ -188,13 +186,13 @@ def _load_cached(
     read: Reader, counts: dict[str, int], cache_key_files: Sequence[str | os.PathLike[str]]
 ) -> tuple[Arrays, Arrays]:
     def build(folder: Path) -> None:
-        for split, arrays in zip(_SPLITS, read(), strict=True):
+        for split, arrays in zip(SPLITS, read(), strict=True):
             write_arrays(folder / split, arrays)
 
     def read_back(folder: Path) -> tuple[Arrays, Arrays]:
         train, test = (
             read_arrays(folder / split, {"image": counts[split], "label": counts[split]})
-            for split in _SPLITS
+            for split in SPLITS
         )
         return train, test
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.dataset import Arrays
 from data.errors import DataError
 
 FOLDER = "cifar-10-batches-bin"
@@ -27,8 +28,6 @@ _TEST_FILES = ("test_batch.bin",)
 _ALL_FILES = _TRAIN_FILES + _TEST_FILES
 _IMAGE_SHAPE = (3, 32, 32)
 _RECORD_BYTES = 1 + 3 * 32 * 32
-
-Arrays = dict[str, np.ndarray]
 
 
 def is_folder(folder: Path) -> bool:

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
+
+SPLITS = ("train", "test")
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -25,8 +29,8 @@ class Dataset:
     """
 
     description: str
-    train: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
+    train: Arrays
+    test: Arrays
     label_key: str
     num_classes: int
     tokens: tuple[str, ...] = ()

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.dataset import SPLITS, Arrays
 from data.errors import DataError
 
-_SPLITS = ("train", "test")
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 # Pillow's modes of more than 8 bits a channel, which it clips to 255 instead of scaling.
 _DEEP_MODES = ("I", "F")
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def scan(root: Path) -> ImageTree:
     Raises:
         DataError: A split or class is missing or empty, or the splits differ in their classes.
     """
-    listing = {split: _scan_split(root / split) for split in _SPLITS}
+    listing = {split: _scan_split(root / split) for split in SPLITS}
     classes = tuple(sorted(listing["train"]))
     if unmatched := sorted(set(classes) ^ set(listing["test"])):
         absent = "test" if unmatched[0] in listing["train"] else "train"
@@ -57,7 +55,7 @@ def scan(root: Path) -> ImageTree:
             f"{root / absent / unmatched[0]}: found no such folder, "
             "expected train and test to have the same classes"
         )
-    files = {split: tuple(listing[split][cls] for cls in classes) for split in _SPLITS}
+    files = {split: tuple(listing[split][cls] for cls in classes) for split in SPLITS}
     return ImageTree(root, classes, files)
 
 

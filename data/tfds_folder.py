@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.dataset import SPLITS
 from data.errors import DataError
 
 FILE_FORMAT = "array_record"
@@ -47,7 +48,7 @@ def count_examples(folder: Path, name: str) -> dict[str, int]:
             f"{info_file}: found file format {file_format}, expected {FILE_FORMAT}, the one that "
             "can be read without TensorFlow"
         )
-    for split in ("train", "test"):
+    for split in SPLITS:
         if split not in shards:
             raise DataError(f"{info_file}: found no split {split}, expected train and test")
     for split, lengths in shards.items():
@@ -55,7 +56,7 @@ def count_examples(folder: Path, name: str) -> dict[str, int]:
             file = folder / f"{name}-{split}.{FILE_FORMAT}-{i:05d}-of-{len(lengths):05d}"
             if not file.is_file():
                 raise DataError(f"{file}: found no such file, expected it by {info_file.name}")
-    return {split: sum(shards[split]) for split in ("train", "test")}
+    return {split: sum(shards[split]) for split in SPLITS}
 
 
 def read(folder: Path, split: str, num_examples: int) -> list[dict[str, Any]]:
