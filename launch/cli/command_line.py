@@ -66,15 +66,13 @@ Probabilities = Annotated[tuple[float, ...], Within(0, 1, "probabilities in [0, 
 _ANY_INTEGER = Within(-(2**63), 2**63 - 1, "an integer of 64 bits")
 
 
-def read_command(
-    kind: type[Config], module: str, argv: Sequence[str] | None, defaults: Config
-) -> Config:
+def read_command(kind: type[Config], module: str, argv: Sequence[str], defaults: Config) -> Config:
     """Returns what a command line says, with defaults for what it does not say.
 
     Args:
         kind: A frozen dataclass, a field a flag.
         module: What is run, as in `python -m MODULE`.
-        argv: The arguments; None for those of this process.
+        argv: The arguments.
         defaults: Values of the flags that are not given.
 
     Raises:
@@ -89,7 +87,7 @@ def read_command(
                 kind,
                 prog=f"python -m {module}",
                 description="\n\n".join(map(_wrapped, paragraphs)),
-                args=None if argv is None else list(argv),
+                args=list(argv),
                 default=defaults,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
