@@ -10,6 +10,9 @@ from typing import Any, Self
 from launch.bed import Bed
 from launch.cli.command_line import CommandError
 
+COORDINATOR_PORT, FIRST_PORT = 8476, 4100
+"""Of every host; nobody else is in the namespaces of a bed."""
+
 
 class Group:
     """A process on every host; a context manager.

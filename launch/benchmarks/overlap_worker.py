@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import rps_jax as rps
-from launch.benchmarks.group import answer_requests
+from launch.benchmarks.group import COORDINATOR_PORT, FIRST_PORT, answer_requests
 from launch.config import parse
 from launch.rules import make_rule
 from launch.tasks.source import find_source
@@ -18,8 +18,6 @@ from launch.trainer.network import Network, Simulated
 from launch.trainer.setup import Setup, set_up
 from launch.wire.worker import Datagrams
 from rps_jax import transport
-
-COORDINATOR_PORT, FIRST_PORT = 8476, 4100
 
 WAYS = {
     "no exchange": "local",

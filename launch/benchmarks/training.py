@@ -25,7 +25,9 @@ from typing import Annotated, Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from launch.bed import Bed, Link, missing
+from launch.bed import Bed, Link
+from launch.benchmarks.beds import check_bed
+from launch.benchmarks.results import write_results
 from launch.cli.command_line import (
     CommandError,
     UsageError,
@@ -38,10 +40,9 @@ from launch.cli.command_line import (
 )
 from launch.config import parse, stored_config
 from launch.reports.curves import STYLE
-from launch.reports.provenance import command_line, machine, versions
 from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source
-from launch.trainer.json_files import write_json, write_text
+from launch.trainer.json_files import write_text
 from launch.trainer.run_directory import RunDirectory, check_can_write, only_writer
 
 _KILL_AT = 0.4
@@ -98,8 +99,7 @@ def run(argv: Sequence[str]) -> int:
     config = read_command(TrainingConfig, "launch.bench training", own, TrainingConfig())
     if config.output_dir is None:
         refuse("output_dir", None, "a folder for the results")
-    if reason := missing():
-        raise UsageError(f"launch.bench training: expected network namespaces: {reason}")
+    check_bed("training", None)
     for flag in ("--output-dir", "--algorithm", "--num-workers"):
         if flag in of_training:
             raise UsageError(f"{flag} is not allowed after --")
@@ -222,10 +222,8 @@ def _report(config: TrainingConfig, runs: Sequence[_Run], of_training: Sequence[
     rows = [_row(each, _folder(config, each)) for each in runs]
     table = "\n".join(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
     print(table)
-    made = command_line("launch.bench training", config, ("output_dir",), of_training)
-    about = {"command": made, "machine": machine(), "versions": versions("jax", "numpy")}
     write_text(config.output_dir / "table.md", f"{table}\n")
-    write_json(config.output_dir / "results.json", {**about, "rows": rows})
+    write_results(config.output_dir / "results.json", "training", config, rows, of_training)
     _draw(config, runs, config.output_dir / "loss.png")
 
 

@@ -11,12 +11,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
-from launch.benchmarks.group import answer_requests
+from launch.benchmarks.group import COORDINATOR_PORT, FIRST_PORT, answer_requests
 from rps_jax import transport
 from rps_jax.transport.carrier import average
 from rps_jax.transport.layout import Layout
-
-COORDINATOR_PORT, FIRST_PORT = 8476, 4100
 
 UDP, UNTAGGED, TCP = "udp", "udp-untagged", "tcp"
 """The ways to exchange: authenticated datagrams, those without tags, and an all-reduce by Gloo."""
