@@ -5,7 +5,7 @@ there were, so that growing leaves the mean model where it is. The learning-rate
 the same place of the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,14 +32,23 @@ def resized(state: rps.TrainState, workers: Sequence[int], step: int) -> rps.Tra
         return np.stack(kept + [_mean(leaf)] * (len(workers) - len(kept)))
 
     of_workers: rps.TrainState = jax.tree.map(rows, state)
-    steps: Any = np.full(len(workers), step, np.int32)
+    return at_step(of_workers, lambda: np.full(len(workers), step, np.int32))
 
-    def at_step(path: Any, leaf: np.ndarray) -> np.ndarray:
+
+def at_step(state: rps.TrainState, step: Callable[[], Any]) -> rps.TrainState:
+    """Returns a state with another step, in all that counts steps.
+
+    Args:
+        state: The workers' state.
+        step: Returns the step of every worker, to be called for each place that has it.
+    """
+
+    def counted(path: Any, leaf: Any) -> Any:
         # Schedules, and what else optax counts; not a parameter that has this name.
-        return steps if path[-1:] == (jax.tree_util.GetAttrKey("count"),) else leaf
+        return step() if path[-1:] == (jax.tree_util.GetAttrKey("count"),) else leaf
 
-    opt_state = jax.tree.map_with_path(at_step, of_workers.opt_state)
-    return of_workers._replace(step=steps, opt_state=opt_state)
+    opt_state = jax.tree.map_with_path(counted, state.opt_state)
+    return state._replace(step=step(), opt_state=opt_state)
 
 
 def _mean(leaf: np.ndarray) -> np.ndarray:

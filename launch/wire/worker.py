@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import rps_jax as rps
 from data import Source
@@ -20,6 +19,7 @@ from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.loop import Hook, train_loop
 from launch.trainer.metrics import Recorder
 from launch.trainer.preemption import StopSignals
+from launch.trainer.resize import at_step
 from launch.trainer.resume import begin, is_progress, resume
 from launch.trainer.run_directory import only_writer
 from launch.trainer.saver import Saver
@@ -74,11 +74,12 @@ class Datagrams:
         # Before its first exchange it knows of no other, and one exchange may be under way.
         if not reached or reached <= step < reached + 2 * self.every:
             return state, step
-        count = jax.device_put(jnp.full_like(state.step, reached), state.step.sharding)
-        opt_state = optax.tree.set(state.opt_state, count=count)
-        # A buffer of its own for each: the step is given them all.
-        opt_state = jax.tree.map(lambda x: jnp.copy(x) if x is count else x, opt_state)
-        return state._replace(step=count, opt_state=opt_state), reached
+
+        def count() -> jax.Array:
+            # A buffer of its own for each place: the step is given them all.
+            return jax.device_put(jnp.full_like(state.step, reached), state.step.sharding)
+
+        return at_step(state, count), reached
 
 
 class _OnMesh(transport.Datagrams):
