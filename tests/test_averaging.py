@@ -14,6 +14,7 @@ from mappings import MAPPINGS, awkward_params, every_place, mesh
 import rps_jax as rps
 
 KEY = jax.random.key(7)
+NO_PACKETS = rps.Delivery(*[jnp.ones((4, 0), bool)] * 3)
 RULES = {
     "models": reference.average_models,
     "own": lambda grads, delivery: reference.average_gradients(grads, delivery, "own"),
@@ -357,6 +358,11 @@ def test_output_sharding_is_the_input_sharding():
             lambda p, d: rps.average_models(p, d._replace(sent=d.sent[:2]), "workers"),
             ValueError,
             r"delivery.sent has shape \(2,\): expected \(4,\) or \(4, packets\)",
+        ),
+        (
+            lambda p, _: rps.average_models(p, NO_PACKETS, "workers"),
+            ValueError,
+            r"delivery.sent has shape \(4, 0\): expected at least 1",
         ),
         (
             lambda p, d: rps.average_models(p, d._replace(gathered=d.sent[:, None]), "workers"),

@@ -242,10 +242,3 @@ def test_half_precision_trains_under_strict_promotion(algorithm):
     spread = np.asarray(state.params["x"], np.float32)
     expected = np.sqrt(((spread - spread.mean(0)) ** 2).sum(1).mean())
     np.testing.assert_allclose(distance, np.full(n, expected), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("masks", [(4, 4, 0)])
-def test_a_delivery_without_packets_is_refused(masks):
-    delivery = rps.Delivery(*[jnp.ones(masks, bool)] * 3)
-    with pytest.raises(ValueError, match=r"delivery.sent has shape \(4, 0\): expected at least 1"):
-        jax.vmap(lambda p, d: rps.average_models(p, d, "w"), axis_name="w")(jnp.zeros(4), delivery)
