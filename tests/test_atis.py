@@ -1,3 +1,5 @@
+"""ATIS: its files, its ids, and what is refused."""
+
 import os
 import re
 import shutil

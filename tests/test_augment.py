@@ -1,3 +1,5 @@
+"""Random crops and flips."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Shards of workers, the order of an epoch, and batches."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Checkpoints: what is kept, what is restored, and what is refused."""
+
 import gc
 import os
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""CIFAR-10 in each of its forms, and its cache."""
+
 import hashlib
 import io
 import json

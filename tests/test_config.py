@@ -1,3 +1,5 @@
+"""What a run may be configured to: values, contradictions, presets, files."""
+
 import dataclasses
 import json
 import os

@@ -1,3 +1,5 @@
+"""The cache of decoded data, with several processes at it."""
+
 import os
 import threading
 import warnings

@@ -1,3 +1,5 @@
+"""Whether a server can be reached, before anything is downloaded."""
+
 import http.server
 import socket
 import threading

@@ -1,3 +1,5 @@
+"""What importing the data package imports."""
+
 import subprocess
 import sys
 

@@ -1,3 +1,5 @@
+"""The digits of scikit-learn."""
+
 import numpy as np
 
 from data import digits

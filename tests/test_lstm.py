@@ -1,3 +1,5 @@
+"""The LSTM: flax's, with one forget bias, at any length, alone and over workers."""
+
 from functools import partial
 
 import flax.linen as nn

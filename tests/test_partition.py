@@ -1,3 +1,5 @@
+"""Which worker gets which examples."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Where processes meet before JAX is started."""
+
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor

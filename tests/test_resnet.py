@@ -1,3 +1,5 @@
+"""The ResNets of CIFAR: their sizes, dtypes and many models at once."""
+
 import functools
 from functools import partial
 

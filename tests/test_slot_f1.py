@@ -1,3 +1,5 @@
+"""The slot F1 score, against conlleval's rules."""
+
 import subprocess
 import sys
 
