@@ -19,15 +19,8 @@ from matplotlib.figure import Figure
 from launch.cli.command_line import UsageError, exit_status, optional, read_command
 from launch.config import stored_config
 from launch.reports.curves import STYLE
-from launch.reports.links import (
-    ARRIVALS,
-    BURSTS,
-    BY_LINK,
-    draw_arrivals,
-    draw_bursts,
-    draw_heat_maps,
-    lists_of_links,
-)
+from launch.reports.link_pictures import draw_arrivals, draw_bursts, draw_heat_maps
+from launch.reports.links import ARRIVALS, BURSTS, BY_LINK, lists_of_links
 from launch.trainer.json_files import is_number
 from launch.trainer.run_directory import RunDirectory, check_can_write
 

@@ -9,12 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.reports.links import (
-    draw_arrivals,
-    draw_bursts,
-    draw_heat_maps,
-    lists_of_links,
-)
+from launch.reports.link_pictures import draw_arrivals, draw_bursts, draw_heat_maps
+from launch.reports.links import lists_of_links
 from launch.trainer.run_directory import PREDICTED
 
 Lines = list[dict[str, Any]]

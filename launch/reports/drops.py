@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 import rps_jax as rps
 from launch.reports.curves import STYLE
-from launch.reports.links import LinkStatistics, draw_arrivals, draw_bursts, draw_heat_maps
+from launch.reports.link_pictures import draw_arrivals, draw_bursts, draw_heat_maps
+from launch.reports.links import LinkStatistics
 from rps_jax.channels.channel import REDUCE_SCATTER
 from rps_jax.links import BURST_BINS
 
