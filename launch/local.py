@@ -7,7 +7,6 @@
 What follows `--` are flags of `launch.train`.
 """
 
-import contextlib
 import dataclasses
 import socket
 import sys
@@ -23,8 +22,9 @@ from launch.cli.command_line import (
     split_arguments,
 )
 from launch.config import NetworkName
-from launch.distributed.gpus import check_platforms, visible_gpus
+from launch.distributed.gpus import check_platforms, share_gpus, visible_gpus
 from launch.distributed.job import Job, check_supervision, process_flags
+from launch.distributed.ports import free_port, free_ports
 from launch.distributed.process import Command
 from launch.tasks.source import find_source
 from launch.wire.flags import UdpFlags
@@ -123,44 +123,6 @@ def _run_over_udp(config: LocalConfig, of_training: Sequence[str]) -> int:
         config.heartbeat_timeout,
         config.max_restarts,
     )
-
-
-def share_gpus(gpus: Sequence[str], processes: int, each: int | None) -> list[list[str]]:
-    """Returns the GPUs of each process, empty lists where there are none.
-
-    Args:
-        gpus: Those of this machine.
-        processes: How many processes share them; NCCL lets no two have the same.
-        each: How many each gets; None for as many as there are.
-
-    Raises:
-        UsageError: There are too few.
-    """
-    if not gpus:
-        return [[] for _ in range(processes)]
-    expect("processes", processes, processes <= len(gpus), f"at most {len(gpus)}, one a GPU")
-    share = each or len(gpus) // processes
-    expect(
-        "devices_per_process",
-        each,
-        share * processes <= len(gpus),
-        f"at most {len(gpus) // processes}, of {len(gpus)} GPUs",
-    )
-    return [list(gpus[i * share : (i + 1) * share]) for i in range(processes)]
-
-
-def free_port() -> int:
-    """Returns a port of this machine that nothing listens to."""
-    return free_ports(1, socket.SOCK_STREAM)[0]
-
-
-def free_ports(count: int, kind: socket.SocketKind) -> list[int]:
-    """Returns different ports of this machine that nothing listens to, of TCP or UDP."""
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(socket.socket(type=kind)) for _ in range(count)]
-        for each in opened:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in opened]
 
 
 if __name__ == "__main__":

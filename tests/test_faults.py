@@ -21,7 +21,7 @@ from launch.cli.command_line import UsageError
 from launch.config import TrainConfig
 from launch.distributed import consistency
 from launch.distributed.consistency import check_consistency, check_shared
-from launch.local import free_port
+from launch.distributed.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 

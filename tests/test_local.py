@@ -10,8 +10,7 @@ import pytest
 import launch.distributed.gpus
 import launch.local
 from launch.cli.command_line import UsageError
-from launch.distributed.gpus import take_gpu, visible_gpus
-from launch.local import share_gpus
+from launch.distributed.gpus import share_gpus, take_gpu, visible_gpus
 
 
 @pytest.mark.parametrize(

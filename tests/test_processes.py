@@ -1,7 +1,6 @@
 """Several real processes: the laws, and the same training wherever the workers are."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,9 @@ from mappings import MAPPINGS, awkward_params
 from steps_of_all import steps_of_all
 
 import rps_jax as rps
+from launch.distributed.ports import free_port
 
 TESTS = Path(__file__).parent
-
-
-def free_port():
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
 
 
 def run_processes(script, num_processes, *arguments):

@@ -15,17 +15,10 @@ from launch.cli import command_line
 from launch.cli.command_line import check_values, split_arguments
 from launch.comparison.grid import groups_of, settings_of
 from launch.config import parse
+from launch.distributed.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        bound = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(count)]
-        for each in bound:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in bound]
 
 
 def test_the_readme_s_python_runs(tmp_path):
@@ -52,7 +45,7 @@ def test_the_channel_of_one_s_own_runs():
 def test_the_script_for_hosts_of_one_s_own_runs(tmp_path):
     """As docs/wire.md has it, but for the addresses: three processes on the loopback."""
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/wire.md").read_text(), re.DOTALL)
-    ports = [("127.0.0.1", port) for port in free_ports(3)]
+    ports = [("127.0.0.1", port) for port in free_ports(3, socket.SOCK_DGRAM)]
     script = re.sub(r"addresses = .*", f"addresses = {ports}", script)
     script += "print(float(params['w'][0]))\n"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}

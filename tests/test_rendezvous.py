@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launch.distributed import rendezvous as module
+from launch.distributed.ports import free_port
 from launch.distributed.rendezvous import RendezvousError, rendezvous, split_address
-from launch.local import free_port
 
 
 def meet(*calls: tuple[int, int], timeout: float = 20.0) -> list[str]:

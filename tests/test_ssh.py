@@ -21,7 +21,7 @@ from run_files import read_metrics
 import launch.hosts
 from launch.config import parse
 from launch.distributed.heartbeat import ENVIRONMENT
-from launch.local import free_port
+from launch.distributed.ports import free_port
 from launch.trainer.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]

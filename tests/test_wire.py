@@ -20,7 +20,7 @@ import launch.train
 import rps_jax as rps
 from launch.bed import Link
 from launch.benchmarks.training import Hosts
-from launch.local import free_port, free_ports
+from launch.distributed.ports import free_port, free_ports
 from launch.trainer.json_files import read_object
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import pytest
 import rps_jax as rps
 from launch.cli.command_line import UsageError
 from launch.config import PRESETS
-from launch.local import free_port
+from launch.distributed.ports import free_port
 from launch.tasks.source import find_source
 from launch.trainer.setup import set_up
 from launch.wire import coordinator, deliveries, models, reports

@@ -28,7 +28,7 @@ from launch.cli.command_line import (
     read_command,
 )
 from launch.distributed.devices import start_devices
-from launch.local import free_port
+from launch.distributed.ports import free_port
 
 
 @dataclasses.dataclass(frozen=True)

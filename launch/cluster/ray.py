@@ -19,8 +19,8 @@ from typing import Any
 from launch.cli.command_line import UsageError, exit_status, expect, read_command, split_arguments
 from launch.distributed.heartbeat import BEAT, ENVIRONMENT
 from launch.distributed.job import Job, process_flags
+from launch.distributed.ports import free_port
 from launch.distributed.process import JobFailed
-from launch.local import free_port
 
 
 @dataclasses.dataclass(frozen=True)

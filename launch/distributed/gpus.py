@@ -1,10 +1,11 @@
 """The GPUs of this host, counted without starting JAX, which would take hold of them."""
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from launch.cli.command_line import UsageError
+from launch.cli.command_line import UsageError, expect
 
 _PLATFORMS = ("cpu", "cuda", "gpu", "rocm", "tpu")
 """Those that JAX knows without a plugin of their name."""
@@ -53,3 +54,27 @@ def check_platforms() -> None:
             raise UsageError(f"JAX_PLATFORMS={asked}: expected some of {', '.join(_PLATFORMS)}")
         if platform == "cuda" and not visible_gpus():
             raise UsageError(f"JAX_PLATFORMS={asked}: expected a GPU that JAX can use, found none")
+
+
+def share_gpus(gpus: Sequence[str], processes: int, each: int | None) -> list[list[str]]:
+    """Returns the GPUs of each process, empty lists where there are none.
+
+    Args:
+        gpus: Those of this machine.
+        processes: How many processes share them; NCCL lets no two have the same.
+        each: How many each gets; None for as many as there are.
+
+    Raises:
+        UsageError: There are too few.
+    """
+    if not gpus:
+        return [[] for _ in range(processes)]
+    expect("processes", processes, processes <= len(gpus), f"at most {len(gpus)}, one a GPU")
+    share = each or len(gpus) // processes
+    expect(
+        "devices_per_process",
+        each,
+        share * processes <= len(gpus),
+        f"at most {len(gpus) // processes}, of {len(gpus)} GPUs",
+    )
+    return [list(gpus[i * share : (i + 1) * share]) for i in range(processes)]
