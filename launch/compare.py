@@ -34,7 +34,7 @@ from launch.reports.tables import markdown_table, text_table, write_csv
 from launch.tasks.source import find_source
 from launch.trainer.json_files import write_json
 from launch.trainer.many_runs import ends_of_epochs, folder_of, train_all
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 
 _UNLESS_VARIED = "unless flags after -- are varied"
 

@@ -22,7 +22,8 @@ from launch.reports.curves import STYLE
 from launch.reports.link_pictures import draw_arrivals, draw_bursts, draw_heat_maps
 from launch.reports.links import ARRIVALS, BURSTS, BY_LINK, lists_of_links
 from launch.trainer.json_files import is_number
-from launch.trainer.run_directory import RunDirectory, check_can_write
+from launch.trainer.run_directory import RunDirectory
+from launch.trainer.writing import check_can_write
 
 _POLL_SECONDS = 2.0
 

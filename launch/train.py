@@ -18,7 +18,8 @@ from launch.distributed.heartbeat import start_heartbeat
 from launch.distributed.initialize import count_processes, join, report_lost_peers, run_and_leave
 from launch.reports.results import print_summary
 from launch.tasks.source import find_source
-from launch.trainer.run_directory import RunDirectory, check_can_record, check_can_write
+from launch.trainer.run_directory import RunDirectory
+from launch.trainer.writing import check_can_record, check_can_write
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,8 @@ from launch.config_file import CONFIG_FILE
 from launch.trainer.checkpoints import CheckpointError, Checkpoints
 from launch.trainer.json_files import write_json
 from launch.trainer.preemption import StopSignals
-from launch.trainer.run_directory import RunDirectory, only_writer
+from launch.trainer.run_directory import RunDirectory
+from launch.trainer.writing import only_writer
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +30,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from launch.cli.command_line import exit_status
-from launch.trainer.run_directory import only_writer
+from launch.trainer.writing import only_writer
 
 def hold():
     with only_writer(Path(sys.argv[1])):

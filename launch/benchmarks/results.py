@@ -8,7 +8,7 @@ from typing import Any
 from launch.cli.command_line import expect
 from launch.reports.provenance import command_line, machine, versions
 from launch.trainer.json_files import write_json
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 
 Row = dict[str, Any]
 

@@ -43,7 +43,8 @@ from launch.reports.curves import STYLE
 from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source
 from launch.trainer.json_files import write_text
-from launch.trainer.run_directory import RunDirectory, check_can_write, only_writer
+from launch.trainer.run_directory import RunDirectory
+from launch.trainer.writing import check_can_write, only_writer
 
 _KILL_AT = 0.4
 """Share of the run after which a worker is killed."""

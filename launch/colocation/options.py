@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from launch.cli.command_line import Within, check_memory, expect, refuse
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 from rps_jax.colocation import SettingError, Settings
 
 Thresholds = Annotated[tuple[float, ...], Within(0, 1e12)]

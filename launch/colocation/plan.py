@@ -11,7 +11,7 @@ import numpy as np
 from launch.cli.command_line import Seeds, Within, expect, read_command, refuse
 from launch.colocation.options import refusals, settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 from rps_jax.colocation import PARAMS, SettingError, Settings, layout, simulate, with_discipline
 from rps_jax.colocation.traffic import learning_packets
 

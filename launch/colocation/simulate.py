@@ -12,7 +12,7 @@ import numpy as np
 from launch.cli.command_line import expect, read_command
 from launch.colocation.options import refusals, settings_of
 from launch.colocation.waiting import SecondsBar
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 from rps_jax.colocation import Result, Settings, layout, save_record, simulate
 
 

@@ -28,7 +28,7 @@ from launch.reports.intervals import interval
 from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source
 from launch.trainer.many_runs import train_all
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 from rps_jax.colocation import Settings, save_record, simulate, with_discipline
 
 OF_THE_QUEUE, INDEPENDENT = KINDS = ("of the queue", "independent")

@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 from launch.cli.command_line import expect
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from launch.config import TrainConfig, stored_config
 from launch.config_file import CONFIG_FILE, check_unchanged, deciding
 from launch.distributed.devices import start_devices
 from launch.trainer.preemption import Deadline, Stopped
-from launch.trainer.run_directory import SUMMARY_FILE, RunDirectory, check_can_write, only_writer
+from launch.trainer.run_directory import SUMMARY_FILE, RunDirectory
+from launch.trainer.writing import check_can_write, only_writer
 
 _SAME_COMMAND = "the same command"
 

@@ -1,17 +1,12 @@
 """A run's folder: what was asked for, what was measured, and what came of it."""
 
-import contextlib
-import fcntl
 import json
-import os
 import shutil
-import socket
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.cli.command_line import CommandError, UsageError, expect, refuse
+from launch.cli.command_line import CommandError, UsageError
 from launch.config import TrainConfig
 from launch.config_file import CONFIG_FILE, to_json
 from launch.trainer.json_files import (
@@ -23,10 +18,10 @@ from launch.trainer.json_files import (
     write_json,
     write_text,
 )
+from launch.trainer.writing import check_can_write
 
 METRICS_FILE, SUMMARY_FILE, CURVES_FILE = "metrics.jsonl", "summary.json", "curves.png"
 CHECKPOINTS = "checkpoints"
-LOCK_FILE = "writer.lock"
 EPOCH_DIGITS = 6
 """Decimal places of the epoch in a line of metrics."""
 
@@ -157,58 +152,3 @@ def _is_summary(values: dict[str, Any]) -> bool:
         and isinstance(values.get("data"), str)
         and all(is_number(values.get(key)) for key in (score, "wall_seconds"))
     )
-
-
-@contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder, which is made if need be, for this process alone.
-
-    Relies on POSIX record locks: the kernel drops them with the process, however that ends, and
-    NFS (version 4, or 3 with lockd), Lustre (mounted with `flock`), GPFS and CephFS honour them
-    between hosts. The file stays: whoever deleted it could delete one that another has just locked.
-
-    Raises:
-        UsageError: Another process holds it, or it cannot be locked.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK_FILE).open("a+")
-    except OSError as error:
-        refuse("output_dir", folder, f"a folder that can be written ({error.strerror})")
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            other = " ".join(file.read(200).split()) or "another process"
-            refuse("output_dir", folder, f"a folder with one writer, found {other} writing there")
-        except OSError as error:
-            refuse("output_dir", folder, f"a file system that locks files ({error.strerror})")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def check_can_record(path: Path) -> None:
-    """Raises `UsageError` if no trace can be written to the path of `--record`."""
-    check_can_write("record", path.parent)
-    if not os.path.exists(path):
-        check_can_write("record", path)  # Its name, too.
-    expect("record", path, not os.path.isdir(path), "a file, found a folder")
-
-
-def check_can_write(name: str, folder: Path) -> None:
-    """Raises `UsageError` for the flag `name` if nothing can be written to its folder.
-
-    Found out by writing, under a name of its own: permissions do not tell of a read-only or special
-    file system, and processes of one job that do the same must not meet.
-    """
-    path = folder.absolute()
-    # A link that leads nowhere is there, too, and no folder can take its name.
-    parent = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    try:
-        with tempfile.TemporaryDirectory(dir=parent) as trial:
-            (Path(trial) / path.relative_to(parent)).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        refuse(name, folder, f"a folder that can be written ({error.strerror})")

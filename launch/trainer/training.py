@@ -24,10 +24,10 @@ from launch.trainer.preemption import Deadline, StopSignals
 from launch.trainer.profile import Profiler
 from launch.trainer.record import DropRecorder
 from launch.trainer.resume import begin, is_progress, resume
-from launch.trainer.run_directory import only_writer
 from launch.trainer.saver import Saver
 from launch.trainer.setup import Setup, set_up
 from launch.trainer.summary import Summary, setting, summarise
+from launch.trainer.writing import only_writer
 
 
 def train(

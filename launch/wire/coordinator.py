@@ -28,9 +28,9 @@ from launch.rules import make_rule
 from launch.trainer.metrics import of_distances, of_links, of_models
 from launch.trainer.network import Simulated
 from launch.trainer.preemption import Stopped, StopSignals
-from launch.trainer.run_directory import check_can_record, only_writer
 from launch.trainer.setup import Setup, set_up
 from launch.trainer.summary import Summary, setting, summarise
+from launch.trainer.writing import check_can_record, only_writer
 from launch.wire.deliveries import LONGEST_BYTES, Deliveries, NotRecorded
 from launch.wire.greeting import refusal
 from launch.wire.lines import Lines, Report, merged

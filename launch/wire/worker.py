@@ -21,10 +21,10 @@ from launch.trainer.metrics import Recorder
 from launch.trainer.preemption import StopSignals
 from launch.trainer.resize import at_step
 from launch.trainer.resume import begin, is_progress, resume
-from launch.trainer.run_directory import only_writer
 from launch.trainer.saver import Saver
 from launch.trainer.schedule import Position
 from launch.trainer.setup import set_up
+from launch.trainer.writing import only_writer
 from launch.wire import deliveries, links, models
 from launch.wire.greeting import greeting
 from launch.wire.reports import Reporter

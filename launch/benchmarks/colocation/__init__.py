@@ -26,7 +26,7 @@ from launch.cli.command_line import check_untouched, exactly, expect, read_comma
 from launch.colocation.options import refusals
 from launch.config import ONE_RUN_FLAGS, PRESETS, parse
 from launch.tasks.source import find_source
-from launch.trainer.run_directory import check_can_write
+from launch.trainer.writing import check_can_write
 
 
 def run(argv: Sequence[str]) -> int:
