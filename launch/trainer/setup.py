@@ -22,8 +22,9 @@ from launch.tasks import Task, make_task
 from launch.tasks.source import check_packets, of_flag
 from launch.trainer.evaluate import Evaluator
 from launch.trainer.network import Network, Simulated
+from launch.trainer.optimizer import make_optimizer
 from launch.trainer.run_directory import RunDirectory
-from launch.trainer.schedule import Schedule, make_optimizer
+from launch.trainer.schedule import Schedule
 from launch.trainer.shards import Shards, deal
 from launch.trainer.step import Run, TrainStep
 

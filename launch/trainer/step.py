@@ -17,7 +17,7 @@ from launch.rules import make_rule
 from launch.tasks import Task
 from launch.trainer.apart import Apart
 from launch.trainer.network import Network
-from launch.trainer.schedule import make_optimizer
+from launch.trainer.optimizer import make_optimizer
 
 
 class Run(NamedTuple):
