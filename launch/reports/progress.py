@@ -5,10 +5,11 @@ from typing import Any
 
 import rps_jax as rps
 from launch.reports.bars import REMAINING, make_bar
+from launch.trainer.hook import Hook
 from launch.trainer.schedule import Position, Schedule
 
 
-class Progress:
+class Progress(Hook):
     """A hook that shows where a run is.
 
     A context manager, so that the bar is put away whatever happens.
@@ -41,9 +42,6 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = self._make_bar(REMAINING)
-
-    def on_metrics(self, metrics: rps.StepMetrics) -> None:
-        """Does nothing."""
 
     def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
         """Moves on."""

@@ -1,36 +1,14 @@
 """The training loop."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 import rps_jax as rps
-from launch.trainer.schedule import Position
+from launch.trainer.hook import Hook
 from launch.trainer.setup import Setup
-
-
-class Hook(Protocol):
-    """What happens beside the steps: every hook is told, in the order of the list."""
-
-    def begin(self) -> None:
-        """Is told that everything is compiled and the first step is about to be taken."""
-        ...
-
-    def on_metrics(self, metrics: rps.StepMetrics) -> None:
-        """Takes the metrics of a step, in host memory, in the order of the steps."""
-        ...
-
-    def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
-        """Looks at a step that has been dispatched; finished, where `at.logs` or a signal came.
-
-        Args:
-            at: The place in the run.
-            state: The workers' state.
-            signal_number: A signal that any process has received, the same on all; 0 for none.
-        """
-        ...
 
 
 def train_loop(

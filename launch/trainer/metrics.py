@@ -13,6 +13,7 @@ from launch.cli.command_line import DIVERGED, CommandError
 from launch.reports.links import LinkStatistics, as_list
 from launch.rules import make_rule
 from launch.trainer.evaluate import of_all_workers
+from launch.trainer.hook import Hook
 from launch.trainer.prediction import predict_together
 from launch.trainer.resume import Start
 from launch.trainer.run_directory import EPOCH_DIGITS
@@ -141,7 +142,7 @@ def of_models(setup: Setup, models: Iterable[Any]) -> dict[str, float]:
     return {f"worst_worker_{score}": min(scores), f"best_worker_{score}": max(scores)}
 
 
-class Recorder:
+class Recorder(Hook):
     """A hook that measures, and writes lines of metrics.
 
     Attributes:

@@ -6,13 +6,14 @@ import jax
 
 import rps_jax as rps
 from launch.cli.command_line import CommandError
+from launch.trainer.hook import Hook
 from launch.trainer.schedule import Position
 
 _WARM_UP, _TRACED = 5, 10
 """Steps before those of the trace, and most steps in it: a trace of a CPU grows by megabytes."""
 
 
-class Profiler:
+class Profiler(Hook):
     """A hook that traces steps: the 6th to the 15th of this process, or the later half of fewer.
 
     It is to be closed: a trace that has begun is written then, whatever ended the run.
@@ -34,9 +35,6 @@ class Profiler:
         """Starts the trace where there is no time to warm up."""
         if self._taken == self._first:
             self._start()
-
-    def on_metrics(self, metrics: rps.StepMetrics) -> None:
-        """Does nothing."""
 
     def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
         """Starts and ends the trace, between steps."""

@@ -9,7 +9,7 @@ import numpy as np
 
 import rps_jax as rps
 from launch.reports.drops import draw_drops
-from launch.trainer.schedule import Position
+from launch.trainer.hook import Hook
 
 
 def picture_of(trace: Path) -> Path:
@@ -17,7 +17,7 @@ def picture_of(trace: Path) -> Path:
     return trace.with_name(trace.name + ".png")
 
 
-class DropRecorder:
+class DropRecorder(Hook):
     """A hook that collects what arrives, in a file beside the trace that it becomes at the end.
 
     It is a context: the trace of the steps that were taken is written on leaving it, whatever ended
@@ -62,9 +62,6 @@ class DropRecorder:
             trace.save(self._path, self._description)
             draw_drops(trace, self._title, picture_of(self._path))
 
-    def begin(self) -> None:
-        """Does nothing."""
-
     def on_metrics(self, metrics: rps.StepMetrics) -> None:
         """Adds what arrived in a step, if it had an exchange."""
         if metrics.arrivals is None:
@@ -75,6 +72,3 @@ class DropRecorder:
         self._shape = arrived.shape
         self._shifts.append(int(metrics.arrivals.shift))
         self._file.write(arrived.tobytes())
-
-    def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
-        """Does nothing."""

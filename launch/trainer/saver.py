@@ -4,6 +4,7 @@ import shlex
 
 import rps_jax as rps
 from launch.trainer.checkpoints import Checkpoints
+from launch.trainer.hook import Hook
 from launch.trainer.metrics import Recorder
 from launch.trainer.preemption import Stopped
 from launch.trainer.resume import progress_of
@@ -11,7 +12,7 @@ from launch.trainer.schedule import Position
 from launch.trainer.setup import Setup
 
 
-class Saver:
+class Saver(Hook):
     """A hook that saves checkpoints, and ends the run after a signal.
 
     Every process does so at the same step.
@@ -35,12 +36,6 @@ class Saver:
         """
         self._setup, self._checkpoints, self._recorder = setup, checkpoints, recorder
         self._speaks = speaks
-
-    def begin(self) -> None:
-        """Does nothing."""
-
-    def on_metrics(self, metrics: rps.StepMetrics) -> None:
-        """Does nothing."""
 
     def after_step(self, at: Position, state: rps.TrainState, signal_number: int) -> None:
         """Saves where a checkpoint is due, or the run is to stop."""

@@ -18,7 +18,8 @@ from launch.config_file import deciding
 from launch.distributed.consistency import refuse_together
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
-from launch.trainer.loop import Hook, train_loop
+from launch.trainer.hook import Hook
+from launch.trainer.loop import train_loop
 from launch.trainer.metrics import Recorder, measure_together
 from launch.trainer.preemption import Deadline, StopSignals
 from launch.trainer.profile import Profiler
@@ -92,33 +93,22 @@ def train(
 
             hooks: list[Hook] = [progress, recorder, saver]
             steps = setup.schedule.total_steps - start.step
-            with _drop_recorder(setup) as drop_recorder, _profiler(setup, steps) as profiler:
-                hooks += [*drop_recorder, *profiler]
+            with contextlib.ExitStack() as held:
+                hooks += [held.enter_context(hook) for hook in _asked_for(setup, steps)]
                 train_loop(setup, start.state, start.step, received, hooks)
         return summarise(setup, recorder.wall_seconds) if setup.first_process else None
 
 
-@contextlib.contextmanager
-def _drop_recorder(setup: Setup) -> Iterator[list[DropRecorder]]:
-    """Records the drops of a run that asks for it, on process 0 for all."""
-    path = setup.config.record
-    if path is None or not setup.first_process:
-        yield []
+def _asked_for(setup: Setup, steps: int) -> Iterator[contextlib.AbstractContextManager[Hook]]:
+    """Yields the hooks of flags: process 0 records the drops of all, and traces its own steps."""
+    config = setup.config
+    if not setup.first_process:
         return
-    packets = getattr(setup.run.channel, "packets", None) or 1
-    with DropRecorder(path, packets, setting(setup.config), deciding(setup.config)) as recorder:
-        yield [recorder]
-
-
-@contextlib.contextmanager
-def _profiler(setup: Setup, steps: int) -> Iterator[list[Profiler]]:
-    """Profiles a run that asks for it, on process 0 alone."""
-    folder = setup.config.profile
-    if folder is None or not steps or not setup.first_process:
-        yield []
-        return
-    with contextlib.closing(Profiler(folder, steps)) as profiler:
-        yield [profiler]
+    if config.record is not None:
+        packets = getattr(setup.run.channel, "packets", None) or 1
+        yield DropRecorder(config.record, packets, setting(config), deciding(config))
+    if config.profile is not None and steps:
+        yield contextlib.closing(Profiler(config.profile, steps))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from launch.config_file import CONFIG_FILE
 from launch.reports.progress import Progress
 from launch.rules import make_rule
 from launch.trainer.checkpoints import Checkpoints
-from launch.trainer.loop import Hook, train_loop
+from launch.trainer.hook import Hook
+from launch.trainer.loop import train_loop
 from launch.trainer.metrics import Recorder
 from launch.trainer.preemption import StopSignals
 from launch.trainer.resize import at_step
