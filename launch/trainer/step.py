@@ -1,5 +1,6 @@
 """The compiled training step over all workers, and the order of their examples."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,72 @@ class Run(NamedTuple):
     total_steps: Any
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OneWorker:
+    """The programs of one worker.
+
+    Attributes:
+        config: The run's configuration.
+        network: Where the workers are, and what their exchanges go over.
+        task: Data and model.
+        steps_per_epoch: Batches that every worker takes of its examples.
+        remembers: Whether the optimizer remembers updates; see `make_optimizer`.
+    """
+
+    config: TrainConfig
+    network: Network
+    task: Task
+    steps_per_epoch: int
+    remembers: bool
+
+    def start_epoch(self, key: jax.Array, arrays: Any, epoch: jax.Array) -> jax.Array:
+        for part in (self.network.worker(), epoch):
+            key = jax.random.fold_in(key, part)
+        return epoch_order(key, arrays["weight"])
+
+    def train_step(
+        self, run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
+    ) -> Any:
+        batch = self._batch(state, arrays, order)
+        return *self._step(run)(self._begin(state), batch), self._greatest(signal)
+
+    def exchange(self, run: Run, state: rps.TrainState) -> Any:
+        return self._step(run).exchange(self._begin(state))
+
+    def local(self, run: Run, state: rps.TrainState, arrays: Any, order: Any) -> Any:
+        return self._step(run).local(state, self._batch(state, arrays, order))
+
+    def join(
+        self, exchanged: Any, changed: Any, run: Run, state: rps.TrainState, signal: Any
+    ) -> Any:
+        return *self._step(run).join(state, exchanged, changed), self._greatest(signal)
+
+    def _step(self, run: Run) -> Any:
+        config = self.config
+        return rps.make_step(
+            self.task.loss_fn,
+            make_optimizer(config, run.learning_rate, run.total_steps, remembers=self.remembers),
+            make_rule(config),
+            self.network.carrier(run.channel),
+            model_state_policy=config.model_state,
+            record=records_steps(config),
+        )
+
+    def _begin(self, state: rps.TrainState) -> rps.TrainState:
+        """Returns the state whose links are counted anew, where an epoch begins."""
+        if not state.links:
+            return state
+        starts = state.step % self.steps_per_epoch == 0
+        return state._replace(links=state.links.begin_anew(starts))
+
+    def _batch(self, state: rps.TrainState, arrays: Any, order: Any) -> Any:
+        size, place = self.config.batch_size, state.step % self.steps_per_epoch
+        return take(arrays, order, place * size, size)
+
+    def _greatest(self, signal: jax.Array) -> jax.Array:
+        return jax.lax.pmax(signal, self.network.mesh.axis_name)
+
+
 class TrainStep:
     """The step of all workers.
 
@@ -59,65 +126,21 @@ class TrainStep:
             steps_per_epoch: Batches that every worker takes of its examples.
             remembers: Whether the optimizer remembers updates; see `make_optimizer`.
         """
-        mesh, batch_size = network.mesh, config.batch_size
-        rule = make_rule(config)
-
-        def start_epoch(key: jax.Array, arrays: Any, epoch: jax.Array) -> jax.Array:
-            for part in (network.worker(), epoch):
-                key = jax.random.fold_in(key, part)
-            return epoch_order(key, arrays["weight"])
-
-        def step_of_worker(run: Run) -> Any:
-            optimizer = make_optimizer(
-                config, run.learning_rate, run.total_steps, remembers=remembers
-            )
-            return rps.make_step(
-                task.loss_fn,
-                optimizer,
-                rule,
-                network.carrier(run.channel),
-                model_state_policy=config.model_state,
-                record=records_steps(config),
-            )
-
-        def begin(state: rps.TrainState) -> rps.TrainState:
-            if not state.links:
-                return state
-            starts = state.step % steps_per_epoch == 0
-            return state._replace(links=state.links.begin_anew(starts))
-
-        def batch_of(state: rps.TrainState, arrays: Any, order: Any) -> Any:
-            place = state.step % steps_per_epoch
-            return take(arrays, order, place * batch_size, batch_size)
-
-        def train_step(
-            run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
-        ) -> Any:
-            step, batch = step_of_worker(run), batch_of(state, arrays, order)
-            return *step(begin(state), batch), jax.lax.pmax(signal, mesh.axis_name)
-
-        def exchange(run: Run, state: rps.TrainState) -> Any:
-            return step_of_worker(run).exchange(begin(state))
-
-        def local(run: Run, state: rps.TrainState, arrays: Any, order: Any) -> Any:
-            return step_of_worker(run).local(state, batch_of(state, arrays, order))
-
-        def join(exchanged: Any, changed: Any, run: Run, state: rps.TrainState, signal: Any) -> Any:
-            joined = step_of_worker(run).join(state, exchanged, changed)
-            return *joined, jax.lax.pmax(signal, mesh.axis_name)
-
-        each, results = P("workers"), (P("workers"), P(), P())
+        worker = _OneWorker(config, network, task, steps_per_epoch, remembers)
+        mesh, each, results = network.mesh, P("workers"), (P("workers"), P(), P())
         self._mesh = mesh
-        self._start_epoch = mesh.spmd(start_epoch, (P(), each, P()), each)
+        self._start_epoch = mesh.spmd(worker.start_epoch, (P(), each, P()), each)
         self._compile: Callable[..., Any]
-        if rule.overlaps and network.waits:
+        if make_rule(config).overlaps and network.waits:
             self._compile = Apart(
-                mesh.spmd(exchange, (P(), each), each),
-                mesh.spmd(local, (P(), each, each, each), each),
-                mesh.spmd(join, (each, each, P(), each, each), results, donate_argnums=(0, 1, 3)),
+                mesh.spmd(worker.exchange, (P(), each), each),
+                mesh.spmd(worker.local, (P(), each, each, each), each),
+                mesh.spmd(
+                    worker.join, (each, each, P(), each, each), results, donate_argnums=(0, 1, 3)
+                ),
             ).compiled
         else:
-            step = mesh.spmd(train_step, (P(), *(each,) * 4), results, donate_argnums=(1,))
+            step = mesh.spmd(worker.train_step, (P(), *(each,) * 4), results, donate_argnums=(1,))
             self._compile = lambda *arguments: compile_or_find(step.lower(*arguments), mesh.mesh)
         self._compiled: dict[Any, Any] = {}
 
