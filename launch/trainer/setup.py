@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import rps_jax as rps
-from data import DataError, Source, partition
+from data import DataError, Dataset, Source, partition
 from launch.channels import ChannelFlags, make_channel
 from launch.cli.command_line import UsageError
 from launch.cli.fields import fields_of
@@ -113,10 +113,7 @@ def set_up(
     digest = digest_of(dataset)
     directory = check_consistency(config, f"{source.description} {digest}", output_dir)
 
-    labels, test_labels = (split[dataset.label_key] for split in (dataset.train, dataset.test))
-    parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
-    test_parts = np.array_split(np.arange(len(test_labels)), config.num_workers)
-    train = deal(network, dataset.train, parts)
+    train, test = _shards(config, dataset, network)
     schedule = Schedule(
         config.epochs,
         min(train.sizes) // config.batch_size,
@@ -127,23 +124,49 @@ def set_up(
     task, train_step, evaluator = _programs(
         config, digest, network, schedule, lambda: make_task(config, dataset)
     )
+    initial, exchange_bytes = _start(config, task, network, channel, schedule.total_steps)
+    return Setup(
+        config=config,
+        directory=RunDirectory(directory),
+        network=network,
+        task=task,
+        data=source.description,
+        data_digest=digest,
+        train=train,
+        test=test,
+        schedule=schedule,
+        run=train_step.shared(Run(channel, config.learning_rate, schedule.total_steps)),
+        data_key=_named_key(config.seed, "data"),
+        train_step=train_step,
+        evaluator=evaluator,
+        initial=network.mesh.replicate(initial),
+        exchange_bytes=exchange_bytes,
+    )
 
+
+def _shards(config: TrainConfig, dataset: Dataset, network: Network) -> tuple[Shards, Shards]:
+    """Deals out the training and the test examples."""
+    labels, test_labels = (split[dataset.label_key] for split in (dataset.train, dataset.test))
+    parts = partition(labels, config.num_workers, label_skew=config.label_skew, seed=config.seed)
+    test_parts = np.array_split(np.arange(len(test_labels)), config.num_workers)
+    return deal(network, dataset.train, parts), deal(network, dataset.test, test_parts)
+
+
+def _start(
+    config: TrainConfig, task: Task, network: Network, channel: Any, total_steps: int
+) -> tuple[rps.TrainState, int]:
+    """Returns the state in which a worker starts, and the bytes that it sends in an exchange."""
     # Run once: compiling it well would take longer than running it.
     init = jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 0})
     params, model_state = init(_named_key(config.seed, "model"))
     packets = getattr(channel, "packets", None)
     if packets is not None:
         check_packets(config, packets, params)
-    rule = make_rule(config)
+    rule, remembers = make_rule(config), predicts_distance(config)
     initial = rps.init_train_state(
         params,
         model_state,
-        make_optimizer(
-            config,
-            config.learning_rate,
-            schedule.total_steps,
-            remembers=predicts_distance(config),
-        ),
+        make_optimizer(config, config.learning_rate, total_steps, remembers=remembers),
         network.carrier(channel),
         config.num_workers,
         config.seed,
@@ -153,23 +176,7 @@ def set_up(
     exchanged = jax.eval_shape(rule.sends, params)
     if exchanged != () and config.model_state == "exchange":
         exchanged = exchanged, model_state
-    return Setup(
-        config=config,
-        directory=RunDirectory(directory),
-        network=network,
-        task=task,
-        data=source.description,
-        data_digest=digest,
-        train=train,
-        test=deal(network, dataset.test, test_parts),
-        schedule=schedule,
-        run=train_step.shared(Run(channel, config.learning_rate, schedule.total_steps)),
-        data_key=_named_key(config.seed, "data"),
-        train_step=train_step,
-        evaluator=evaluator,
-        initial=network.mesh.replicate(initial),
-        exchange_bytes=rps.exchange_bytes(exchanged, config.num_workers, packets or 1),
-    )
+    return initial, rps.exchange_bytes(exchanged, config.num_workers, packets or 1)
 
 
 _MOST_KEPT = 4
