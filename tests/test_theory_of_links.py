@@ -141,6 +141,12 @@ def test_workers_settle_at_the_predicted_consensus_distance(variance, dissimilar
     assert error < 0.05 * predicted**2
 
 
+def test_nothing_is_left_where_nothing_is_dropped():
+    """Whatever rounding leaves of a contraction of 0."""
+    for n in range(1, 130):
+        assert theory.steady_consensus_distance(n, 0.0, 0.1, 1.0) < 1e-8
+
+
 def test_nothing_settles_where_nothing_is_averaged():
     assert theory.steady_consensus_distance(4, 1.0, 0.1, 1.0) == float("inf")
     assert theory.steady_consensus_distance(1, 0.5, 0.1, 1.0, 1.0) == 0

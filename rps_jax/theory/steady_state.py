@@ -53,7 +53,7 @@ def steady_consensus_distance(
         if value < 0:
             raise ValueError(f"{name}={value}: expected at least 0")
     found = moments(num_workers, drop_rate, all_gather_drop_rate)
-    beta, gamma = found.contraction, found.kept
+    beta, gamma = max(0.0, found.contraction), found.kept  # Rounding may leave less than 0.
     if beta >= 1 or gamma >= 1:
         return math.inf
     # A deviation that persists adds up to 1 / (1 - gamma) of itself; noise adds up in squares.
