@@ -21,7 +21,7 @@ import launch.trainer.setup
 import rps_jax as rps
 from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
-from launch.trainer.metrics import Recorder
+from launch.trainer.recorder import Recorder
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.schedule import Position
 

@@ -14,8 +14,8 @@ from launch.config import PRESETS, TrainConfig
 from launch.reports.progress import Progress
 from launch.reports.results import print_summary
 from launch.tasks.source import find_source
-from launch.trainer.metrics import Window
 from launch.trainer.optimizer import make_optimizer
+from launch.trainer.recorder import Window
 from launch.trainer.schedule import Schedule
 from launch.trainer.setup import set_up
 

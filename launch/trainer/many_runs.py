@@ -58,7 +58,7 @@ def train_all(
         start_devices(runs[0].num_workers, runs[0].workers_per_device)
         # Imported late: it takes seconds, and a mistake in the flags has been found by now.
         from launch.trainer.checkpoints import Checkpoints
-        from launch.trainer.metrics import Diverged
+        from launch.trainer.recorder import Diverged
         from launch.trainer.training import train
 
         for number, (run, folder) in enumerate(zip(runs, folders, strict=True), 1):

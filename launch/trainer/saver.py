@@ -5,8 +5,8 @@ import shlex
 import rps_jax as rps
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.hook import Hook
-from launch.trainer.metrics import Recorder
 from launch.trainer.preemption import Stopped
+from launch.trainer.recorder import Recorder
 from launch.trainer.resume import progress_of
 from launch.trainer.schedule import Position
 from launch.trainer.setup import Setup

@@ -20,10 +20,11 @@ from launch.reports.progress import Progress
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.hook import Hook
 from launch.trainer.loop import train_loop
-from launch.trainer.metrics import Recorder, measure_together
+from launch.trainer.metrics import measure_together
 from launch.trainer.preemption import Deadline, StopSignals
 from launch.trainer.profile import Profiler
 from launch.trainer.record import DropRecorder
+from launch.trainer.recorder import Recorder
 from launch.trainer.resume import begin, is_progress, resume
 from launch.trainer.saver import Saver
 from launch.trainer.setup import Setup, set_up

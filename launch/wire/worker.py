@@ -18,8 +18,8 @@ from launch.rules import make_rule
 from launch.trainer.checkpoints import Checkpoints
 from launch.trainer.hook import Hook
 from launch.trainer.loop import train_loop
-from launch.trainer.metrics import Recorder
 from launch.trainer.preemption import StopSignals
+from launch.trainer.recorder import Recorder
 from launch.trainer.resize import at_step
 from launch.trainer.resume import begin, is_progress, resume
 from launch.trainer.saver import Saver
