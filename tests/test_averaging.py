@@ -148,6 +148,7 @@ def test_every_dtype_that_has_an_average():
     assert_close(results["all_reduce"], reference.all_reduce(params))
 
 
+@pytest.mark.long
 def test_large_integers_do_not_overflow():
     n = 33
     params = {}
@@ -182,7 +183,14 @@ def test_a_worker_hears_itself_whatever_the_delivery_says():
     assert_identical(np.asarray(result), np.tile(np.diag(params), (n, 1)))
 
 
-@pytest.mark.parametrize("empty", [{}, (), None, {"a": np.zeros((2, 0), np.float32)}])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {},
+        *(pytest.param(each, marks=pytest.mark.long) for each in ((), None)),
+        {"a": np.zeros((2, 0), np.float32)},
+    ],
+)
 def test_empty_trees_pass(empty):
     assert_identical(run("vmap", 2, empty, 0.5)[0]["models"], empty)
 

@@ -100,6 +100,7 @@ def test_a_deadline_that_follows_is_median_and_mads_and_drops_from_the_first_exc
         assert abs(drops[:, step].mean() - rate) < 5 * error
 
 
+@pytest.mark.long
 def test_a_deadline_follows_when_the_network_slows_down():
     n, state = 6, None
     waits = []
@@ -133,7 +134,7 @@ def test_the_train_step_reports_the_slowest_worker():
     np.testing.assert_allclose(metrics.exchange_seconds, np.full(n, waits.max()), rtol=1e-6)
 
 
-@pytest.mark.parametrize("deadline", [None, math.inf])
+@pytest.mark.parametrize("deadline", [pytest.param(None, marks=pytest.mark.long), math.inf])
 def test_delays_beyond_all_measure_are_finite(deadline):
     channel = rps.Deadline(deadline, 1e30, 1e30, deadline_mads=1e30)
     delivery, _ = views(channel, 5)

@@ -124,7 +124,7 @@ def test_a_picture_is_drawn_of_any_trace(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("n", [1, 4, 40])
+@pytest.mark.parametrize("n", [1, 4, pytest.param(40, marks=pytest.mark.long)])
 def test_the_picture_of_a_run_has_what_its_lines_have(tmp_path: Path, n: int) -> None:
     arrived = np.random.default_rng(1).random((3, 2, n, n, 1)) < 0.7
     statistics = count_drops(trace_of(arrived))

@@ -47,7 +47,7 @@ def edited(trained: Path, tmp_path: Path, **values: Any) -> Path:
         ("algorithm", "gradient-averaging"),
         ("drop_rate", 0.2),
         ("num_workers", 2),
-        ("preset", "digits"),
+        pytest.param("preset", "digits", marks=pytest.mark.long),
         ("dtype", "bfloat16"),
     ],
 )

@@ -229,6 +229,7 @@ def test_a_process_that_never_starts_is_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_other_flags_are_refused_with_the_difference_named(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

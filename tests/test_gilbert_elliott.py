@@ -76,7 +76,9 @@ def test_the_shortest_bursts_are_independent_drops():
     check_mean(after, share, share * (1 - share))
 
 
-@pytest.mark.parametrize(("rate", "dropped"), [(0.0, False), (1.0, True)])
+@pytest.mark.parametrize(
+    ("rate", "dropped"), [(0.0, False), pytest.param(1.0, True, marks=pytest.mark.long)]
+)
 def test_all_or_nothing_is_dropped(rate, dropped):
     drops = between_workers(drops_of(rps.GilbertElliott(rate, 3, packets=2), 3, steps=4))
     assert (drops == dropped).all()

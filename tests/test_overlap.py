@@ -68,6 +68,7 @@ def test_the_local_step_has_no_collective():
     assert local.updates.shape == (N, 20)
 
 
+@pytest.mark.long
 def test_distances_settle_a_local_change_further_apart():
     """Within five standard errors, over independent packets: fails once in 1.7 million keys."""
     drop_rate, packets, elements, steps = 0.3, 64, 8, 4

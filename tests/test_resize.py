@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_more_or_fewer_workers(
     assert launch.train.main(["--resume", "--output-dir", str(folder)]) == 0
 
 
-@pytest.mark.parametrize("workers", ["6", "2"])
+@pytest.mark.parametrize("workers", ["6", pytest.param("2", marks=pytest.mark.long)])
 def test_a_run_that_is_done_is_not_resized(
     run_of_four: Path,
     tmp_path: Path,

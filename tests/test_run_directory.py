@@ -68,6 +68,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_leaves_nothing_behind(tmp_pat
     assert said.count("\n") == 1
 
 
+@pytest.mark.long
 def test_of_many_that_start_at_once_one_writes(tmp_path: Path) -> None:
     started = [hold(tmp_path / "run") for _ in range(4)]
     said = [process.stdout.readline() for process in started if process.stdout is not None]

@@ -70,7 +70,16 @@ def test_every_number_is_a_scalar_and_every_list_a_picture(
     assert set(read_events(run)["train_loss"]) == {line["step"] for line in lines[:-1]}
 
 
-@pytest.mark.parametrize("damaged", [3, [], [None, 0.1], [[0.1], 0.2], [[[0.1]]]])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        3,
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ([], [None, 0.1], [[0.1], 0.2], [[[0.1]]])
+        ),
+    ],
+)
 def test_damaged_distances_are_left_out(run: Path, damaged: Any) -> None:
     first, *others = read_metrics(run)
     lines = [first | {"distances": damaged}, *others]

@@ -79,7 +79,7 @@ def test_limits():
     ("n", "channel", "expected"),
     [
         pytest.param(2, rps.Bernoulli(0.1), theory.alphas(2, 0.1), marks=pytest.mark.long),
-        (5, rps.Bernoulli(0.5), theory.alphas(5, 0.5)),
+        pytest.param(5, rps.Bernoulli(0.5), theory.alphas(5, 0.5), marks=pytest.mark.long),
         (16, rps.Bernoulli(0.1), theory.alphas(16, 0.1)),
         pytest.param(
             16, rps.Bernoulli(0.1, packets=2), theory.alphas(16, 0.1), marks=pytest.mark.long

@@ -90,11 +90,12 @@ def test_links_that_never_recover_are_measured_from_many_beginnings():
     assert found.errors.contraction < 0.2 * exact
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "channel",
     [
         rps.GilbertElliott(0.3, 1 / 0.7),
-        pytest.param(rps.Bernoulli(0.3), marks=pytest.mark.long),
+        rps.Bernoulli(0.3),
     ],
 )
 def test_standard_errors_are_of_all_exchanges_whatever_divides_them(channel):
@@ -109,7 +110,7 @@ INSIDE = {"good_drop_rate": 0.1, "bad_drop_rate": 0.8}
     ("n", "rate", "burst", "assignment", "inside"),
     [
         (4, 0.3, 4.0, "fixed", {}),
-        (8, 0.3, 4.0, "fixed", INSIDE),
+        pytest.param(8, 0.3, 4.0, "fixed", INSIDE, marks=pytest.mark.long),
         pytest.param(2, 0.3, 3.0, "random", {}, marks=pytest.mark.long),
         pytest.param(3, 0.3, 2.0, "random", {}, marks=pytest.mark.long),
         pytest.param(3, 0.3, 4.0, "random", INSIDE, marks=pytest.mark.long),

@@ -23,6 +23,7 @@ def test_products_of_sketches_are_those_of_the_updates_on_average_over_the_signs
     assert error < 0.1 * abs(one @ two)
 
 
+@pytest.mark.long
 def test_a_sketch_looks_at_all_of_a_large_leaf_and_at_every_column_of_it():
     squares = jax.jit(lambda x: jnp.stack([jnp.sum(sketch({name: x}) ** 2) for name in "abcd"]))
     # As many coordinates are looked at as of a hundredth of it, wherever its squares lie.

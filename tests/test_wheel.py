@@ -9,6 +9,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -47,6 +48,7 @@ def required(requirement):
     return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
 
 
+@pytest.mark.long
 def test_the_wheel_holds_the_library_alone(tmp_path):
     # Built from a copy, so that no build folder is left in the checkout.
     source = tmp_path / "source"
