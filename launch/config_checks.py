@@ -67,7 +67,7 @@ def _not_as_preset(config: "TrainConfig", *names: str) -> list[str]:
 def _check_record(config: "TrainConfig") -> None:
     if config.algorithm not in LOSSY:
         requires("record", config.record, f"--algorithm {' or '.join(LOSSY)}")
-    if config.resume:
+    if config.resume and config.network != "udp":  # Whose workers report what they know.
         not_allowed("record", config.record, "beside --resume: its trace begins at the first step")
 
 

@@ -13,7 +13,7 @@ import launch.local
 import launch.udp
 import launch.wire.job
 from launch.cli.command_line import UsageError
-from launch.config import PRESETS
+from launch.config import PRESETS, parse
 from launch.distributed.process import JobFailed
 from launch.trainer.json_files import write_json
 from launch.trainer.run_directory import RunDirectory
@@ -106,6 +106,14 @@ def test_a_coordinator_does_not_do_again_what_is_done(tmp_path, capsys):
         f"error: --output-dir {tmp_path}: expected a run that is not done (--resume goes on with "
         "it)\n"
     )
+
+
+def test_a_recorded_run_goes_on(tmp_path):
+    """As a process does that is started again: what it knows of the trace is new, too."""
+    RunDirectory(tmp_path).create(dataclasses.replace(PRESETS["linear"], network="udp"))
+    of_run = ["--output-dir", str(tmp_path), "--record", "trace"]
+    for flag in ("--resume", "--auto-resume"):
+        assert parse([flag, *of_run], "udp").resume
 
 
 def test_another_number_of_workers_is_not_advised(tmp_path, capsys):

@@ -206,6 +206,38 @@ def test_a_run_goes_on_when_all_of_it_was_killed(tmp_path):
 
 
 @pytest.mark.long
+def test_a_recorded_run_may_be_killed_and_go_on(tmp_path):
+    folder, trace = tmp_path / "run", tmp_path / "trace"
+    recorded = ("--record", str(trace))
+    job = Job(folder, 2, *LONG, *recorded, before=("--max-restarts", "1", "--deadline", "1"))
+    job.wait_for_step(1)
+    os.kill(job.worker(1), signal.SIGKILL)
+    job.wait_for(lambda line: line["workers"] == 1)
+    missed = read_metrics(folder)[-1]["step"]
+    job.wait_for(lambda line: line["step"] > missed and line["workers"] == 2)
+    os.kill(job.process("coordinator"), signal.SIGKILL)
+    for again in (job, None):
+        job = again or Job(folder, 2, "--resume", *recorded)
+        reached = read_metrics(folder)[-1]["step"]
+        job.wait_for(lambda line, step=reached: line["step"] > step and line["workers"] == 2)
+        job.launcher.send_signal(signal.SIGTERM)
+        said = job.end()
+        assert job.launcher.returncode == 128 + signal.SIGTERM, said
+        assert f"{trace} has " in said  # Not of all exchanges.
+        assert rps.Trace.load(trace).arrived.any()
+        trace.unlink()
+
+
+@pytest.mark.long
+def test_workers_that_send_nothing_train(tmp_path):
+    job = Job(tmp_path, 2, "--algorithm", "local", "--epochs", "2")
+    said = job.end()
+    assert job.launcher.returncode == 0, said
+    last = read_metrics(tmp_path)[-1]
+    assert (last["epoch"], last["workers"], last["bytes_sent_per_worker"]) == (2, 2, 0)
+
+
+@pytest.mark.long
 def test_workers_may_be_started_by_hand(tmp_path):
     key = tmp_path / "key"
     key.write_text("0f" * 32)
