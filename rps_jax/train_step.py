@@ -86,8 +86,8 @@ def make_step(
 
     Raises:
         TypeError: something else than an optimizer.
-        ValueError: an unknown policy, or a rule that needs a reliable network and a carrier that is
-            none; in the step, a state of another rule or of other options.
+        ValueError: an unknown policy, or a rule that sends something over a reliable network alone
+            and a carrier that is none; in the step, a state of another rule or of other options.
     """
     if model_state_policy not in MODEL_STATE_POLICIES:
         raise ValueError(
@@ -96,7 +96,7 @@ def make_step(
         )
 
     check_optimizer("optimizer", optimizer)
-    if carrier.lossy and not rule.lossy:
+    if carrier.lossy and not rule.lossy and rule.sends(0.0) != ():
         raise ValueError(
             f"carrier={carrier}: expected one that drops nothing, such as rps_jax.AllReduce, for "
             f"{rule}"

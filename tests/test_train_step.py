@@ -394,6 +394,11 @@ def test_a_rule_that_needs_a_reliable_network_is_refused_another():
         rps.make_step(loss_fn, optax.sgd(RATE), rule, carrier)
 
 
+def test_a_rule_that_sends_nothing_needs_no_reliable_network():
+    carrier = rps.MaskedCollectives(CHANNEL, "w")
+    assert callable(rps.make_step(loss_fn, optax.sgd(RATE), rps.rules.Local(), carrier))
+
+
 def test_errors_name_the_leaf_of_the_model_state():
     optimizer = optax.sgd(RATE)
     step = rps.make_train_step(loss_of_flag, optimizer, CHANNEL, "w")
