@@ -82,6 +82,13 @@ def test_what_the_processes_say_is_shown_with_their_numbers_and_kept(run: Run) -
     assert (run.logs / "process-0.log").read_text().splitlines() == ["first", "second"]
 
 
+def test_what_cannot_be_kept_on_a_full_disk_is_shown(run: Run) -> None:
+    run.logs.mkdir()
+    (run.logs / "process-0.log").symlink_to("/dev/full")
+    assert run(script("print('first', flush=True); print('second')")) == 0
+    assert run.shown == ["[0] first", "[0] second"]
+
+
 def test_the_first_that_fails_ends_the_others_and_its_last_lines_are_the_error(run: Run) -> None:
     there = run.logs / "there"
     body = f"""

@@ -9,8 +9,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from launch.cli.command_line import CommandError
 from launch.distributed.heartbeat import BEAT, ENVIRONMENT, secret_order
@@ -112,7 +113,8 @@ class Process:
 
     def _read(self, log: Path, show: Show) -> None:
         assert self._popen.stdout is not None
-        with log.open("ab") as kept, self._popen.stdout as said:
+        # Without a buffer, that would be written when the file is closed, and may not fit.
+        with log.open("ab", buffering=0) as kept, self._popen.stdout as said:
             rest = b""
             while part := os.read(said.fileno(), 1 << 16):
                 if BEAT in part:
@@ -123,10 +125,9 @@ class Process:
             if rest:
                 self._take(rest, kept, show)
 
-    def _take(self, raw: bytes, kept: BinaryIO, show: Show) -> None:
+    def _take(self, raw: bytes, kept: FileIO, show: Show) -> None:
         with contextlib.suppress(OSError):  # A full disk must not stop the reading.
             kept.write(raw + b"\n")
-            kept.flush()
         line = raw.decode(errors="replace").rstrip()
         if not _NOISE.fullmatch(line):
             self.last_lines.append(line)
