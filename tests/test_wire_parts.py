@@ -4,6 +4,7 @@ import dataclasses
 import queue
 import socket
 import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -229,6 +230,20 @@ def test_many_deliveries_are_told_in_pieces():
     assert len(told) > 1
     assert all(len(payload) <= deliveries.LONGEST_BYTES for _, payload in told)
     assert not list(deliveries.encode([]))
+
+
+def test_deliveries_take_little_more_memory_than_on_the_wire(tmp_path):
+    masks = np.ones((2, 16, 64), bool)
+    records = [Exchanged(number, np.empty(0), *masks, shift=0) for number in range(500)]
+    ((header, payload),) = deliveries.encode(records)
+    kept = deliveries.Deliveries(16, tmp_path / "trace")
+    tracemalloc.start()
+    try:
+        for worker in range(16):
+            kept.add(worker, header, payload)
+        assert tracemalloc.get_traced_memory()[0] < 2 * 16 * len(payload)
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import numpy as np
 from launch.cli.command_line import CommandError
 from launch.reports.drops import draw_drops
 from launch.trainer.record import picture_of
-from rps_jax.transport import Exchanged, trace_of
+from rps_jax.transport import Exchanged
+from rps_jax.transport.recording import Recorded, trace_of_recorded
 
 LONGEST_BYTES = 1 << 20
 """Of the payload of a message, unless one exchange has more."""
@@ -19,19 +20,18 @@ _MOST_EXCHANGES = 4096
 
 def encode(records: Sequence[Exchanged]) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yields headers and payloads of the deliveries of exchanges."""
-    if not records:
+    recorded = list(map(Recorded.of, records))
+    if not recorded:
         return
-    of_each = -(-2 * records[0].received.size // 8)
-    count = min(max(LONGEST_BYTES // of_each, 1), _MOST_EXCHANGES)
-    for start in range(0, len(records), count):
-        part = records[start : start + count]
-        masks = np.stack([(seen.received, seen.gathered) for seen in part])
+    count = min(max(LONGEST_BYTES // recorded[0].arrived.nbytes, 1), _MOST_EXCHANGES)
+    for start in range(0, len(recorded), count):
+        part = recorded[start : start + count]
         header = {
-            "shape": masks.shape,
+            "packets": part[0].packets,
             "exchanges": [seen.exchange for seen in part],
             "shifts": [seen.shift for seen in part],
         }
-        yield header, np.packbits(masks).tobytes()
+        yield header, np.stack([seen.arrived for seen in part]).tobytes()
 
 
 class NotRecorded(CommandError):
@@ -49,19 +49,15 @@ class Deliveries:
             path: Where the trace goes; None if there is to be none.
         """
         self._path = path
-        self._records: list[list[Exchanged]] = [[] for _ in range(num_workers)]
+        self._records: list[list[Recorded]] = [[] for _ in range(num_workers)]
 
     def add(self, worker: int, header: dict[str, Any], payload: bytes) -> None:
         """Adds what a worker has reported."""
-        shape = header["shape"]
-        bits = np.unpackbits(np.frombuffer(payload, np.uint8), count=int(np.prod(shape)))
-        masks = bits.reshape(shape).astype(bool)
-        nothing = np.empty(0, np.uint8)
-        for number, shift, (received, gathered) in zip(
-            header["exchanges"], header["shifts"], masks, strict=True
-        ):
-            seen = Exchanged(number, nothing, received, gathered, shift)
-            self._records[worker].append(seen)
+        packets, numbers = header["packets"], header["exchanges"]
+        shape = len(numbers), 2, len(self._records), -(-packets // 8)
+        arrived = np.frombuffer(payload, np.uint8).reshape(shape)
+        for number, shift, rows in zip(numbers, header["shifts"], arrived, strict=True):
+            self._records[worker].append(Recorded(number, shift, packets, rows))
 
     def save(self, title: str) -> None:
         """Writes the trace of the exchanges that all workers took part in, if one is wanted.
@@ -75,7 +71,7 @@ class Deliveries:
         if self._path is None:
             return
         try:
-            trace = trace_of(self._records)
+            trace = trace_of_recorded(self._records)
         except ValueError as error:
             raise NotRecorded(f"--record {self._path}: no trace is written ({error})") from None
         self._path.parent.mkdir(parents=True, exist_ok=True)
