@@ -70,6 +70,8 @@ class CoordinatorConfig(_WithKey):
 
     port: Annotated[int, Within(1, 65535, "a port, 1 to 65535")] = 4000
     """Where workers report, over TCP."""
+    host: Annotated[str | None, optional("ADDRESS", "all of this host's")] = None
+    """Address of this host where they reach it."""
     no_authentication: bool = False
     """Take reports from anyone."""
 
@@ -156,7 +158,7 @@ def _run_coordinator(own: Sequence[str], of_training: Sequence[str]) -> None:
     from launch.reports.results import print_summary
     from launch.wire.coordinator import coordinate
 
-    summary = coordinate(config, source, output_dir, flags.port, key)
+    summary = coordinate(config, source, output_dir, flags.port, key, flags.host or "")
     print_summary(summary, output_dir)
 
 

@@ -14,10 +14,11 @@ import launch.udp
 import launch.wire.job
 from launch.cli.command_line import UsageError
 from launch.config import PRESETS, parse
-from launch.distributed.process import JobFailed
+from launch.distributed.process import Command, JobFailed
 from launch.trainer.json_files import write_json
 from launch.trainer.run_directory import RunDirectory
-from launch.wire.flags import read_key
+from launch.wire.flags import UdpFlags, read_key
+from launch.wire.job import udp_job
 from launch.wire.supervisor import Ending
 
 ROOT = Path(__file__).parents[1]
@@ -164,6 +165,26 @@ def stopped_or_failed(folder, monkeypatch, begun, status, capsys):
     of_training = ["--preset", "linear", "--epochs", "30", "--output-dir", str(folder)]
     assert launch.local.main([*UDP, "--", *of_training]) == status
     return capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("host", "at"), [("127.0.0.1", ["--host", "127.0.0.1"]), ("first", []), ("[::2]", [])]
+)
+def test_a_coordinator_on_the_loopback_listens_there_alone(monkeypatch, tmp_path, host, at):
+    commands = []
+
+    def supervise(started, *_):
+        commands.extend(started)
+        return Ending(0)
+
+    monkeypatch.setattr(launch.wire.job, "supervise_members", supervise)
+    job = udp_job(["--preset", "linear", "--output-dir", str(tmp_path / "run")], "processes", 4)
+    addresses = [f"{host}:{port}" for port in range(1, 5)]
+    launch.wire.job.run_over_udp(
+        job, UdpFlags(), addresses, f"{host}:9", lambda _, argv, options: Command(argv, {}), 1.0, 0
+    )
+    *_, (listening, *_) = commands
+    assert listening[2 : listening.index("--")] == ["coordinator", "--port", "9", *at]
 
 
 @pytest.mark.parametrize("taken", ["port", pytest.param("addresses", marks=pytest.mark.long)])

@@ -1,8 +1,13 @@
 """Parts of a run over UDP, each by itself; tests/test_wire.py has whole runs."""
 
+import contextlib
 import dataclasses
+import errno
+import itertools
 import queue
 import socket
+import struct
+import threading
 import time
 import tracemalloc
 
@@ -16,9 +21,11 @@ from launch.config import PRESETS
 from launch.distributed.ports import free_port
 from launch.tasks.source import find_source
 from launch.trainer.setup import set_up
-from launch.wire import coordinator, deliveries, models, reports
+from launch.wire import coordinator, deliveries, messages, models, reports
+from launch.wire.events import Event, Events
 from launch.wire.lines import REPORTED, Lines, Report, merged
-from launch.wire.reports import Event, Reception, Reporter
+from launch.wire.messages import Connection
+from launch.wire.reports import Reception, Reporter
 from rps_jax.links import BURST_BINS
 from rps_jax.transport import Exchanged
 
@@ -86,6 +93,122 @@ def test_hostile_bytes_do_not_stop_the_coordinator(reception):
     assert reporter.close(patient=True) == 0
 
 
+def beginning(worker, length_of_header):
+    """What a worker that has no key might say, after 16 bytes of its own."""
+    return bytes(16) + struct.pack("!IIQ", worker, length_of_header, 0)
+
+
+def test_who_has_the_key_is_heard_among_many_who_have_not(monkeypatch, reception):
+    monkeypatch.setattr(reports, "_RETRY_SECONDS", 0.05)
+    with contextlib.ExitStack() as stack:
+        for _ in range(reception._most_connections):
+            caller = socket.create_connection(("localhost", reception.port))
+            stack.enter_context(caller).sendall(beginning(0, 1000))
+        reporter = reporter_to(reception)
+        assert reporter.start(5)
+        assert reporter.close(patient=True) == 0
+
+
+def test_a_long_greeting_is_not_waited_for(reception):
+    with socket.create_connection(("localhost", reception.port), timeout=5) as caller:
+        caller.sendall(beginning(0, 1 << 20))
+        assert len(caller.recv(17, socket.MSG_WAITALL)) == 16
+
+
+def test_a_slow_greeting_is_not_waited_for(monkeypatch, reception):
+    monkeypatch.setattr(reports, "_GREETING_SECONDS", 0.3)
+
+    def drip(caller):
+        caller.sendall(beginning(0, 1000))
+        for _ in range(50):
+            time.sleep(0.05)
+            caller.sendall(b"a")
+
+    with (
+        socket.create_connection(("localhost", reception.port)) as caller,
+        pytest.raises(ConnectionError),
+    ):
+        drip(caller)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (socket.socket, "accept", OSError(errno.EMFILE, "Too many open files")),
+        (Reception, "_start", RuntimeError("can't start new thread")),
+    ],
+)
+def test_a_coordinator_that_lacks_something_for_a_while_listens_again(
+    monkeypatch, reception, owner, name, error
+):
+    monkeypatch.setattr(reports, "_RETRY_SECONDS", 0.05)
+    real, errors = getattr(owner, name), [error]
+
+    def fails_once(*arguments):
+        if errors:
+            raise errors.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, fails_once)
+    for worker in range(2):  # It waits for the first already.
+        reporter = reporter_to(reception, worker)
+        assert reporter.start(20)
+        assert reporter.close(patient=True) == 0
+    assert not errors
+
+
+@pytest.mark.parametrize(("worker", "again"), [(1, b"b"), (2, b"a"), (1, b"a")])
+def test_what_a_coordinator_said_once_is_said_once(monkeypatch, worker, again):
+    """It is only said again to a worker with the same random bytes."""
+    random = iter([b"c" * 16, b"a" * 16, again * 16])
+    monkeypatch.setattr(messages.secrets, "token_bytes", lambda count: next(random))
+    ends = [socket.socketpair() for _ in range(2)]
+    with contextlib.ExitStack() as stack:
+        for each in itertools.chain(*ends):
+            stack.enter_context(each)
+        (to_first, first), (replayed, second) = ends
+        coordinator = Connection(to_first, KEY, 10)
+        first.sendall(b"a" * 16 + struct.pack("!I", 1))
+        assert coordinator.answer() == 1
+        coordinator.send({"refusal": "another seed"})
+        next(random)
+        replayed.sendall(first.recv(1000))
+        connection = Connection(second, KEY, 10)
+        connection.call(worker)
+        assert (connection.receive() is not None) == ((worker, again) == (1, b"a"))
+
+
+def test_a_port_of_one_address_is_open_there_alone():
+    reception = Reception(free_port(), KEY, 1, 1000, lambda greeted: None, "127.0.0.1")
+    with contextlib.closing(reception):
+        socket.create_connection(("127.0.0.1", reception.port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", reception.port), timeout=5)
+
+
+def test_what_waits_for_a_coordinator_is_bounded_in_bytes():
+    model, small = (Event("metrics", 0, {}, bytes(size)) for size in (100, 1))
+    events = Events(most=3, most_bytes=101)
+    taken = []
+
+    def put(*some):
+        for event in some:
+            events.put(event)
+            taken.append(event)
+
+    put(small, model)
+    waiting = threading.Thread(target=put, args=(model, small), daemon=True)
+    waiting.start()
+    waiting.join(0.1)
+    assert len(taken) == 2
+    assert [events.get(1).payload for _ in range(2)] == [small.payload, model.payload]
+    waiting.join(20)
+    assert len(taken) == 4
+    events.close()
+    with pytest.raises(ConnectionError):
+        put(small)
+
+
 def test_reports_wait_for_a_coordinator_that_comes_back():
     port = free_port()
     reporter = Reporter(("localhost", port), KEY, 0, {})
@@ -104,7 +227,7 @@ def test_what_a_coordinator_has_not_taken_is_told_to_the_next():
     reporter.tell("metrics", {"step": 1}, b"taken")
     assert received(dying, "metrics").payload == b"taken"
     # Its queue is full: nothing more is taken, and then it is gone.
-    while not dying.events.full():
+    for _ in range(8):
         dying.events.put(Event("deliveries", 0, {}, b""))
     reporter.tell("metrics", {"step": 2}, b"not taken")
     reporter.tell("done", {})

@@ -32,10 +32,11 @@ from launch.trainer.setup import Setup, set_up
 from launch.trainer.summary import Summary, setting, summarise
 from launch.trainer.writing import check_can_record, only_writer
 from launch.wire.deliveries import LONGEST_BYTES, Deliveries, NotRecorded
+from launch.wire.events import Event, Events
 from launch.wire.greeting import refusal
 from launch.wire.lines import Lines, Report, merged
 from launch.wire.models import check_model, model_bytes, models_of
-from launch.wire.reports import Event, Reception
+from launch.wire.reports import Reception
 
 _PATIENCE_SECONDS = 10.0
 """How long a line of metrics waits for a worker that is there."""
@@ -51,7 +52,12 @@ class WorkersGone(CommandError):
 
 
 def coordinate(
-    config: TrainConfig, source: Source, output_dir: Path, port: int, key: bytes | None
+    config: TrainConfig,
+    source: Source,
+    output_dir: Path,
+    port: int,
+    key: bytes | None,
+    host: str = "",
 ) -> Summary:
     """Writes the results of a run, until its workers are done.
 
@@ -61,6 +67,7 @@ def coordinate(
         output_dir: Where the results go; new, or that of a run that goes on.
         port: Of this host, where workers report.
         key: That of the run; None without authentication.
+        host: Address of this host; empty for all that it has.
 
     Returns:
         The summary that was written.
@@ -90,7 +97,7 @@ def coordinate(
     longest = max(model_bytes(setup), LONGEST_BYTES)
     try:
         reception = Reception(
-            port, key, config.num_workers, longest, lambda greeted: refusal(greeted, setup)
+            port, key, config.num_workers, longest, lambda greeted: refusal(greeted, setup), host
         )
     except OSError as error:
         refuse("port", port, f"one that is free on this host ({os.strerror(error.errno or 0)})")
@@ -141,7 +148,7 @@ class _Coordinator:
         self._bytes_sent = last.get("bytes_sent_per_worker", 0.0)
         self.deliveries = Deliveries(setup.config.num_workers, setup.config.record)
 
-    def run(self, events: queue.Queue[Event], stopped: Callable[[], int]) -> None:
+    def run(self, events: Events, stopped: Callable[[], int]) -> None:
         """Takes events until all that are there are done, or a signal comes."""
         if self.reached == self._setup.schedule.total_steps:
             return  # An earlier coordinator has written all lines.
@@ -157,7 +164,7 @@ class _Coordinator:
         self._done.update(range(self._setup.config.num_workers))  # Nobody is waited for any more.
         self._write_lines()
 
-    def _next(self, events: queue.Queue[Event]) -> Event | None:
+    def _next(self, events: Events) -> Event | None:
         began = time.monotonic()
         try:
             return events.get(timeout=_POLL_SECONDS)

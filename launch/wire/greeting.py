@@ -6,7 +6,7 @@ from typing import Any
 from launch.config_file import deciding
 from launch.distributed.consistency import differences, what_must_be_the_same
 from launch.trainer.setup import Setup
-from launch.wire.reports import Event
+from launch.wire.events import Event
 
 
 def greeting(setup: Setup) -> dict[str, Any]:

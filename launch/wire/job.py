@@ -14,6 +14,7 @@ from launch.wire.flags import NO_AUTHENTICATION, UdpFlags
 from launch.wire.supervisor import supervise_members
 
 _KEY_BYTES = 32
+_LOOPBACK = "127.0.0.1"
 
 
 def check_unused(flags: UdpFlags) -> None:
@@ -75,7 +76,9 @@ def run_over_udp(
         value = getattr(flags, name)
         if value is not None and name != "no_authentication":
             sending += [f"--{name.replace('_', '-')}", str(value)]
-    port = coordinator.rpartition(":")[2]
+    host, _, port = coordinator.rpartition(":")
+    # Where all processes are on this host, others cannot call.
+    at = ["--host", host] if host == _LOOPBACK else []
     of_training = ["--", *job.flags()]
     commands = [
         command(
@@ -88,7 +91,7 @@ def run_over_udp(
         )
         for number in range(len(addresses))
     ]
-    listening = ["-m", "launch.udp", "coordinator", "--port", port, *shared, *of_training]
+    listening = ["-m", "launch.udp", "coordinator", "--port", port, *at, *shared, *of_training]
     commands.append(command(0, listening, {"name": "coordinator", "secret": key}))
 
     def show(line: str) -> None:
