@@ -1,8 +1,10 @@
 """The worker axis: a named axis of vmap, pmap or shard_map, or a tuple of them, outermost first."""
 
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 AxisName = str | tuple[str, ...]
 
@@ -51,3 +53,16 @@ def device_axes(axis_name: AxisName) -> dict[str, int]:
 def array_axes(axis_name: AxisName) -> tuple[str, ...]:
     """Returns the other axes: those of the workers that share a device."""
     return tuple(name for name in axis_names(axis_name) if name not in device_axes(axis_name))
+
+
+def as_own(values: Any, worker: jax.Array) -> Any:
+    """Returns values unchanged, to JAX each worker's own.
+
+    In a shard_map, what is the same on all workers is of another type than what is not, and neither
+    a scan nor a cond takes one for the other.
+
+    Args:
+        values: a pytree of arrays.
+        worker: int32 scalar, this worker's index.
+    """
+    return jax.tree.map(lambda x: jnp.where(worker < 0, jnp.zeros_like(x), x), values)

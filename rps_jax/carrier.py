@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.averaging import all_reduce, average_or_else
-from rps_jax.axis import AxisName, axis_names, axis_size
+from rps_jax.axis import AxisName, as_own, axis_names, axis_size
 from rps_jax.channels import Channel
 from rps_jax.checks import check_channel
 from rps_jax.delivery import Delivery
@@ -146,7 +146,8 @@ class AllReduce(MaskedCollectives):
         """Averages everything; see `Carrier.exchange`."""
         del key, step, otherwise, server
         everything = jnp.ones(axis_size(self.axis_name), bool)
-        return all_reduce(tree, self.axis_name), Delivery(*[everything] * 3), state
+        average = as_own(all_reduce(tree, self.axis_name), self.worker())
+        return average, Delivery(*[everything] * 3), state
 
 
 def collectives(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.averaging import sent_or_last
+from rps_jax.axis import as_own
 from rps_jax.carrier import Carrier
 from rps_jax.delivery import Delivery
 from rps_jax.keys import wrap_key
@@ -153,19 +154,15 @@ def on_params(
     if rule.every == 1:
         return rule.on_params(params, memory, average)
 
-    def of_worker(values: Any) -> Any:
-        # In a shard_map, what is the same on all workers is of another type than what is not.
-        return jax.tree.map(lambda x: jnp.where(average.worker < 0, jnp.zeros_like(x), x), values)
-
     def exchange(params: Any, memory: Any, *remembered: Any) -> Any:
         anew = average.anew(rule.every, *remembered)
         params, memory = rule.on_params(params, memory, anew)
-        return of_worker((params, memory, *anew.remembered, anew.seen))
+        return as_own((params, memory, *anew.remembered, anew.seen), average.worker)
 
     def skip(*before: Any) -> Any:
-        return *before, of_worker(nothing)
+        return *before, as_own(nothing, average.worker)
 
-    before = of_worker((params, memory, *average.remembered))
+    before = as_own((params, memory, *average.remembered), average.worker)
     *_, seen = jax.eval_shape(exchange, *before)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen)
     # All workers are at the same step: where a device has one, nothing is sent in the others.

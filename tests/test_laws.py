@@ -120,6 +120,22 @@ def test_the_work_and_the_state_of_a_worker_are_linear_in_workers(channel):
         assert large <= 2.5 * small + 100
 
 
+@pytest.mark.parametrize("channel", EVERY_CHANNEL)
+def test_exchanges_of_every_channel_can_be_scanned(channel):
+    """In a shard_map, where JAX checks what varies, a state keeps its type."""
+    n = 3
+    kind = EVERY_CHANNEL[channel](n)
+
+    def one_worker(axis, state):
+        def exchange(state, step):
+            return rps.draw_exchange(kind, state, KEY, step, axis)[1], ()
+
+        return jax.lax.scan(exchange, state, jnp.arange(2))[0]
+
+    state = jax.tree.map(lambda x: jnp.stack([x] * n), kind.init(n))
+    jax.eval_shape(MAPPINGS["shard_map"](one_worker, n), state)
+
+
 def loss_fn(params, model_state, batch, key):
     del key
     return 0.5 * jnp.sum((params["x"] - batch) ** 2), model_state
@@ -186,6 +202,21 @@ def test_equal_workers_stay_equal(algorithm, way, n):
     models, _ = trained(algorithm, way, 0.5, np.zeros((n, 7)), np.tile(np.arange(7.0), (n, 1)))
     np.testing.assert_allclose(models, np.broadcast_to(models[:1], models.shape), rtol=1e-6)
     assert np.abs(models).max() > 0.1
+
+
+@pytest.mark.parametrize("algorithm", rps.RULES)
+def test_steps_of_every_rule_can_be_scanned(algorithm):
+    n, optimizer, channel = 3, optax.sgd(0.1), rps.Bernoulli(0.4)
+
+    def one_worker(axis, state, batch):
+        step = rps.make_train_step(loss_fn, optimizer, channel, axis, algorithm=algorithm)
+        return jax.lax.scan(lambda state, _: (step(state, batch)[0], ()), state, length=2)[0]
+
+    state = rps.init_train_state(
+        {"x": jnp.zeros(7)}, {"mean": jnp.zeros(2)}, optimizer, channel, n, algorithm=algorithm
+    )
+    state = jax.tree.map(lambda x: jnp.stack([x] * n), state)
+    jax.eval_shape(MAPPINGS["shard_map"](one_worker, n), state, jnp.zeros((n, 7)))
 
 
 @pytest.mark.parametrize("algorithm", EXCHANGE)

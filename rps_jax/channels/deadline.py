@@ -206,4 +206,5 @@ class Deadline:
         mads = jnp.asarray(self.deadline_mads, jnp.float32)
         deadline = median + mads * jnp.median(jnp.abs(before - median))
         after = jnp.concatenate([before[1:], see(key)[None]])
-        return deadline, DelaysSeen(jnp.bool_(True), after)
+        # Of the type of the state: in a shard_map, a constant has another, which no scan takes.
+        return deadline, DelaysSeen(state.begun | True, after)

@@ -128,7 +128,8 @@ class GilbertElliott:
             return keys.uniform(drop_key, shape) >= drop_rate, bad[-1]
 
         delivery, bad = walk_links(move, state.bad, key, worker, num_workers)
-        return delivery, LinkStates(jnp.bool_(True), bad)
+        # Of the type of the state: in a shard_map, a constant has another, which no scan takes.
+        return delivery, LinkStates(state.begun | True, bad)
 
     def _chain(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the share of time in the bad state, and the probabilities to enter and leave."""
