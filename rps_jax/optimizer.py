@@ -142,7 +142,9 @@ def optax_average_models(
         seed: decides the drops, together with the step; the same on every worker.
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
         num_workers: needed only by a channel with state, which may depend on it.
-        options: fields of `rules.AverageModels`, such as `local_steps`, `server` and `on_miss`.
+        options: fields of `rules.AverageModels`, such as `local_steps`, `server` and `on_miss`; or
+            `algorithm`, another rule that averages models after the local step over a lossy network,
+            or its name, and fields of that.
 
     Returns:
         A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs
@@ -150,7 +152,7 @@ def optax_average_models(
 
     Raises:
         TypeError: something else than an optimizer or a channel.
-        ValueError: an unknown `assignment` or option.
+        ValueError: an unknown `assignment` or option, or a rule of another kind.
     """
     carrier = MaskedCollectives(channel, axis_name, assignment)
     start = functools.partial(_start, channel, seed, num_workers)
@@ -197,12 +199,18 @@ def average_models_over(
     carrier: Carrier,
     start: Start,
     optimizer: optax.GradientTransformation,
-    algorithm: str = "rps",
+    algorithm: str | Rule = "rps",
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """A rule of models around an optimizer, over any carrier; see `optax_average_models`."""
     check_optimizer("optimizer", optimizer)
     rule = make_rule(algorithm, **options)
+    of_models = type(rule).on_gradients is Rule.on_gradients
+    if not (of_models and rule.lossy and not rule.overlaps):
+        raise ValueError(
+            f"algorithm={algorithm!r}: expected rps, diloco or another rule that averages models "
+            "after the local step over a lossy network"
+        )
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> AverageModelsState:

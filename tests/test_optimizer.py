@@ -242,6 +242,12 @@ def test_what_is_no_channel_and_no_optimizer_is_refused(arguments, message):
             make(*arguments, "w")
 
 
+@pytest.mark.parametrize("algorithm", ["gradient-averaging", "overlap", "all-reduce", "local"])
+def test_rules_that_do_not_fit_around_an_optimizer_are_refused(algorithm):
+    with pytest.raises(ValueError, match=f"algorithm='{algorithm}': expected rps, diloco or"):
+        rps.optax_average_models(optax.sgd(0.1), CHANNEL, "w", algorithm=algorithm)
+
+
 @pytest.mark.parametrize("seed", [0.5, jax.random.key(0), jnp.zeros(2, jnp.uint32)])
 def test_a_seed_is_an_integer(seed):
     with pytest.raises(ValueError, match=r"seed.*: expected an integer scalar"):
