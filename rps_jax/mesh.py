@@ -107,7 +107,7 @@ class WorkerMesh:
 
         Raises:
             ValueError: a spec that is neither; when it is called, an array of `P("workers")` that
-                has not a row for each worker.
+                has not a row for each worker, or not as many results as `out_specs`.
         """
         one_result = isinstance(out_specs, P)
         outs: tuple[P, ...] = (out_specs,) if isinstance(out_specs, P) else tuple(out_specs)
@@ -119,7 +119,11 @@ class WorkerMesh:
 
         def as_tuple(*args: Any) -> tuple[Any, ...]:
             result = function(*args)
-            return (result,) if one_result else result
+            if one_result:
+                return (result,)
+            if len(result) != len(outs):
+                raise ValueError(f"{len(result)} results: expected {len(outs)}, as out_specs has")
+            return tuple(result)
 
         if self.workers_per_device == 1:
             # Without a vmap: convolutions stay plain ones, and JAX can check which values vary.

@@ -119,6 +119,14 @@ def test_an_argument_without_a_spec_is_refused():
 
 
 @pytest.mark.parametrize("workers_per_device", [1, 2])
+def test_a_result_without_a_spec_is_refused(workers_per_device):
+    mesh = rps.worker_mesh(4, workers_per_device)
+    program = mesh.spmd(lambda x: (x, x, x), (P("workers"),), (P("workers"), P("workers")))
+    with pytest.raises(ValueError, match="3 results: expected 2, as out_specs has"):
+        program(np.zeros(4))
+
+
+@pytest.mark.parametrize("workers_per_device", [1, 2])
 @pytest.mark.parametrize("rows", [4, 5, 16])
 def test_arrays_have_a_row_for_each_worker(workers_per_device, rows):
     mesh = rps.worker_mesh(8, workers_per_device)
