@@ -1,9 +1,10 @@
-"""The gradients of one worker's mini-batch."""
+"""The local step of one worker: its gradients, and what an optimizer makes of them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from rps_jax import keys
 from rps_jax.carrier import Carrier
@@ -24,3 +25,12 @@ def local_gradients(
     with jax.named_scope("local_step"):
         (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)
     return loss, model_state, grads
+
+
+def local_updates(
+    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, grads: Any
+) -> tuple[Any, Any]:
+    """Returns what an optimizer adds to the model, and its state; it may look at the loss."""
+    update = optax.with_extra_args_support(optimizer).update
+    with jax.named_scope("local_step"):
+        return update(grads, state.opt_state, state.params, value=loss, grad=grads)

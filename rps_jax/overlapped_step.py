@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rps_jax.carrier import Carrier
-from rps_jax.local_gradients import LossFn, local_gradients
+from rps_jax.local_gradients import LossFn, local_gradients, local_updates
 from rps_jax.rules import Rule
 from rps_jax.step_exchange import Seen, StepExchange, metrics_of, on_params
 from rps_jax.train_state import ModelStatePolicy, StepMetrics, TrainState, check_rule_state
@@ -60,7 +60,7 @@ class OverlappedStep:
 
     Attributes:
         loss_fn: as of `rps_jax.make_train_step`.
-        optimizer: any optax optimizer; makes the local step.
+        optimizer: as of `rps_jax.make_train_step`.
         rule: what is averaged.
         carrier: moves the blocks.
         model_state_policy: as of `rps_jax.make_train_step`; exchanged, the change of the model
@@ -92,8 +92,7 @@ class OverlappedStep:
     def local(self, state: TrainState, batch: Any) -> LocalStep:
         """Computes the local step, without any exchange."""
         loss, model_state, grads = local_gradients(self.loss_fn, self.carrier, state, batch)
-        with jax.named_scope("local_step"):
-            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = local_updates(self.optimizer, state, loss, grads)
         return LocalStep(loss, updates, model_state, opt_state)
 
     def join(

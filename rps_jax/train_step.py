@@ -11,7 +11,7 @@ from rps_jax.carrier import Carrier, collectives
 from rps_jax.channels import Channel
 from rps_jax.checks import check_optimizer
 from rps_jax.draw import Assignment
-from rps_jax.local_gradients import LossFn, local_gradients
+from rps_jax.local_gradients import LossFn, local_gradients, local_updates
 from rps_jax.overlapped_step import OverlappedStep
 from rps_jax.rules import Rule, make_rule
 from rps_jax.step_exchange import StepExchange, metrics_of, on_params
@@ -40,7 +40,8 @@ def make_train_step(
     Args:
         loss_fn: `(params, model_state, batch, key) -> (loss, model_state)`, of one worker; its key
             differs from worker to worker and from step to step.
-        optimizer: any optax optimizer; makes the local step.
+        optimizer: any optax optimizer; makes the local step. It is given the loss and the gradients
+            as `value` and `grad`, which some ask for, but no `value_fn`: line searches do not work.
         channel: where drops come from.
         axis_name: the worker axis, or a tuple of axes.
         algorithm: a rule, or a name in `rps_jax.rules.RULES`: "rps" averages models over the lossy
@@ -75,7 +76,7 @@ def make_step(
 
     Args:
         loss_fn: as of `make_train_step`.
-        optimizer: any optax optimizer; makes the local step.
+        optimizer: as of `make_train_step`.
         rule: what is averaged.
         carrier: moves the blocks.
         model_state_policy: as of `make_train_step`.
@@ -110,8 +111,8 @@ def make_step(
         alongside = model_state if model_state_policy == "exchange" else ()
         average = StepExchange.of_step(carrier, state, alongside, record)
         grads, memory = rule.on_gradients(grads, state.rule_state, average)
+        updates, opt_state = local_updates(optimizer, state, loss, grads)
         with jax.named_scope("local_step"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         params, memory = on_params(rule, params, memory, average, state.step)
 

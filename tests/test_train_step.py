@@ -309,6 +309,15 @@ def test_optimizer_state_stays_with_its_worker():
     assert len(np.unique(trace[:, 0])) == N
 
 
+@pytest.mark.parametrize("algorithm", ["rps", "overlap"])
+def test_an_optimizer_may_look_at_the_loss(algorithm):
+    channel = rps.Bernoulli(1.0)
+    # Of 0.5 |x - b|^2, whose gradient is x - b, the step of Polyak leads to halfway.
+    state, _ = run(1, optimizer=optax.polyak_sgd(), channel=channel, algorithm=algorithm)
+    halfway = (START + batches(0)) / 2
+    np.testing.assert_allclose(state.params["x"], halfway, rtol=1e-5, atol=1e-5)
+
+
 def test_a_state_resumes_where_it_was():
     whole, _ = run(5)
     half, _ = run(2)
