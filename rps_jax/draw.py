@@ -41,7 +41,8 @@ def draw_exchange(
         step: int32 scalar, the number of this step.
         axis_name: the worker axis, or a tuple of axes.
         assignment: "random" draws anew at each step which worker serves which block; "fixed" has
-            worker j serve block j always. A channel that says who did is believed.
+            worker j serve block j always. A channel that says who did is believed: a `Trace`
+            with shifts, or a combination of which a part says so.
 
     Returns:
         `(delivery, state)`: what `average_models` takes, and the channel state for the next step.

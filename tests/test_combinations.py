@@ -51,6 +51,20 @@ def test_all_or_nothing_drops_what_misses_a_packet(kind):
     np.testing.assert_array_equal(drops_of(rps.AllOrNothing(in_packets), 4, steps=20), expected)
 
 
+def test_one_packet_is_a_whole_message():
+    dropped = np.ones((3, 3))
+    channel = rps.Either(rps.PerLink(dropped, packets=1), rps.Bernoulli(0.0, packets=4))
+    assert channel.packets == 4
+    assert between_workers(drops_of(channel, 3, steps=1)).all()
+
+
+def test_two_that_say_who_serves_what_are_refused():
+    trace = rps.Trace(np.full((1, 2, 3, 3, 1), 128, np.uint8), 1, shifts=np.zeros(1, np.int32))
+    channel = rps.Either(trace, rps.Schedule((rps.Reliable(), trace), (1,)))
+    with pytest.raises(ValueError, match="two shifts: expected one channel at most"):
+        channel.sample(channel.init(3), jax.random.key(0), 0, 3)
+
+
 def test_different_numbers_of_packets_are_refused():
     channel = rps.Either(rps.Bernoulli(0.1, packets=2), rps.Bernoulli(0.1, packets=3))
     with pytest.raises(ValueError, match=r"packets=\[2, 3\]: expected the same number"):

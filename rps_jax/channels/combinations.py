@@ -26,6 +26,10 @@ class Either:
         second: the other. Where one of them drops packets and the other messages, a message that
             is dropped loses all of its packets.
 
+    Raises:
+        ValueError: by `sample`, of two channels that both say who serves which block, or that cut
+            messages into different numbers of packets.
+
     >>> from rps_jax import Bernoulli, Outage
     >>> channel = Either(Bernoulli(0.01, packets=8), Outage(away_rate=0.05))
     >>> delivery, _ = channel.sample(channel.init(4), jax.random.key(0), 3, num_workers=4)
@@ -52,6 +56,10 @@ class Either:
         deliveries, state = _sample_all((self.first, self.second), state, key, worker, num_workers)
         one, other = deliveries
         both = [a & b for a, b in zip(one.masks, other.masks, strict=True)]
+        if one.shift is not None and other.shift is not None:
+            raise ValueError(
+                "two shifts: expected one channel at most that says who serves a block"
+            )
         shift = one.shift if other.shift is None else other.shift
         waits = [each.seconds for each in deliveries if each.seconds is not None]
         seconds = jnp.stack(waits).max() if waits else None
@@ -68,7 +76,8 @@ class Schedule:
 
     Attributes:
         channels: one or more channels, a tuple. Where some of them drop packets, those that drop
-            messages drop all packets of one.
+            messages drop all packets of one. Where some of them say who serves which block, that is
+            drawn for the others, under a fixed assignment too.
         boundaries: int32, one fewer: the exchanges, counted from 0, at which the second, the third
             and so on begin. May be traced.
 
@@ -162,6 +171,7 @@ def _packets_of(*channels: Channel) -> int | None:
 
 
 def _agreed(numbers: set[int]) -> int | None:
+    numbers = numbers - {1} or numbers  # One packet is the whole message.
     if len(numbers) > 1:
         raise ValueError(f"packets={sorted(numbers)}: expected the same number of all channels")
     return numbers.pop() if numbers else None
