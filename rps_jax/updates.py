@@ -105,7 +105,9 @@ def update_products(state: UpdateSketches, axis_name: AxisName) -> UpdateProduct
 
 def sketch(tree: Any) -> jax.Array:
     """Returns the sketch of a pytree of numbers, float32 `[BUCKETS]`."""
-    leaves = [(path, leaf) for path, leaf in jax.tree.leaves_with_path(tree) if leaf.size]
+    leaves = [
+        (path, _real(leaf)) for path, leaf in jax.tree.leaves_with_path(tree) if jnp.size(leaf)
+    ]
     rows = [
         row
         for path, leaf in leaves
@@ -114,6 +116,12 @@ def sketch(tree: Any) -> jax.Array:
     # Of slices and sums alone, XLA makes one kernel; of too many, a slow one.
     sums = [sum(rows[first : first + _ROWS]) for first in range(0, len(rows), _ROWS)]
     return sum(jax.lax.optimization_barrier(sums), start=jnp.zeros(BUCKETS, jnp.float32))
+
+
+def _real(leaf: Any) -> jax.Array:
+    """Returns a leaf of real numbers; complex ones have two coordinates each."""
+    leaf = jnp.asarray(leaf)
+    return jnp.stack([leaf.real, leaf.imag]) if jnp.iscomplexobj(leaf) else leaf
 
 
 def _sampled(leaf: jax.Array, most: int, name: str) -> Iterator[jax.Array]:

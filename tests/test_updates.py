@@ -23,6 +23,12 @@ def test_products_of_sketches_are_those_of_the_updates_on_average_over_the_signs
     assert error < 0.1 * abs(one @ two)
 
 
+@pytest.mark.parametrize("leaf", [np.array([3 + 4j, 12j], np.complex64), -13.0])
+def test_a_sketch_is_of_any_numbers(leaf):
+    # So few coordinates that each has a bucket of its own.
+    assert float(jnp.sum(sketch([leaf]) ** 2)) == pytest.approx(np.sum(np.abs(leaf) ** 2))
+
+
 @pytest.mark.long
 def test_a_sketch_looks_at_all_of_a_large_leaf_and_at_every_column_of_it():
     squares = jax.jit(lambda x: jnp.stack([jnp.sum(sketch({name: x}) ** 2) for name in "abcd"]))
@@ -80,6 +86,15 @@ def test_gains_add_up_to_the_steady_state():
     updates = dissimilarity + (lag == 0) * variance * (n - 1) / n
     steady = theory.steady_consensus_distance(n, rate, 0.1, variance, dissimilarity)
     assert 0.01 * np.sum(found.apart * updates) == pytest.approx(steady**2)
+
+
+def test_gains_of_a_channel_that_draws_its_own_are_measured():
+    class Nothing(rps.Bernoulli):
+        def sample(self, state, key, worker, num_workers):
+            return rps.Bernoulli(1.0).sample(state, key, worker, num_workers)
+
+    found = theory.gains(Nothing(0.1), 3, 1, num_exchanges=2)
+    np.testing.assert_allclose(found.apart, 1, rtol=1e-5)
 
 
 @pytest.mark.long
