@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import empty_like, to_pieces
 from rps_jax.checks import check_integer
-from rps_jax.delivery import Delivery, in_packets
+from rps_jax.delivery import Delivery, in_packets, with_own
 from rps_jax.exchange import Masks, exchange
 from rps_jax.servers import RECEIVED, Server
 from rps_jax.sums import mean_of_sum, summands
@@ -180,13 +180,14 @@ def _in_blocks(
     delivery: Delivery, worker: jax.Array, shift: jax.Array | int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns `sent`, `gathered`, and whether this worker is the server, a row a block."""
-    # A worker hears itself, whatever the channel says: no server is left without a single term.
+    # Of itself at least: no server is left without a single term.
+    delivery = with_own(delivery, worker)
     myself = jnp.arange(len(delivery.sent), dtype=jnp.int32)[:, None] == worker
     # From the order of servers to that of blocks: block j is served by worker j + shift.
     shift = jnp.asarray(shift, jnp.int32)
     if delivery.shift is not None:
         shift = shift + delivery.shift
-    masks = (delivery.sent | myself, delivery.gathered | myself, myself)
+    masks = (delivery.sent, delivery.gathered, myself)
     sent, gathered, mine = (jnp.roll(mask, -shift, axis=0) for mask in masks)
     return sent, gathered, mine
 

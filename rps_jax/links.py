@@ -73,7 +73,7 @@ class LinkCounts(NamedTuple):
         return LinkCounts(jnp.where(when & counts, jnp.uint32(0), self.packed))
 
     def add(self, delivery: Delivery) -> "LinkCounts":
-        """Returns the counts with one more exchange, as the worker sees it."""
+        """Returns the counts with one more exchange, in which the worker's own have arrived."""
         _, received, gathered, *_ = in_packets(delivery, self.num_workers)
         arrived_2xWxK = _in_words(jnp.stack([received, gathered]))
         bursts, dropping = _bursts(arrived_2xWxK, self.dropping, received.shape[1])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rps_jax.averaging import all_reduce, check_leaves
 from rps_jax.axis import AxisName, axis_names, axis_size
 from rps_jax.blocks import to_blocks
-from rps_jax.delivery import Delivery, in_packets
+from rps_jax.delivery import Delivery, in_packets, with_own
 
 
 class DeliveredFraction(NamedTuple):
@@ -41,7 +41,9 @@ def consensus_distance(params: Any, axis_name: AxisName) -> jax.Array:
     It takes one all-reduce of the whole model: log it now and then rather than at every step.
 
     Args:
-        params: this worker's pytree x_i.
+        params: this worker's pytree x_i. Where a worker is cut over devices of another axis, it is
+            of the local shards alone: sqrt(psum(d**2, "fsdp")) of their distances d is that of the
+            model, if leaves that every device has whole are counted on one alone.
         axis_name: the worker axis, or a tuple of axes.
     """
     distance = distance_from_mean(params, axis_name)
@@ -78,7 +80,9 @@ def delivered_fraction(delivery: Delivery, axis_name: AxisName) -> DeliveredFrac
         delivery: this worker's view of the exchange.
         axis_name: the worker axis, or a tuple of axes.
     """
-    arrived, links = count_incoming(delivery, axis_size(axis_name))
+    delivery = in_packets(delivery, axis_size(axis_name))
+    me = jax.lax.axis_index(axis_names(axis_name))
+    arrived, links = count_incoming(with_own(delivery, me))
     arrived, workers = jax.lax.psum((arrived, 1), axis_names(axis_name))
     return fraction_of(arrived, workers * links)
 
@@ -99,22 +103,20 @@ def exchange_bytes(tree: Any, num_workers: int, packets: int = 1) -> int:
     return 2 * (num_workers - 1) * of_block
 
 
-def count_incoming(delivery: Delivery, num_workers: int) -> tuple[jax.Array, int]:
+def count_incoming(delivery: Delivery) -> tuple[jax.Array, int]:
     """Counts what arrived at this worker from the others.
 
     Counts are integers, so that the order in which those of all workers are summed does not show.
 
     Args:
-        delivery: this worker's view of the exchange.
-        num_workers: how many workers take part.
+        delivery: this worker's view of the exchange, in packets, its own among what arrived.
 
     Returns:
         How many messages (or packets) arrived, int32 `[2]`, by phase; and how many there were.
     """
-    delivery = in_packets(delivery, num_workers)
-    incoming = jnp.stack([delivery.received, delivery.gathered]).reshape(2, -1)
-    packets = incoming.shape[1] // num_workers
-    return incoming.sum(1, dtype=jnp.int32) - packets, (num_workers - 1) * packets
+    num_workers, packets = delivery.received.shape
+    incoming = jnp.stack([delivery.received, delivery.gathered])
+    return incoming.sum((1, 2), dtype=jnp.int32) - packets, (num_workers - 1) * packets
 
 
 def fraction_of(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rps_jax.averaging import sent_or_last
 from rps_jax.axis import as_own
 from rps_jax.carrier import Carrier
-from rps_jax.delivery import Delivery
+from rps_jax.delivery import Delivery, in_packets, with_own
 from rps_jax.keys import wrap_key
 from rps_jax.metrics import count_incoming, fraction_of
 from rps_jax.rules import Rule
@@ -129,9 +129,11 @@ class StepExchange:
             (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
                 self.state, self._key, self._step, both, fallback, server
             )
-        self.seen = _seen_by(self.worker, self._delivery, self._record)
+        num_workers = len(self._delivery.sent)
+        heard = with_own(in_packets(self._delivery, num_workers), self.worker)
+        self.seen = _seen_by(self.worker, heard, self._record)
         if self.links:
-            self.links = self.links.add(self._delivery)
+            self.links = self.links.add(heard)
         return tree
 
     def sent_or_last(self, tree: Any, last: Any) -> Any:
@@ -190,7 +192,7 @@ def metrics_of(carrier: Carrier, loss: jax.Array, seen: Seen | None) -> StepMetr
 
 def _seen_by(worker: jax.Array, delivery: Delivery, record: bool) -> Seen:
     n = len(delivery.received)
-    arrived, sent = count_incoming(delivery, n)
+    arrived, sent = count_incoming(delivery)
     wait = arrivals = None
     if delivery.seconds is not None:
         wait = jnp.zeros(n, jnp.float32).at[worker].set(delivery.seconds)

@@ -45,6 +45,14 @@ def test_equal_models_are_at_distance_zero():
     np.testing.assert_array_equal(distance, np.zeros(8))
 
 
+@pytest.mark.parametrize("packets", [(), (3,)])
+def test_of_a_delivery_without_a_worker_s_own_nothing_of_others_has_arrived(packets):
+    n = 4
+    nothing = jnp.zeros((n, n, *packets), bool)
+    fraction = jax.vmap(lambda d: rps.delivered_fraction(d, "w"), axis_name="w")
+    np.testing.assert_array_equal(fraction(rps.Delivery(*[nothing] * 3)), np.zeros((2, n)))
+
+
 @pytest.mark.parametrize(("way", "n"), places())
 @pytest.mark.parametrize("packets", [None, 3])
 def test_delivered_fraction_counts_links_of_each_phase(way, n, packets):
