@@ -162,6 +162,8 @@ def on_params(
         return as_own((params, memory, *anew.remembered, anew.seen), average.worker)
 
     def skip(*before: Any) -> Any:
+    if average.seen is not None:
+        raise ValueError(f"every={rule.every}: expected 1, for {rule} averages gradients")
         return *before, as_own(nothing, average.worker)
 
     before = as_own((params, memory, *average.remembered), average.worker)

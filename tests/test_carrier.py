@@ -161,6 +161,21 @@ def test_a_rule_averages_once_a_step():
         jax.vmap(lambda batch: step(state, batch), axis_name="workers")(jnp.asarray(batches(0)))
 
 
+def test_a_rule_of_gradients_takes_no_local_steps():
+    class Both(rps.rules.AverageModels):
+        def on_gradients(self, grads, memory, average):
+            return average(grads, grads), memory
+
+    rule = Both(local_steps=2)
+    step = rps.make_train_step(loss_fn, optax.sgd(RATE), rps.Reliable(), "workers", algorithm=rule)
+    state = rps.init_train_state(
+        {"x": jnp.zeros(SIZE)}, {"mean": jnp.float32(0)}, optax.sgd(RATE), rps.Reliable(), N,
+        algorithm=rule,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"every=2: expected 1, for .* averages gradients"):
+        jax.vmap(lambda batch: step(state, batch), axis_name="workers")(jnp.asarray(batches(0)))
+
+
 def test_a_rule_has_a_memory_of_its_own():
     """The all-gather falls back to the last average that arrived: a rule with a memory."""
 
