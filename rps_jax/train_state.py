@@ -62,7 +62,8 @@ class StepMetrics(NamedTuple):
         delivered: the share of messages that arrived; 0 in a step without an exchange.
         exchange_seconds: float32 scalar, how long the slowest worker waited; None where the channel
             simulates no delays.
-        arrivals: what arrived, of all workers; None unless it was asked for.
+        arrivals: what arrived, of all workers; None unless it was asked for. All zeros in a step
+            without an exchange, which is no iteration of a `Trace`: leave it out.
     """
 
     loss: jax.Array
@@ -113,10 +114,13 @@ def init_train_state(
 
 def check_rule_state(rule: Rule, state: TrainState) -> None:
     """Raises `ValueError` if a state remembers what another rule or other options would."""
-    expected: Any = jax.tree.structure(jax.eval_shape(rule.init, state.params))
-    found = jax.tree.structure(state.rule_state)
-    if found != expected:
+
+    def kind(tree: Any) -> Any:
+        return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+    if kind(state.rule_state) != kind(jax.eval_shape(rule.init, state.params)):
+        shapes = jax.tree.map(jnp.shape, state.rule_state)
         raise ValueError(
-            f"state.rule_state is {found}: expected that of {rule}, of init_train_state with the "
-            "algorithm and the options of the step"
+            f"state.rule_state has shapes {shapes}: expected those of {rule}, of init_train_state "
+            "with the algorithm and the options of the step"
         )

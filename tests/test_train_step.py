@@ -216,6 +216,25 @@ def test_each_policy_is_its_definition_wherever_the_workers_are(algorithm, optio
 
 def test_fragments_of_any_leaves_take_turns_and_send_their_part():
     rule = rps.rules.DiLoCo(local_steps=6, fragments=3)
+def test_a_poison_in_the_model_state_that_was_dropped_reaches_no_one():
+    """Servers whose messages are stale have what reached them of the model state, too."""
+    drops, optimizer = rps.Bernoulli(1.0, all_gather_drop_rate=0.0), optax.sgd(RATE)
+    step = rps.make_train_step(
+        lambda params, model_state, batch, key: (params.sum(), batch),
+        *(optimizer, drops, "w"),
+        **{"server": "stale", "assignment": "fixed"},
+    )
+    own = np.arange(1.0, 1 + N * N, dtype=np.float32).reshape(N, N)
+    poisoned = np.where((np.arange(N)[:, None] == 0) & (np.arange(N) == N - 1), np.nan, own)
+    state = rps.init_train_state(jnp.zeros(N), jnp.zeros(N), optimizer, drops, N, server="stale")
+    state = jax.tree.map(lambda x: jnp.stack([x] * N), state)
+    state, _ = jax.jit(jax.vmap(step, axis_name="w"))(state, poisoned)
+    # Of its block a server has its own, and the first state of others; the model is cut before.
+    server_has = np.where(np.arange(N)[:, None] == (N + np.arange(N)) // 2, own, 0)
+    np.testing.assert_array_equal(state.sent, server_has)
+    np.testing.assert_allclose(state.model_state, np.tile(server_has.mean(0), (N, 1)), rtol=1e-6)
+
+
     params = {"a": jnp.arange(10.0).reshape(2, 5), "b": jnp.float32(3), "c": jnp.zeros((0, 2))}
     sends = jax.eval_shape(rule.sends, params)
     assert [leaf.shape for leaf in jax.tree.leaves(sends)] == [(4,), (1,), (0,)]
@@ -381,7 +400,7 @@ def test_bad_arguments_raise(options, message):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "options"),
+    ("algorithm", "options", "others"),
     [
         ("rps", {"server": "stale"}),
         ("gradient-averaging", {"on_miss": "stale"}),
@@ -389,11 +408,11 @@ def test_bad_arguments_raise(options, message):
         ("overlap", {"server": "stale"}),
     ],
 )
-def test_a_state_of_another_rule_is_refused(algorithm, options):
+def test_a_state_of_another_rule_is_refused(algorithm, options, others):
     optimizer = optax.sgd(RATE)
     step = rps.make_train_step(loss_fn, optimizer, CHANNEL, "w", algorithm=algorithm, **options)
-    of_all = jax.tree.map(lambda x: jnp.stack([x] * N), start(optimizer))
-    with pytest.raises(ValueError, match=r"state.rule_state is .*: expected that of"):
+    of_all = jax.tree.map(lambda x: jnp.stack([x] * N), start(optimizer, **others))
+    with pytest.raises(ValueError, match=r"state.rule_state has shapes .*: expected those of"):
         jax.vmap(step, axis_name="w")(of_all, batches(0))
 
 
