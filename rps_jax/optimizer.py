@@ -136,15 +136,16 @@ def optax_average_models(
     it cannot bring back a worker whose parameters are no longer finite.
 
     Args:
-        optimizer: the whole chain that makes the local step.
+        optimizer: the whole chain that makes the local step. Its state is not averaged: one with a
+            copy of the model, such as `optax.contrib.schedule_free`, drifts apart without bound.
         channel: where drops come from.
         axis_name: the worker axis, or a tuple of axes.
         seed: decides the drops, together with the step; the same on every worker.
         assignment: "random" draws the blocks' servers anew at each step, "fixed" keeps them.
         num_workers: needed only by a channel with state, which may depend on it.
         options: fields of `rules.AverageModels`, such as `local_steps`, `server` and `on_miss`; or
-            `algorithm`, another rule that averages models after the local step over a lossy network,
-            or its name, and fields of that.
+            `algorithm`, another rule that averages models after the local step over a lossy
+            network, or its name, and fields of that.
 
     Returns:
         A `GradientTransformationExtraArgs` with an `AverageModelsState`; its `update` needs
