@@ -23,6 +23,7 @@ class Exchanged(NamedTuple):
         rule_state: as of `TrainState`.
         channel_state: as of `TrainState`.
         links: as of `TrainState`.
+        sent: as of `TrainState`.
         seen: what arrived; None where nothing was exchanged.
     """
 
@@ -31,6 +32,7 @@ class Exchanged(NamedTuple):
     rule_state: Any
     channel_state: Any
     links: Any
+    sent: Any
     seen: Seen | None
 
 
@@ -85,8 +87,9 @@ class OverlappedStep:
         alongside = state.model_state if self.model_state_policy == "exchange" else ()
         average = StepExchange.of_step(self.carrier, state, alongside, self.record)
         params, memory = on_params(self.rule, state.params, state.rule_state, average, state.step)
+        sent = average.sent if self.model_state_policy == "exchange" else state.sent
         return Exchanged(
-            params, average.alongside, memory, average.state, average.links, average.seen
+            params, average.alongside, memory, average.state, average.links, sent, average.seen
         )
 
     def local(self, state: TrainState, batch: Any) -> LocalStep:
@@ -112,6 +115,7 @@ class OverlappedStep:
             channel_state=exchanged.channel_state,
             rule_state=exchanged.rule_state,
             links=exchanged.links,
+            sent=exchanged.sent,
         )
         return after, metrics_of(self.carrier, local.loss, exchanged.seen)
 

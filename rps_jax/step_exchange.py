@@ -50,6 +50,7 @@ class StepExchange:
         state: of the carrier.
         alongside: what is averaged together with the tree that the rule gives.
         links: what is counted; `()` if nothing.
+        sent: what the servers have of what is averaged alongside; `()` if they keep nothing.
         seen: what arrived; None before the exchange.
     """
 
@@ -63,9 +64,10 @@ class StepExchange:
         state: Any,
         alongside: Any = (),
         links: Any = (),
+        sent: Any = (),
     ) -> None:
         self._carrier, self._key, self._step, self._record = carrier, key, step, record
-        self.state, self.alongside, self.links = state, alongside, links
+        self.state, self.alongside, self.links, self.sent = state, alongside, links, sent
         self.worker = carrier.worker()
         self.seen: Seen | None = None
         self._delivery: Delivery | None = None
@@ -83,6 +85,8 @@ class StepExchange:
             state=state.channel_state,
             alongside=alongside,
             links=state.links,
+            # Of nothing they have nothing, in the same structure.
+            sent=state.sent if jax.tree.leaves(alongside) else alongside,
         )
 
     def check_turns(self, rule: Rule) -> None:
@@ -94,9 +98,9 @@ class StepExchange:
             )
 
     @property
-    def remembered(self) -> tuple[Any, Any, Any]:
+    def remembered(self) -> tuple[Any, Any, Any, Any]:
         """What an exchange changes beside the tree."""
-        return self.state, self.alongside, self.links
+        return self.state, self.alongside, self.links, self.sent
 
     def anew(self, every: int, *remembered: Any) -> "StepExchange":
         """Returns the same exchange before it has taken place, of other values.
@@ -107,7 +111,7 @@ class StepExchange:
         """
         counted = every if self._carrier.numbers_exchanges else 1
         step = self._step // counted
-        state, alongside, links = remembered
+        state, alongside, links, sent = remembered
         return StepExchange(
             self._carrier,
             self._key,
@@ -116,6 +120,7 @@ class StepExchange:
             state=state,
             alongside=alongside,
             links=links,
+            sent=sent,
         )
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
@@ -123,12 +128,14 @@ class StepExchange:
         if self._delivery is not None:
             raise ValueError("average() was called twice: expected one exchange a step")
         if server.last is not None:
-            server = dataclasses.replace(server, last=_Exchanged(server.last, self.alongside))
+            server = dataclasses.replace(server, last=_Exchanged(server.last, self.sent))
         both, fallback = (_Exchanged(each, self.alongside) for each in (tree, otherwise))
         with jax.named_scope("exchange"):
             (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
                 self.state, self._key, self._step, both, fallback, server
             )
+        if server.last is not None:
+            self.sent = sent_or_last(both, server.last, self._delivery, self.worker).model_state
         num_workers = len(self._delivery.sent)
         heard = with_own(in_packets(self._delivery, num_workers), self.worker)
         self.seen = _seen_by(self.worker, heard, self._record)
@@ -139,7 +146,7 @@ class StepExchange:
     def sent_or_last(self, tree: Any, last: Any) -> Any:
         """Returns what servers have of this worker; see `rps_jax.rules.Average`."""
         both, before = (_Exchanged(each, self.alongside) for each in (tree, last))
-        return sent_or_last(both, before, self.delivery, self.worker)[0]
+        return sent_or_last(both, before, self.delivery, self.worker).params
 
     @property
     def delivery(self) -> Delivery:
@@ -155,6 +162,8 @@ def on_params(
     average.check_turns(rule)
     if rule.every == 1:
         return rule.on_params(params, memory, average)
+    if average.seen is not None:
+        raise ValueError(f"every={rule.every}: expected 1, for {rule} averages gradients")
 
     def exchange(params: Any, memory: Any, *remembered: Any) -> Any:
         anew = average.anew(rule.every, *remembered)
@@ -162,8 +171,6 @@ def on_params(
         return as_own((params, memory, *anew.remembered, anew.seen), average.worker)
 
     def skip(*before: Any) -> Any:
-    if average.seen is not None:
-        raise ValueError(f"every={rule.every}: expected 1, for {rule} averages gradients")
         return *before, as_own(nothing, average.worker)
 
     before = as_own((params, memory, *average.remembered), average.worker)
@@ -172,7 +179,7 @@ def on_params(
     # All workers are at the same step: where a device has one, nothing is sent in the others.
     now = (step + 1) % rule.every == 0
     params, memory, *after, average.seen = jax.lax.cond(now, exchange, skip, *before)
-    average.state, average.alongside, average.links = after
+    average.state, average.alongside, average.links, average.sent = after
     return params, memory
 
 

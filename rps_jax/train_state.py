@@ -12,6 +12,7 @@ from rps_jax.channels import Channel
 from rps_jax.links import LinkCounts
 from rps_jax.metrics import DeliveredFraction
 from rps_jax.rules import Rule, make_rule
+from rps_jax.rules.lossy import copied
 
 ModelStatePolicy = Literal["exchange", "local"]
 MODEL_STATE_POLICIES: tuple[ModelStatePolicy, ...] = ("exchange", "local")
@@ -29,6 +30,7 @@ class TrainState(NamedTuple):
         channel_state: the worker's view of the channel's memory, or its carrier's.
         rule_state: what the rule remembers.
         links: the `LinkCounts` of the worker; `()` where nothing is counted.
+        sent: what the servers have of the model state, where the rule has them keep it; else `()`.
     """
 
     step: jax.Array
@@ -39,6 +41,7 @@ class TrainState(NamedTuple):
     channel_state: Any
     rule_state: Any = ()
     links: Any = ()
+    sent: Any = ()
 
 
 class Arrivals(NamedTuple):
@@ -100,6 +103,7 @@ def init_train_state(
     Raises:
         ValueError: an unknown algorithm or option.
     """
+    rule = make_rule(algorithm, **options)
     return TrainState(
         step=jnp.int32(0),
         key=keys.key_data(seed),
@@ -107,8 +111,9 @@ def init_train_state(
         model_state=model_state,
         opt_state=optimizer.init(params),
         channel_state=channel.init(num_workers),
-        rule_state=make_rule(algorithm, **options).init(params),
+        rule_state=rule.init(params),
         links=LinkCounts.zero(num_workers) if count_links else (),
+        sent=copied(model_state) if rule.keeps_sent else (),
     )
 
 

@@ -90,14 +90,16 @@ class Average:
         missed = {"own": values, "zero": 0 * values, "stale": old_average}[on_miss]
         own, after = self.before if overlaps else self.state, self.state
         sent, otherwise, last = (
-            (tree[self.part], own if self.alongside else {}) for tree in (values, missed, old_sent)
+            (tree[self.part], state if self.alongside else {})
+            for tree, state in ((values, own), (missed, own), (old_sent, self.old["state"]))
         )
         if reliable:
             average, state = reference.all_reduce(sent)
         else:
             policy = Server(server, server_drop_rate, last if server == "stale" else None)
             average, state = reference.exchange(sent, otherwise, self.delivery, server=policy)
-            old_sent[self.part] = reference.sent_or_last(sent, last, self.delivery)[0]
+            old_sent[self.part], old_state = reference.sent_or_last(sent, last, self.delivery)
+            self.old["state"] = self.old["state"] | old_state
         self.state = after | {name: state[name] + after[name] - own[name] for name in state}
         values = values.copy()
         values[self.part] = old_average[self.part] = average
@@ -143,8 +145,8 @@ def by_hand(
 ):
     """The same training in NumPy, by the definition of the rule."""
     assert algorithm in DEFINITIONS, f"give {algorithm} its definition in DEFINITIONS"
-    x, old, memory = START, {}, {}
     state = {"mean": np.zeros(N, np.float32), "calls": np.zeros(N, np.int32)}
+    x, old, memory = START, {"state": state}, {}
     every, policies = local_steps // fragments, (on_miss, server, server_drop_rate)
     for step in range(num_steps):
         batch = batches(step)
@@ -214,8 +216,6 @@ def test_each_policy_is_its_definition_wherever_the_workers_are(algorithm, optio
     assert_is_its_definition(4, algorithm, devices=devices, **options)
 
 
-def test_fragments_of_any_leaves_take_turns_and_send_their_part():
-    rule = rps.rules.DiLoCo(local_steps=6, fragments=3)
 def test_a_poison_in_the_model_state_that_was_dropped_reaches_no_one():
     """Servers whose messages are stale have what reached them of the model state, too."""
     drops, optimizer = rps.Bernoulli(1.0, all_gather_drop_rate=0.0), optax.sgd(RATE)
@@ -235,6 +235,8 @@ def test_a_poison_in_the_model_state_that_was_dropped_reaches_no_one():
     np.testing.assert_allclose(state.model_state, np.tile(server_has.mean(0), (N, 1)), rtol=1e-6)
 
 
+def test_fragments_of_any_leaves_take_turns_and_send_their_part():
+    rule = rps.rules.DiLoCo(local_steps=6, fragments=3)
     params = {"a": jnp.arange(10.0).reshape(2, 5), "b": jnp.float32(3), "c": jnp.zeros((0, 2))}
     sends = jax.eval_shape(rule.sends, params)
     assert [leaf.shape for leaf in jax.tree.leaves(sends)] == [(4,), (1,), (0,)]
@@ -402,10 +404,11 @@ def test_bad_arguments_raise(options, message):
 @pytest.mark.parametrize(
     ("algorithm", "options", "others"),
     [
-        ("rps", {"server": "stale"}),
-        ("gradient-averaging", {"on_miss": "stale"}),
-        ("diloco", {}),
-        ("overlap", {"server": "stale"}),
+        ("rps", {"server": "stale"}, {}),
+        ("gradient-averaging", {"on_miss": "stale"}, {}),
+        ("diloco", {}, {}),
+        ("overlap", {"server": "stale"}, {}),
+        ("diloco", {"fragments": 5}, {"algorithm": "diloco", "fragments": 2}),
     ],
 )
 def test_a_state_of_another_rule_is_refused(algorithm, options, others):

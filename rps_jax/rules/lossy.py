@@ -73,13 +73,18 @@ class LossyRule(Rule):
             expected = "a number in [0, 1)"
             check_number("server_drop_rate", self.server_drop_rate, 0, BELOW_ONE, expected)
 
+    @property
+    def keeps_sent(self) -> bool:
+        """Whether servers keep what reaches them of a worker, and so of its model state."""
+        return self.server == "stale"
+
     def remember(self, tree: Any) -> Any:
         """Returns what is remembered before the first exchange: `()` if nothing.
 
         Args:
             tree: what stands for averages and messages before there were any.
         """
-        stale = self.on_miss == "stale", self.server == "stale"
+        stale = self.on_miss == "stale", self.keeps_sent
         return Memory(*(copied(tree) if each else () for each in stale)) if any(stale) else ()
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
@@ -90,7 +95,7 @@ class LossyRule(Rule):
             "zero": lambda: jax.tree.map(jnp.zeros_like, tree),
             "stale": lambda: old.average,
         }[self.on_miss]()
-        last = old.sent if self.server == "stale" else None
+        last = old.sent if self.keeps_sent else None
         server = Server(self.server, self.server_drop_rate, last)
         averaged = average(tree, otherwise=otherwise, server=server)
         if not memory:

@@ -49,6 +49,11 @@ class Rule:
         """How many steps there are to an exchange; those of gradients have one each."""
         return 1
 
+    @property
+    def keeps_sent(self) -> bool:
+        """Whether servers keep what reaches them of a worker, and so of its model state."""
+        return False
+
     def sends(self, params: Any) -> Any:
         """Returns what is averaged in one exchange, or its shapes; `()` if nothing."""
         return params
