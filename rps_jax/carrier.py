@@ -18,6 +18,7 @@ from rps_jax.channels import Channel
 from rps_jax.checks import check_channel
 from rps_jax.delivery import Delivery
 from rps_jax.draw import Assignment, check_assignment, draw_exchange
+from rps_jax.rules import Rule
 from rps_jax.servers import RECEIVED, Server
 
 
@@ -150,9 +151,9 @@ class AllReduce(MaskedCollectives):
         return average, Delivery(*[everything] * 3), state
 
 
-def collectives(
-    lossy: bool, channel: Channel, axis_name: AxisName, assignment: Assignment = "random"
+def make_carrier(
+    rule: Rule, channel: Channel, axis_name: AxisName, assignment: Assignment = "random"
 ) -> MaskedCollectives:
-    """Returns the carrier of a rule that is `lossy`, or of one that needs a reliable network."""
-    kind = MaskedCollectives if lossy else AllReduce
+    """Returns the carrier that simulates the network of a rule: lossy, or reliable."""
+    kind = MaskedCollectives if rule.lossy else AllReduce
     return kind(channel, axis_name, assignment)

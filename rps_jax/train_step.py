@@ -7,7 +7,7 @@ import jax
 import optax
 
 from rps_jax.axis import AxisName
-from rps_jax.carrier import Carrier, collectives
+from rps_jax.carrier import Carrier, make_carrier
 from rps_jax.channels import Channel
 from rps_jax.checks import check_optimizer
 from rps_jax.draw import Assignment
@@ -59,7 +59,7 @@ def make_train_step(
         ValueError: an unknown algorithm, option, policy or assignment.
     """
     rule = make_rule(algorithm, **options)
-    carrier = collectives(rule.lossy, channel, axis_name, assignment)
+    carrier = make_carrier(rule, channel, axis_name, assignment)
     return make_step(loss_fn, optimizer, rule, carrier, model_state_policy=model_state_policy)
 
 

@@ -8,7 +8,7 @@ import jax
 import rps_jax as rps
 from launch.config import TrainConfig
 from launch.rules import make_rule
-from rps_jax.carrier import collectives
+from rps_jax.carrier import make_carrier
 
 
 class Network(Protocol):
@@ -92,7 +92,7 @@ class Simulated:
 
     def carrier(self, channel: Any) -> rps.Carrier:
         """Returns collectives over the mesh."""
-        return collectives(self.rule.lossy, channel, self.mesh.axis_name, self.assignment)
+        return make_carrier(self.rule, channel, self.mesh.axis_name, self.assignment)
 
     def catch_up(self, state: rps.TrainState, step: int) -> tuple[rps.TrainState, int]:
         """Returns both as they are: nobody is ahead."""
