@@ -223,7 +223,7 @@ def average_models_over(
         updates, inner_state, local = _local_step(inner, updates, state.inner, params, extra_args)
         before = state.exchange
         average = _exchange(carrier, before)
-        new, memory = on_params(rule, local, before.memory, average, before.step)
+        new, memory = on_params(rule, local, before.memory, average)
         updates = _updates_to(new, params, updates, local)
         return updates, AverageModelsState(_after(before, average, memory), inner_state)
 
@@ -286,7 +286,7 @@ def _exchange(carrier: Carrier, state: ExchangeState) -> StepExchange:
             f"state.key has shape {jnp.shape(state.key)}: expected (2,), that of one worker; a "
             "block of a shard_map keeps its leading axis"
         )
-    return StepExchange(carrier, wrap_key(state.key), state.step, state=state.channel)
+    return StepExchange(carrier, wrap_key(state.key), state.step, state.channel)
 
 
 def _after(state: ExchangeState, average: StepExchange, memory: Any) -> ExchangeState:

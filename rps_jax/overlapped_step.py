@@ -86,7 +86,7 @@ class OverlappedStep:
         check_rule_state(self.rule, state)
         alongside = state.model_state if self.model_state_policy == "exchange" else ()
         average = StepExchange.of_step(self.carrier, state, alongside, self.record)
-        params, memory = on_params(self.rule, state.params, state.rule_state, average, state.step)
+        params, memory = on_params(self.rule, state.params, state.rule_state, average)
         sent = average.sent if self.model_state_policy == "exchange" else state.sent
         return Exchanged(
             params, average.alongside, memory, average.state, average.links, sent, average.seen

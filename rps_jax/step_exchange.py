@@ -42,86 +42,46 @@ class _Exchanged(NamedTuple):
     model_state: Any
 
 
+@dataclasses.dataclass
 class StepExchange:
     """The exchange of one step, as its rule calls it.
 
     Attributes:
-        worker: index of the worker.
+        carrier: moves the blocks.
+        key: of the run.
+        step: its number.
         state: of the carrier.
         alongside: what is averaged together with the tree that the rule gives.
         links: what is counted; `()` if nothing.
-        sent: what the servers have of what is averaged alongside; `()` if they keep nothing.
+        sent: what servers have of `alongside`, where they keep what they are sent.
+        record: whether `seen` has the arrivals.
         seen: what arrived; None before the exchange.
+        worker: index of the worker.
     """
 
-    def __init__(
-        self,
-        carrier: Carrier,
-        key: jax.Array,
-        step: jax.Array,
-        *,
-        record: bool = False,
-        state: Any,
-        alongside: Any = (),
-        links: Any = (),
-        sent: Any = (),
-    ) -> None:
-        self._carrier, self._key, self._step, self._record = carrier, key, step, record
-        self.state, self.alongside, self.links, self.sent = state, alongside, links, sent
-        self.worker = carrier.worker()
-        self.seen: Seen | None = None
-        self._delivery: Delivery | None = None
+    carrier: Carrier
+    key: jax.Array
+    step: jax.Array
+    state: Any
+    alongside: Any = ()
+    links: Any = ()
+    sent: Any = ()
+    record: bool = False
+    seen: Seen | None = dataclasses.field(default=None, init=False)
+    _delivery: Delivery | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.worker = self.carrier.worker()
 
     @classmethod
     def of_step(
         cls, carrier: Carrier, state: TrainState, alongside: Any, record: bool
     ) -> "StepExchange":
         """Returns the exchange of the step that a state is at; `alongside` as above."""
-        return cls(
-            carrier,
-            wrap_key(state.key),
-            state.step,
-            record=record,
-            state=state.channel_state,
-            alongside=alongside,
-            links=state.links,
-            # Of nothing they have nothing, in the same structure.
-            sent=state.sent if jax.tree.leaves(alongside) else alongside,
-        )
-
-    def check_turns(self, rule: Rule) -> None:
-        """Raises `ValueError` for a rule of parts in turn where workers need not be in step."""
-        if rule.in_turn and self._carrier.numbers_exchanges:
-            raise ValueError(
-                f"{rule}: expected whole models, over a network whose workers need not be in the "
-                "same exchange"
-            )
-
-    @property
-    def remembered(self) -> tuple[Any, Any, Any, Any]:
-        """What an exchange changes beside the tree."""
-        return self.state, self.alongside, self.links, self.sent
-
-    def anew(self, every: int, *remembered: Any) -> "StepExchange":
-        """Returns the same exchange before it has taken place, of other values.
-
-        Args:
-            every: steps to an exchange.
-            *remembered: as above.
-        """
-        counted = every if self._carrier.numbers_exchanges else 1
-        step = self._step // counted
-        state, alongside, links, sent = remembered
-        return StepExchange(
-            self._carrier,
-            self._key,
-            step,
-            record=self._record,
-            state=state,
-            alongside=alongside,
-            links=links,
-            sent=sent,
-        )
+        # Of nothing they have nothing, in the same structure.
+        sent = state.sent if jax.tree.leaves(alongside) else alongside
+        key, channel_state = wrap_key(state.key), state.channel_state
+        return cls(carrier, key, state.step, channel_state, alongside, state.links, sent, record)
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""
@@ -131,14 +91,14 @@ class StepExchange:
             server = dataclasses.replace(server, last=_Exchanged(server.last, self.sent))
         both, fallback = (_Exchanged(each, self.alongside) for each in (tree, otherwise))
         with jax.named_scope("exchange"):
-            (tree, self.alongside), self._delivery, self.state = self._carrier.exchange(
-                self.state, self._key, self._step, both, fallback, server
+            (tree, self.alongside), self._delivery, self.state = self.carrier.exchange(
+                self.state, self.key, self.step, both, fallback, server
             )
         if server.last is not None:
             self.sent = sent_or_last(both, server.last, self._delivery, self.worker).model_state
         num_workers = len(self._delivery.sent)
         heard = with_own(in_packets(self._delivery, num_workers), self.worker)
-        self.seen = _seen_by(self.worker, heard, self._record)
+        self.seen = _seen_by(self.worker, heard, self.record)
         if self.links:
             self.links = self.links.add(heard)
         return tree
@@ -155,29 +115,39 @@ class StepExchange:
         return self._delivery
 
 
-def on_params(
-    rule: Rule, params: Any, memory: Any, average: StepExchange, step: jax.Array
-) -> tuple[Any, Any]:
+def on_params(rule: Rule, params: Any, memory: Any, average: StepExchange) -> tuple[Any, Any]:
     """Returns what a rule makes of the model after the local step, if it exchanges in this step."""
-    average.check_turns(rule)
+    numbers_exchanges = average.carrier.numbers_exchanges
+    if rule.in_turn and numbers_exchanges:
+        raise ValueError(
+            f"{rule}: expected whole models, over a network whose workers need not be in the same "
+            "exchange"
+        )
     if rule.every == 1:
         return rule.on_params(params, memory, average)
     if average.seen is not None:
         raise ValueError(f"every={rule.every}: expected 1, for {rule} averages gradients")
 
-    def exchange(params: Any, memory: Any, *remembered: Any) -> Any:
-        anew = average.anew(rule.every, *remembered)
-        params, memory = rule.on_params(params, memory, anew)
-        return as_own((params, memory, *anew.remembered, anew.seen), average.worker)
+    def values(params: Any, memory: Any, of: StepExchange) -> Any:
+        return as_own((params, memory, of.state, of.alongside, of.links, of.sent), average.worker)
+
+    def exchange(
+        params: Any, memory: Any, state: Any, alongside: Any, links: Any, sent: Any
+    ) -> Any:
+        step = average.step // rule.every if numbers_exchanges else average.step
+        changed = {"state": state, "alongside": alongside, "links": links, "sent": sent}
+        traced = dataclasses.replace(average, step=step, **changed)
+        params, memory = rule.on_params(params, memory, traced)
+        return *values(params, memory, traced), as_own(traced.seen, average.worker)
 
     def skip(*before: Any) -> Any:
         return *before, as_own(nothing, average.worker)
 
-    before = as_own((params, memory, *average.remembered), average.worker)
+    before = values(params, memory, average)
     *_, seen = jax.eval_shape(exchange, *before)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen)
     # All workers are at the same step: where a device has one, nothing is sent in the others.
-    now = (step + 1) % rule.every == 0
+    now = (average.step + 1) % rule.every == 0
     params, memory, *after, average.seen = jax.lax.cond(now, exchange, skip, *before)
     average.state, average.alongside, average.links, average.sent = after
     return params, memory

@@ -114,7 +114,7 @@ def make_step(
         updates, opt_state = local_updates(optimizer, state, loss, grads)
         with jax.named_scope("local_step"):
             params = optax.apply_updates(state.params, updates)
-        params, memory = on_params(rule, params, memory, average, state.step)
+        params, memory = on_params(rule, params, memory, average)
 
         state = TrainState(
             step=state.step + 1,
