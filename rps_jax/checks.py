@@ -43,10 +43,14 @@ def check_scalar(name: str, value: Any) -> None:
         raise ValueError(f"{name} has shape {jnp.shape(value)}: expected a scalar")
 
 
+def is_integer(value: Any) -> bool:
+    """Returns whether this is an integer, which a bool is not; known before anything is traced."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: Any, expected: str = "an integer of at least 1") -> None:
     """Raises `ValueError` if this is no integer of at least 1, known before anything is traced."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not (whole and value >= 1):
+    if not (is_integer(value) and value >= 1):
         raise ValueError(f"{name}={value!r}: expected {expected}")
 
 

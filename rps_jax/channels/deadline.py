@@ -14,7 +14,7 @@ import numpy as np
 from rps_jax import keys
 from rps_jax.channels.channel import REDUCE_SCATTER, link_key, walk_links
 from rps_jax.channels.fields import packet_shape, register_channel
-from rps_jax.checks import check_number, check_packets, check_scalar
+from rps_jax.checks import check_count, check_number, check_packets, check_scalar
 from rps_jax.delivery import Delivery
 
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -117,8 +117,7 @@ class Deadline:
         if self.delay_tail not in get_args(DelayTail):
             expected = " or ".join(get_args(DelayTail))
             raise ValueError(f"delay_tail={self.delay_tail!r}: expected {expected}")
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window={self.window!r}: expected an integer of at least 1")
+        check_count("window", self.window)
         check_packets(self.packets)
 
     def init(self, num_workers: int) -> DelaysSeen | tuple[()]:

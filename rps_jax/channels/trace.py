@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rps_jax.channels.channel import ALL_GATHER, REDUCE_SCATTER
+from rps_jax.checks import is_integer
 from rps_jax.delivery import Delivery
 
 _FORMAT = 1
@@ -175,7 +176,7 @@ class Trace:
         shape, dtype = self.arrived.shape, self.arrived.dtype
         for name in ("packets", "start"):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            if not is_integer(value):
                 raise ValueError(f"{name}={value!r}: expected an integer")
         if self.packets < 1:
             raise ValueError(f"packets={self.packets}: expected at least 1")

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from rps_jax.checks import is_integer
 from rps_jax.draw import Assignment, check_assignment
 from rps_jax.transport.network import Network
 from rps_jax.transport.packets import EVERYONE, LEAST_MTU, MOST_MTU, MTU, Sealer, check_key
@@ -72,14 +71,14 @@ def join(
     for address, count in Counter(addresses).items():
         if count > 1:
             raise ValueError(f"addresses: {address!r} {count} times: expected one of each worker")
-    if not _is_integer(worker) or not 0 <= worker < len(addresses):
+    if not is_integer(worker) or not 0 <= worker < len(addresses):
         expected = f"one of the {len(addresses)} addresses, from 0"
         raise ValueError(f"worker={worker!r}: expected {expected}")
-    if not _is_integer(run) or not 0 <= run < 1 << 64:
+    if not is_integer(run) or not 0 <= run < 1 << 64:
         raise ValueError(f"run={run!r}: expected an integer in [0, 2^64)")
-    if not _is_integer(seed):
+    if not is_integer(seed):
         raise ValueError(f"seed={seed!r}: expected an integer")
-    if not _is_integer(mtu) or not LEAST_MTU <= mtu <= MOST_MTU:
+    if not is_integer(mtu) or not LEAST_MTU <= mtu <= MOST_MTU:
         raise ValueError(f"mtu={mtu!r}: expected bytes, {LEAST_MTU} to {MOST_MTU}")
     for name, value in (
         ("link_rate", 1.0 if link_rate is None else link_rate),
@@ -117,9 +116,5 @@ def join(
 def _is_address(address: Any) -> bool:
     match address:
         case (str(), port):
-            return _is_integer(port) and 0 < port < 1 << 16
+            return is_integer(port) and 0 < port < 1 << 16
     return False
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
