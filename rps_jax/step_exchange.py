@@ -78,8 +78,8 @@ class StepExchange:
         cls, carrier: Carrier, state: TrainState, alongside: Any, record: bool
     ) -> "StepExchange":
         """Returns the exchange of the step that a state is at; `alongside` as above."""
-        # Of nothing they have nothing, in the same structure.
-        sent = state.sent if jax.tree.leaves(alongside) else alongside
+        exchanged: Any = jax.tree.structure(alongside)
+        sent = state.sent if exchanged == jax.tree.structure(state.model_state) else ()
         key, channel_state = wrap_key(state.key), state.channel_state
         return cls(carrier, key, state.step, channel_state, alongside, state.links, sent, record)
 

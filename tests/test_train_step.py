@@ -245,6 +245,7 @@ def test_fragments_of_any_leaves_take_turns_and_send_their_part():
         del otherwise, server
         return jax.tree.map(lambda x: x + 1, tree)
 
+    one_more.delivery = rps.Delivery(*[np.ones(2, bool)] * 3)
     memory, changed = rule.init(params), []
     for _ in range(4):
         after, memory = rule.on_params(params, memory, one_more)
