@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from rps_jax.axis import AxisName, axis_names, axis_size
+from rps_jax.axis import AxisName, axis_names, axis_size, kinds
 from rps_jax.blocks import empty_like, to_pieces
 from rps_jax.checks import check_integer
 from rps_jax.delivery import Delivery, in_packets, with_own
@@ -167,7 +167,10 @@ def sent_or_last(tree: Any, last: Any, delivery: Delivery, worker: jax.Array) ->
         worker: int32 scalar, this worker's index.
     """
     sent, _, _ = _in_blocks(in_packets(delivery, len(delivery.sent)), worker, 0)
-    (pieces, from_pieces), (lasts, _) = (to_pieces(each, *sent.shape) for each in (tree, last))
+    alike = kinds(tree, worker)
+    (pieces, from_pieces), (lasts, _) = (
+        to_pieces(each, *sent.shape, kinds=alike) for each in (tree, last)
+    )
     return from_pieces(
         [
             jnp.where(sent.ravel()[now.packets, None], now.rows, before.rows)

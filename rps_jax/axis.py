@@ -1,6 +1,7 @@
 """The worker axis: a named axis of vmap, pmap or shard_map, or a tuple of them, outermost first."""
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -53,6 +54,23 @@ def device_axes(axis_name: AxisName) -> dict[str, int]:
 def array_axes(axis_name: AxisName) -> tuple[str, ...]:
     """Returns the other axes: those of the workers that share a device."""
     return tuple(name for name in axis_names(axis_name) if name not in device_axes(axis_name))
+
+
+def kinds(tree: Any, worker: jax.Array) -> list[Hashable]:
+    """Returns of each leaf what differs where they vary over different axes beside the workers'.
+
+    In a shard_map that is manual over the axis of a worker's own devices, too: JAX takes what was
+    joined of leaves that are cut over them and leaves that are whole on each for cut.
+
+    Args:
+        tree: a pytree of arrays.
+        worker: int32 scalar, this worker's index.
+    """
+
+    def varies_alike(leaf: jax.Array, worker: jax.Array) -> jax.Array:
+        return jnp.any(leaf) & (worker < 0)
+
+    return [jax.eval_shape(varies_alike, leaf, worker) for leaf in jax.tree.leaves(tree)]
 
 
 def as_own(values: Any, worker: jax.Array) -> Any:

@@ -5,7 +5,7 @@ into equal blocks of equal packets; so block j holds a contiguous share of every
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,14 +58,16 @@ class Piece(NamedTuple):
     Attributes:
         rows: `[packets, elements]`; equally long parts of neighbouring packets.
         packets: which packets, of those of all blocks.
+        group: number of the leaves that are laid end to end with its own.
     """
 
     rows: jax.Array
     packets: slice
+    group: int = 0
 
 
 def to_pieces(
-    tree: Any, num_blocks: int, packets: int = 1
+    tree: Any, num_blocks: int, packets: int = 1, *, kinds: Sequence[Hashable] | None = None
 ) -> tuple[list[Piece], Callable[[Sequence[jax.Array]], Any]]:
     """Cuts a pytree where its packets end, and moves nothing: no leaf is joined to another.
 
@@ -73,6 +75,7 @@ def to_pieces(
         tree: any pytree of arrays, as for `to_blocks`.
         num_blocks: at least 1.
         packets: packets a block, at least 1.
+        kinds: of each leaf; those of different kinds lie apart, as those of different dtypes do.
 
     Returns:
         `(pieces, from_pieces)`: at most three for each leaf, however many packets there are; and
@@ -83,13 +86,13 @@ def to_pieces(
     [([[0.0, 1.0], [2.0, 3.0]], slice(0, 2, None)), ([[4.0]], slice(2, 3, None)), \
 ([[7.0]], slice(2, 3, None))]
     """
-    leaves, treedef, groups = _by_dtype(tree)
+    leaves, treedef, groups = _by_dtype(tree, kinds)
     cut: list[list[Piece]] = [[] for _ in leaves]
-    for group in groups:
+    for number, group in enumerate(groups):
         elements = -(-sum(leaves[index].size for index in group) // (num_blocks * packets))
         start = 0
         for index in group:
-            cut[index] = _cut_leaf(leaves[index], start, elements)
+            cut[index] = _cut_leaf(leaves[index], start, elements, number)
             start += leaves[index].size
 
     def from_pieces(rows: Sequence[jax.Array]) -> Any:
@@ -104,18 +107,23 @@ def to_pieces(
     return [piece for pieces in cut for piece in pieces], from_pieces
 
 
-def _by_dtype(tree: Any) -> tuple[list[jax.Array], Any, list[list[int]]]:
-    """Returns the leaves, their structure, and which of them share a dtype; none of them empty."""
+def _by_dtype(
+    tree: Any, kinds: Sequence[Hashable] | None = None
+) -> tuple[list[jax.Array], Any, list[list[int]]]:
+    """Returns the leaves, their structure, and which of them share a dtype and, if given, a kind.
+
+    Of the empty ones none do.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     leaves = [jnp.asarray(leaf) if jnp.size(leaf) else empty_like(leaf) for leaf in leaves]
     groups: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
         if leaf.size:
-            groups.setdefault(leaf.dtype, []).append(index)
+            groups.setdefault((leaf.dtype, kinds and kinds[index]), []).append(index)
     return leaves, treedef, list(groups.values())
 
 
-def _cut_leaf(leaf: jax.Array, start: int, elements: int) -> list[Piece]:
+def _cut_leaf(leaf: jax.Array, start: int, elements: int, group: int) -> list[Piece]:
     """Cuts a leaf that begins at element `start` of packets of so many elements."""
     stop = start + leaf.size
     # The rest of the packet that it begins in, whole packets, and the beginning of the last.
@@ -126,7 +134,7 @@ def _cut_leaf(leaf: jax.Array, start: int, elements: int) -> list[Piece]:
         if begin < end:
             count, first = max(1, (end - begin) // elements), begin // elements
             rows = flat[begin - start : end - start].reshape(count, -1)
-            pieces.append(Piece(rows, slice(first, first + count)))
+            pieces.append(Piece(rows, slice(first, first + count), group))
     return pieces
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rps_jax.axis import AxisName, array_axes, axis_names, axis_size, device_axes
+from rps_jax.axis import AxisName, array_axes, axis_names, axis_size, device_axes, kinds
 from rps_jax.blocks import Piece, to_blocks, to_pieces
 from rps_jax.collectives import all_gather, own_blocks, reduce_scatter
 from rps_jax.servers import RECEIVED, Server
@@ -53,8 +53,9 @@ def exchange(tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name:
         integers are rounded to the nearest.
     """
     route = _between_devices if device_axes(axis_name) else _within_arrays
+    alike = kinds(tree, jax.lax.axis_index(axis_names(axis_name)))
     (pieces, from_pieces), (fallbacks, _), (lasts, _) = (
-        to_pieces(each, *masks.sent.shape) for each in (tree, otherwise, server.last)
+        to_pieces(each, *masks.sent.shape, kinds=alike) for each in (tree, otherwise, server.last)
     )
     terms = [
         _terms(piece.rows, last and last.rows, masks.of(piece.packets), server)
@@ -76,13 +77,14 @@ def _between_devices(
     server: Server,
     axis_name: AxisName,
 ) -> list[jax.Array]:
-    """Sends blocks: for each dtype, one reduce-scatter and one all-gather."""
+    """Sends blocks: for each dtype (and kind), one reduce-scatter and one all-gather."""
     if together := array_axes(axis_name):
         terms = [jax.lax.psum(each, together) for each in terms]
     arrivals = own_blocks(masks.arrivals, axis_name)
     means: dict[int, jax.Array] = {}
-    for dtype in dict.fromkeys(piece.rows.dtype for piece in pieces):
-        members = [place for place, piece in enumerate(pieces) if piece.rows.dtype == dtype]
+    for group in dict.fromkeys(piece.group for piece in pieces):
+        members = [place for place, piece in enumerate(pieces) if piece.group == group]
+        dtype = pieces[members[0]].rows.dtype
         # Joined when what is dropped is zero already: one pass over the model less.
         halves = zip(*(terms[place] for place in members), strict=True)
         joined = [to_blocks(list(half), *masks.sent.shape) for half in halves]

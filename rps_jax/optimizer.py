@@ -242,8 +242,9 @@ def _local_step(
         raise ValueError("params=None: expected update(grads, state, params), for models")
     updates, state = inner.update(updates, state, params, **extra_args)
     # What was missed is told by comparison with this: the barrier keeps the compiler from computing
-    # it twice, rounded differently.
-    return updates, state, jax.lax.optimization_barrier(optax.apply_updates(params, updates))
+    # it twice, rounded differently. One a leaf, as JAX takes all that pass one for varying alike.
+    local = jax.tree.map(jax.lax.optimization_barrier, optax.apply_updates(params, updates))
+    return updates, state, local
 
 
 def _updates_to(new: Any, params: Any, updates: Any, local: Any) -> Any:

@@ -1,11 +1,14 @@
 """The optax forms: one changed line in a user's chain gives what the averaging rules give."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import reference
+from jax.sharding import PartitionSpec as P
 from mappings import MAPPINGS
 
 import rps_jax as rps
@@ -226,6 +229,35 @@ def test_the_first_state_can_be_donated(make):
     params = jnp.ones((4, 3))
     state = jax.vmap(optimizer.init)(params)
     jax.jit(jax.vmap(one_worker, axis_name="w"), donate_argnums=(0, 1))(params, state)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (rps.optax_average_models, {"server": "stale", "on_miss": "stale"}),
+        (rps.optax_diloco, {"local_steps": 4, "fragments": 2}),
+    ],
+)
+def test_leaves_that_are_cut_over_a_worker_s_devices_and_whole_ones_stay_so(make, options):
+    optimizer = make(optax.adam(0.1), CHANNEL, "workers", **options)
+    params = {"cut": jnp.zeros((2, 8)), "whole": jnp.zeros((2, 3))}
+    state = jax.vmap(optimizer.init)(params)
+
+    def spec(path, leaf):
+        cut = "cut" in jax.tree_util.keystr(path)
+        return P("workers", *[None] * (leaf.ndim - 2), "fsdp") if cut else P("workers")
+
+    specs = jax.tree.map_with_path(spec, (params, state))
+    axis_types = (jax.sharding.AxisType.Auto,) * 2
+    grid = jax.make_mesh((2, 2), ("workers", "fsdp"), axis_types=axis_types)
+
+    @functools.partial(jax.shard_map, mesh=grid, in_specs=specs, out_specs=specs)
+    def step(params, state):
+        params, state = jax.tree.map(lambda x: x[0], (params, state))
+        updates, state = optimizer.update(params, state, params)
+        return jax.tree.map(lambda x: x[None], (optax.apply_updates(params, updates), state))
+
+    jax.eval_shape(step, params, state)
 
 
 @pytest.mark.parametrize(
