@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bed import bed_or_skip
@@ -18,6 +19,8 @@ from bed import bed_or_skip
 import rps_jax as rps
 from launch import bench
 from launch.bed import Bed, Link
+from launch.benchmarks.colocation import ColocationConfig
+from launch.benchmarks.colocation.report import table
 from launch.benchmarks.overlap_worker import WAYS
 from launch.benchmarks.web import Web
 from launch.benchmarks.wire import durations_of
@@ -265,6 +268,20 @@ def test_a_web_service_is_asked_by_a_poisson_process_and_answers_all(bed: Bed) -
     assert bed.counts().since(before).sent_bytes > 20_000 * sum(
         len(answer["seconds"]) for answer in answers
     )
+
+
+def test_the_case_study_has_a_table_of_what_is_measured_before_anything_is_trained() -> None:
+    config = ColocationConfig(training_seeds=(0, 1))
+    found: dict[str, Any] = dict.fromkeys(
+        ("web_load", "mean_ms", "p99_ms", "simulated_mean_ms", "simulated_p99_ms", "exchange_ms"), 1
+    )
+    found |= {"way": "UDP", "dropped": 0.1, "simulated_dropped": 0.1, "unfinished": 0}
+    before, after = (
+        table(config, [{**found, "train_loss": losses}]) for losses in (None, [0.1, 0.3])
+    )
+    assert before.splitlines()[-1].endswith("| - |")
+    assert after.splitlines()[-1].endswith("| 0.2000 |")
+    assert "95% intervals of ± " in after
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ def table(config: ColocationConfig, rows: list[Row]) -> str:
 
     intervals = [interval(row["train_loss"]) for row in rows if row["train_loss"]]
     seeds = ", ".join(map(str, config.training_seeds))
-    if len(config.training_seeds) > 1:
+    if intervals and len(config.training_seeds) > 1:
         widest = max(each.half_width for each in intervals)
         seeds += f", 95% intervals of ± {widest:.2g} at the most"
     cells = [
