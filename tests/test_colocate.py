@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from launch import colocate
-from launch.colocation import fig7, sweep
+from launch.cli.command_line import CommandError
+from launch.colocation import fig6, fig7, plan, sweep
 from launch.colocation.sweep import Job
 from rps_jax.colocation import Settings
 
@@ -138,6 +139,21 @@ def test_interrupted_sweeps_keep_what_is_finished(tmp_path, monkeypatch):
     assert len(simulated) == 2 + 4
 
 
+def kill_from_the_third_on(job):
+    if job.settings.seed >= 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+@pytest.mark.long
+def test_a_process_that_is_killed_ends_a_sweep_which_keeps_what_is_finished(tmp_path):
+    jobs = [Job(Settings(duration=0.01, warmup=0.0, seed=seed)) for seed in range(4)]
+    path = tmp_path / "points.jsonl"
+    with pytest.raises(CommandError, match=r"^one of the processes has died"):
+        sweep.measure_all(kill_from_the_third_on, jobs, path, processes=2)
+    assert 1 <= len(path.read_text().splitlines()) <= 2
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seconds_later", [0.0, 0.1, 1.0])
 def test_ctrl_c_ends_a_sweep_in_one_line_with_all_that_it_has_started(seconds_later, tmp_path):
@@ -191,6 +207,27 @@ def test_fig7_writes_everything(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("command", "found", "expected"),
+    [
+        ("fig6 --web-rates 1", {"completed": 0}, "--iterations 2: expected more: of 1 messages a"),
+        (
+            "fig7 --targets-ms 0.01",
+            {"reached": "never", "web_rate": 100.0},
+            "--targets-ms 0.01: expected longer ones: at 100 messages a second,",
+        ),
+    ],
+)
+def test_a_figure_of_nothing_is_refused(command, found, expected, capsys, monkeypatch, tmp_path):
+    for figure in (fig6, fig7):
+        monkeypatch.setattr(figure, "measure_all", lambda _, jobs, *others: [found] * len(jobs))
+    arguments = [*command.split(), "--iterations", "2", "--output-dir", str(tmp_path)]
+    assert colocate.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("target_ms", "status", "answer"),
     [
         ("2", 0, "Nothing has to be dropped: under strict priority,"),
@@ -206,6 +243,27 @@ def test_plan_answers(target_ms, status, answer, capsys, tmp_path):
     assert all(len(line) <= 80 for line in out.splitlines())
     (alone,) = [line for line in out.splitlines() if line.startswith("web alone")]
     assert alone.split()[-3:-1] == ["-", "-"]  # There is no learning to drop.
+
+
+def test_plan_finds_no_way_fast_of_which_messages_are_missing(capsys, monkeypatch, tmp_path):
+    arguments = ["plan", *SHORT, "--target-ms", "1000", "--seeds", "1", "2", "--processes", "1"]
+    arguments += ["--output-dir", str(tmp_path)]
+    assert colocate.main([*arguments, "--drain", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --drain 0.0: expected longer: ")
+
+    def of_one_queue(job):
+        found = dict.fromkeys(plan.COLUMNS, 0.5) | {"messages": 200, "unfinished": 0}
+        return found | ({"unfinished": 2} if job.settings.discipline == "fifo" else {})
+
+    monkeypatch.setattr(plan, "point", of_one_queue)
+    assert colocate.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "  open\n  4 messages are not complete; times are of the others, too low\n" in out
+    assert "Nothing has to be dropped: under strict priority," in out
+    # Of a hundred messages, the slowest may be missing.
+    assert colocate.main([*arguments, "--of", "p99"]) == 0
+    assert "Nothing has to be dropped, and the web needs no priority." in capsys.readouterr().out
 
 
 def test_plan_of_a_trace_reads_it_first_and_again_when_it_has_changed(
@@ -248,7 +306,7 @@ def test_plan_of_a_trace_reads_it_first_and_again_when_it_has_changed(
         ),
         ("fig6 --seeds 1 1", "--seeds 1 1: expected each value once"),
         ("fig6 --web-rates -1", "--web-rates -1.0: expected at least 1"),
-        ("fig6 --web-rates 20000", "--web-rate 20000.0: expected below"),
+        ("fig6 --web-rates 20000", "--web-rates 20000.0: expected below"),
         ("fig6 --iterations 1", "--iterations 1: expected in [2, 1000]"),
         ("fig7 --targets-ms 0", "--targets-ms 0.0: expected at least 0.001"),
         ("fig7 --processes 0", "--processes 0: expected at least 1"),

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from launch.cli.command_line import Seeds, Within, read_command
+from launch.cli.command_line import Seeds, Within, exactly, expect, read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
 from launch.colocation.options import Thresholds, check_sweep
-from launch.colocation.report import write_results
+from launch.colocation.report import of_unfinished, write_results
 from launch.colocation.sweep import Job, Values, default_processes, measure_all, summary
 from launch.reports.tables import markdown_table
 from rps_jax.colocation import Settings
@@ -70,6 +70,8 @@ def make(config: Fig7Config) -> None:
             jobs += [Job(point, target_ms) for point in variants(fifo, config.thresholds_kb)]
     values = measure_all(web_rate_at, jobs, config.output_dir / "points.jsonl", config.processes)
     rows = _rows(jobs, values)
+    longer = f"longer ones: at {LEAST:g} messages a second, a queue that drops nothing is slower"
+    expect("targets_ms", " ".join(map(exactly, config.targets_ms)), len(rows) > 0, longer)
     _draw(config, rows, config.output_dir / "fig7.png")
     table = _table(config, rows)
     write_results("fig7", config, jobs[0].settings.as_json(), rows, table)
@@ -173,9 +175,7 @@ def _table(config: Fig7Config, rows: list[Values]) -> str:
             f"{bounds} of {len(rows)} points are lower bounds: the mean is below the target even "
             f"at {MOST:.0%} of what the links carry.",
         ]
-    unfinished = sum(row["unfinished"] for row in rows)
-    if unfinished:
-        lines += ["", f"{unfinished} messages did not complete; means are of the others."]
+    lines += of_unfinished(sum(row["unfinished"] for row in rows))
     return "\n".join(lines) + "\n"
 
 

@@ -47,9 +47,16 @@ def check_sweep(config: Any) -> None:
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Makes a `SettingError` a `UsageError` of its flag."""
+def refusals(**deciding: tuple[str, Any]) -> Iterator[None]:
+    """Makes a `SettingError` a `UsageError` of its flag.
+
+    Args:
+        **deciding: For settings that are no flags of a command: the flag that decides them, and its
+            value.
+    """
     try:
         yield
     except SettingError as error:
-        refuse(error.name, error.value, error.expected)
+        name, value = deciding.get(error.name, (error.name, error.value))
+        same = value == error.value
+        refuse(name, value, error.expected if same else f"another value ({error})")

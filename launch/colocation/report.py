@@ -34,6 +34,13 @@ def write_results(
     print(f"{table}\nresults in {folder}/")
 
 
+def of_unfinished(unfinished: int) -> list[str]:
+    """Returns the lines that stand below a table of which some messages are missing."""
+    if not unfinished:
+        return []
+    return ["", f"{unfinished} messages did not complete; means are of the others."]
+
+
 def _write_run(
     folder: Path,
     command: str,

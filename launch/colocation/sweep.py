@@ -13,10 +13,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from launch.channels.file_flag import digest_of_file
+from launch.cli.command_line import CommandError
 from launch.reports.bars import make_bar
 from rps_jax.colocation import Settings, simulate
 from rps_jax.colocation.compiled import source_digest
@@ -61,6 +64,9 @@ def measure_all(
         jobs: What to measure.
         path: File of results, with a line of JSON each.
         processes: How many work at once.
+
+    Raises:
+        CommandError: One of the processes has died.
     """
     known = _read(path)
     keys = [job.key(measure) for job in jobs]
@@ -94,14 +100,19 @@ def _work(
         return
     # New processes, not copies of this one: JAX and its threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(work)), context)
     with _uninterrupted():  # What is started inherits it: Ctrl-C is this process's to deal with.
-        pool = context.Pool(min(processes, len(work)))
+        measured = [pool.submit(_measure, one) for one in work]
     try:
-        yield from pool.imap_unordered(_measure, work)
+        for one in as_completed(measured):
+            yield one.result()
+    except BrokenProcessPool as error:
+        raise CommandError("one of the processes has died; what is finished is kept") from error
     finally:
         with _uninterrupted():
-            pool.terminate()
-            pool.join()
+            for process in multiprocessing.active_children():
+                process.terminate()
+            pool.shutdown()
 
 
 @contextlib.contextmanager
