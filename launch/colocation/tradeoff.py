@@ -8,28 +8,34 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import jax
 import numpy as np
 
+from data import Source
 from launch.cli.command_line import (
     Seeds,
+    Within,
     check_untouched,
     exactly,
     expect,
+    not_allowed,
     read_command,
     split_arguments,
 )
+from launch.cli.fields import names_given
 from launch.colocation.options import Thresholds, refusals
-from launch.colocation.report import write_results
+from launch.colocation.report import of_unfinished, write_results
 from launch.colocation.sweep import Job, measure_all, summary
 from launch.config import ONE_RUN_FLAGS, PRESETS, LossyAlgorithm, TrainConfig, parse
 from launch.reports.intervals import interval
 from launch.reports.tables import markdown_table
-from launch.tasks.source import find_source
+from launch.tasks.source import find_source, shapes_of
 from launch.trainer.many_runs import train_all
 from launch.trainer.writing import check_can_write
 from rps_jax.colocation import Settings, save_record, simulate, with_discipline
+from rps_jax.colocation.settings import MOST_SECONDS
 
 OF_THE_QUEUE, INDEPENDENT = KINDS = ("of the queue", "independent")
 SCORES = ("test_slot_f1", "test_accuracy")
@@ -47,7 +53,7 @@ class TradeoffConfig:
     Flags of launch.train, for every run, may follow after " -- "; a host is a worker.
     """
 
-    web_rate: float = 5000
+    web_rate: Annotated[float, Within(1, 1e9)] = 5000
     """Web messages a second."""
     thresholds_kb: Thresholds = (1000, 600, 200, 0)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
@@ -91,18 +97,13 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     own, flags = split_arguments(argv)
     config = read_command(TradeoffConfig, "launch.colocate tradeoff", own, TradeoffConfig())
-    base = parse(flags)
-    ours = ("algorithm", "channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
-    others = ("output_dir", "resume", *ONE_RUN_FLAGS)
-    check_untouched(base, PRESETS[base.preset], (*ours, *others))
-    expect("iterations", config.iterations, 1 <= config.iterations <= 10_000, "in [1, 10000]")
+    base = _base(config, flags)
     check_can_write("output_dir", config.output_dir)
     fifo = _fifo(config, base.num_workers)
-    with refusals():
-        fifo.check()
     source = find_source(base)
+    _check_size(base, source, fifo.chunk_packets)
 
-    points = _simulate(config, fifo)
+    points, unfinished = _simulate(config, fifo)
     curves = [(algorithm, kind) for algorithm in config.algorithms for kind in KINDS]
     places = [
         (*curve, point, seed) for curve in curves for point in points for seed in config.seeds
@@ -124,41 +125,71 @@ def run(argv: Sequence[str]) -> int:
     ]
     score = next(key for key in SCORES if key in rows[0])
     _draw(curves, points, rows, score, config.output_dir / "tradeoff.png")
-    table = _table(config, curves, points, rows, score)
+    table = _table(config, curves, points, unfinished, rows, score)
     write_results("tradeoff", config, fifo.as_json(), rows, table, flags)
     return 0
 
 
-def _fifo(config: TradeoffConfig, num_hosts: int) -> Settings:
-    period = Settings(num_hosts=num_hosts).period
-    return Settings(
-        num_hosts=num_hosts,
-        web_rate=config.web_rate,
-        discipline="fifo",
-        duration=(config.iterations + 1) * period,
-        warmup=period,
-    )
+def _base(config: TradeoffConfig, flags: list[str]) -> TrainConfig:
+    """Returns what all trainings share, once the flags are known to be such of each algorithm."""
+    if "algorithm" in names_given(flags):
+        not_allowed("algorithm", None, "after --")
+    base, *_ = [parse([*flags, "--algorithm", algorithm]) for algorithm in config.algorithms]
+    ours = ("channel", "drop_rate", "all_gather_drop_rate", "packets", "seed")
+    others = ("output_dir", "resume", *ONE_RUN_FLAGS)
+    check_untouched(base, PRESETS[base.preset], (*ours, *others))
+    return base
 
 
-def _simulate(config: TradeoffConfig, fifo: Settings) -> list[Point]:
-    """Returns the points; what has been simulated before is read."""
+def _fifo(config: TradeoffConfig, num_workers: int) -> Settings:
+    """Returns the queue that drops nothing, checked."""
+    hosts = Settings(num_hosts=num_workers, web_rate=config.web_rate, discipline="fifo")
+    number = ("num_workers", num_workers)
+    with refusals(num_hosts=number, pacing_mbps=number):
+        hosts.check()
+    most = int(MOST_SECONDS / hosts.period) - 1
+    expect("iterations", config.iterations, 1 <= config.iterations <= most, f"in [1, {most}]")
+    duration = (config.iterations + 1) * hosts.period
+    return dataclasses.replace(hosts, duration=duration, warmup=hosts.period)
+
+
+def _check_size(base: TrainConfig, source: Source, packets: int) -> None:
+    """Raises `UsageError` if the model cannot be cut into as many packets as the simulated one."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(base, source)))
+    least = base.num_workers * packets
+    expected = f"a model of at least {least:,} parameters, one a packet; found {size:,}"
+    expect("preset", base.preset, size >= least, expected)
+
+
+def _simulate(config: TradeoffConfig, fifo: Settings) -> tuple[list[Point], int]:
+    """Returns the points, and how many messages did not complete.
+
+    What has been simulated before is read.
+    """
     print("simulating the queue", flush=True)
     (base,) = measure_all(summary, [Job(fifo)], config.output_dir / "points.jsonl", processes=1)
+    more = f"more: of {config.web_rate:g} messages a second, none is complete"
+    expect("iterations", config.iterations, base["completed"] > 0, more)
+    unfinished = base["unfinished"]
     between = ~np.eye(fifo.num_hosts, dtype=bool)
     points = []
     for kb in sorted(config.thresholds_kb, reverse=True):
         settings = with_discipline(fifo, "threshold", threshold_bytes=1000 * kb)
         path = config.output_dir / f"trace-{kb:g}kB-{Job(settings).key(summary)[:8]}.npz"
         if not path.exists():
-            save_record(path, settings, simulate(settings, record=True))
+            result = simulate(settings, record=True)
+            assert result.arrived is not None
+            # Nor are drops of the warm-up trained with.
+            save_record(path, settings, dataclasses.replace(result, arrived=result.arrived[1:]))
         with np.load(path) as file:
             found = json.loads(str(file["description"]))["summary"]
             packets = int(file["packets"])
             arrived = np.unpackbits(file["arrived"], axis=-1, count=packets)
         speedup = base["mean_completion_ms"] / found["mean_completion_ms"]
+        unfinished += found["unfinished"]
         dropped = [float(1 - arrived[:, phase][:, between].mean()) for phase in (0, 1)]
         points.append(Point(kb, speedup, dropped[0], dropped[1], packets, path))
-    return points
+    return points, unfinished
 
 
 def _training(
@@ -189,6 +220,7 @@ def _table(
     config: TradeoffConfig,
     curves: Sequence[Curve],
     points: list[Point],
+    unfinished: int,
     rows: list[Row],
     score: str,
 ) -> str:
@@ -209,6 +241,7 @@ def _table(
         for point in points
     ]
     lines += markdown_table(header, cells)
+    lines += of_unfinished(unfinished)
     return "\n".join(lines) + "\n"
 
 

@@ -22,14 +22,23 @@ def find_source(config: TrainConfig) -> Source:
         raise of_flag(config, error) from error
     check_fits(config, source.num_train)
     if config.packets is not None:
-        try:
-            task = make_task(config, source.load())
-        except DataError as error:
-            raise of_flag(config, error) from error
-        # The shapes alone: nothing is computed, and JAX does not start.
-        params, _ = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
-        check_packets(config, config.packets, params)
+        check_packets(config, config.packets, shapes_of(config, source))
     return source
+
+
+def shapes_of(config: TrainConfig, source: Source) -> Any:
+    """Returns the shapes of a run's model, once its data are read.
+
+    Raises:
+        UsageError: They are damaged.
+    """
+    try:
+        task = make_task(config, source.load())
+    except DataError as error:
+        raise of_flag(config, error) from error
+    # The shapes alone: nothing is computed, and JAX does not start.
+    params, _ = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    return params
 
 
 def check_packets(config: TrainConfig, packets: int, params: Any) -> None:

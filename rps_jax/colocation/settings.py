@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 PICOSECONDS = 10**12
 """In a second. The simulation counts time in whole picoseconds, so that it is exact."""
+MOST_SECONDS = 1000
+"""The longest duration."""
 
 Discipline = Literal[
     "fifo",
@@ -271,7 +273,7 @@ def _check(s: Settings) -> None:
     expect("web_buffer_bytes", _fits(s.web_buffer_bytes), _MOST_BYTES)
     positive("learning_gbps", 1e6)
     positive("pacing_mbps", 1e6)
-    positive("duration", 1000)
+    positive("duration", MOST_SECONDS)
     expect("model_bytes", 1 <= s.model_bytes <= 2**40, "an integer in [1, 2^40]")
     expect("jitter_ms", 0 <= s.jitter_ms < math.inf, "at least 0")
     expect("warmup", 0 <= s.warmup < s.duration, f"in [0, {s.duration:g}), the duration")
