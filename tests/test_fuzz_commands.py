@@ -6,6 +6,7 @@ the long work is left out; everything that comes before it is real.
 
 import contextlib
 import random
+import re
 import types
 import typing
 import warnings
@@ -150,6 +151,8 @@ def test_any_flags_run_or_are_refused_in_one_line(
     Path("dangling").symlink_to("absent")
     Path("loop").symlink_to("loop")
     before = set(tmp_path.rglob("*"))
+    fields = {name for kind in (config, after) if kind for name in typing.get_type_hints(kind)}
+    flags = {f"--{name.replace('_', '-')}" for name in fields}
 
     rng = random.Random(command)
     failures = []
@@ -169,6 +172,8 @@ def test_any_flags_run_or_are_refused_in_one_line(
         one_line = said.startswith("error: ") and said.count("\n") == 1
         if status not in (0, 2) or (status == 2) != one_line or (status == 0 and said):
             failures.append(f"{argv}: {status}, {said!r}")
+        if not flags.issuperset(re.findall(r"^error: (--[\w-]+)", said)):
+            failures.append(f"{argv}: not a flag of this command: {said!r}")
         if written := set(tmp_path.rglob("*")) - before:
             failures.append(f"{argv}: {written} written")
             before |= written

@@ -60,7 +60,8 @@ class Within(NamedTuple):
 Count = Annotated[int, Within(1, 1_000_000)]
 Seconds = Annotated[float, Within(0, 10_000_000, "seconds, in [0, 10^7]")]
 Seed = Annotated[int, Within(0, 2**32 - 1, "an integer in [0, 2^32)")]
-Seeds = Annotated[tuple[int, ...], Within(0, 2**32 - 1, "integers in [0, 2^32)")]
+OF_SEEDS = Within(0, 2**32 - 1, "integers in [0, 2^32)")
+Seeds = Annotated[tuple[int, ...], OF_SEEDS]
 Probabilities = Annotated[tuple[float, ...], Within(0, 1, "probabilities in [0, 1]")]
 
 _ANY_INTEGER = Within(-(2**63), 2**63 - 1, "an integer of 64 bits")

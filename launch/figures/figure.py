@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from launch.cli.command_line import expect, optional, read_command, refuse
+from launch.cli.command_line import OF_SEEDS, expect, optional, read_command, refuse
 from launch.cli.fields import AT_LEAST_1
 from launch.config_checks import check
 from launch.distributed.programs import keep_programs
@@ -39,7 +39,9 @@ class FigureConfig:
     """File or folder of the data."""
     scale: ScaleName = "paper"
     """The paper's experiment; of the ResNets, few images until they are learnt; or half an hour."""
-    seeds: Annotated[tuple[int, ...] | None, optional("INT [INT ...]", "0 1 2; reduced: 0")] = None
+    seeds: Annotated[
+        tuple[int, ...] | None, optional("INT [INT ...]", "0 1 2; reduced: 0"), OF_SEEDS
+    ] = None
     """A training of each curve for every seed."""
     arrivals: Annotated[
         tuple[float, ...] | None, optional("PERCENT [...]", "figure 4: 100 99 95 90 80; 5: 100 99")

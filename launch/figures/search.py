@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from launch.cli.command_line import Seed, UsageError, exactly, optional, read_command
+from launch.cli.fields import AT_LEAST_1, POSITIVE
 from launch.config import ScheduleName, TrainConfig
 from launch.config_checks import check
 from launch.distributed.programs import keep_programs
@@ -36,11 +37,12 @@ class SearchConfig:
     learning_rates: Annotated[
         tuple[float, ...] | None,
         optional("FLOAT [...]", "a half, one and two times that of the figures"),
+        POSITIVE,
     ] = None
     """Step sizes, before the schedule lowers them."""
-    batch_sizes: Annotated[tuple[int, ...] | None, optional("INT [...]", "that of the figures")] = (
-        None
-    )
+    batch_sizes: Annotated[
+        tuple[int, ...] | None, optional("INT [...]", "that of the figures"), AT_LEAST_1
+    ] = None
     """Examples that a worker takes in each step."""
     schedules: Annotated[
         tuple[ScheduleName, ...] | None, optional("NAME [...]", "that of the figures")

@@ -90,7 +90,9 @@ def _check(config: ColocationConfig, flags: list[str]) -> Source:
     for web_load in config.web_loads:
         together = web_load + config.training_load
         expect("web_loads", web_load, together < 1, f"below {1 - config.training_load:g}, the rest")
-        with refusals():
+        load = ("training_load", config.training_load)
+        size, seconds = ("num_parameters", config.num_parameters), ("seconds", config.seconds)
+        with refusals(pacing_mbps=load, jitter_ms=size, duration=seconds):
             config.settings(web_load).check()
     return find_source(dataclasses.replace(base, num_workers=config.num_workers))
 
