@@ -1,5 +1,6 @@
 """Which flags of a run go together, and which do not."""
 
+import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,14 @@ def _not_as_preset(config: "TrainConfig", *names: str) -> list[str]:
 
 
 def _check_record(config: "TrainConfig") -> None:
+    assert config.record is not None
     if config.algorithm not in LOSSY:
         requires("record", config.record, f"--algorithm {' or '.join(LOSSY)}")
     if config.resume and config.network != "udp":  # Whose workers report what they know.
         not_allowed("record", config.record, "beside --resume: its trace begins at the first step")
+    replayed = config.trace
+    if replayed is not None and os.path.realpath(replayed) == os.path.realpath(config.record):
+        not_allowed("record", config.record, f"beside --trace {replayed}, which is the same file")
 
 
 def _check_over_udp(config: "TrainConfig") -> None:

@@ -69,12 +69,23 @@ def test_a_recorded_run_is_replayed_bit_for_bit(tmp_path: Path, flags: tuple[str
     [
         (("--algorithm", "local"), "--record {} requires --algorithm rps or"),
         (("--resume",), "--record {} is not allowed beside --resume"),
+        (
+            ("--channel", "trace", "--trace", "link"),
+            "--record {} is not allowed beside --trace link",
+        ),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     folder, trace = tmp_path / "run", tmp_path / "drops.npz"
+    trace.touch()
+    Path("link").symlink_to(trace)
     if "--resume" in flags:
         assert run(folder) == 0
     before = sorted(tmp_path.iterdir())
