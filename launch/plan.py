@@ -85,7 +85,8 @@ def run(argv: Sequence[str]) -> int:
         _print_policy(f"{server}, {on_miss}", found, settles=False)
     print()
 
-    wire = 2 * (n - 1) * packets * MTU * 8 / (1e6 * config.link_rate)
+    message_bytes = block_bytes + packets * (MTU - payload_of(MTU))
+    wire = 2 * (n - 1) * message_bytes * 8 / (1e6 * config.link_rate)
     rounds = theory.rounds_until_all(p, n * (n - 1) * packets)
     waiting = wire / (1 - p) + 2 * (rounds - 1) * 1e-3 * config.round_trip
     print(f"{'an exchange':<36}{'seconds':>12}")
@@ -120,7 +121,7 @@ def _check_bursts(config: PlanConfig) -> None:
 def _print_policy(name: str, found: "Moments", *, settles: bool) -> None:
     """Prints a row: what an exchange does by a policy."""
     numbers = (found.contraction, found.drift, found.equal_spread, 1 - found.equal_kept)
-    cells = "".join(f"{abs(x) if abs(x) < 1e-12 else x:>9.3g}" for x in numbers)
+    cells = "".join(f"{0.0 if abs(x) < 1e-12 else x:>9.3g}" for x in numbers)
     left = 1 - found.contraction
     distance = f"{(found.contraction / left) ** 0.5:.3g}" if settles and left > 0 else "never"
     print(f"  {name:<30}{cells}{distance:>9}")

@@ -11,6 +11,7 @@ import pytest
 import rps_jax as rps
 from launch import bench, colocate, compare, hosts, local, reproduce, theory, train
 from launch.benchmarks import exchange, memory, metrics, scale, workers
+from rps_jax.transport import packets
 
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
@@ -44,6 +45,17 @@ def test_a_plan_of_a_network_fits_on_a_screen(burst, capsys):
     assert float(of_rps[3]) == pytest.approx(rps.theory.contraction(16, 0.1), rel=1e-3)
     over_udp, waiting = (float(line.split()[-1]) for line in lines if line[2:9] in WAYS)
     assert over_udp < waiting
+
+
+def test_a_plan_counts_the_bytes_of_small_packets_and_no_rounding(capsys):
+    flags = ["--num-workers", "16", "--num-parameters", "1600", "--drop-rate", "0.999"]
+    assert theory.main(["plan", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (of_rps,) = (line.split() for line in lines if "(RPS)" in line)
+    assert of_rps[5] == "0"  # Equal models stay equal.
+    over_udp, _ = (float(line.split()[-1]) for line in lines if line[2:9] in WAYS)
+    a_message = 100 * 4 + packets.MTU - packets.payload_of(packets.MTU)
+    assert over_udp == pytest.approx(2 * 15 * 8 * a_message / 1e9, rel=1e-3)
 
 
 @pytest.mark.long
