@@ -14,9 +14,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from launch.cli.command_line import (
+    DIVERGED,
     Seeds,
     Within,
     exactly,
@@ -28,7 +29,7 @@ from launch.cli.command_line import (
 )
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
-from launch.config import Algorithm, parse
+from launch.config import Algorithm, TrainConfig, parse
 from launch.reports.provenance import command_line, trained_on
 from launch.reports.tables import markdown_table, text_table, write_csv
 from launch.tasks.source import find_source
@@ -44,7 +45,8 @@ class CompareConfig:
     """Train a grid of settings side by side.
 
     Flags of launch.train, for every run, may follow after " -- ". One with several values is an
-    axis of the grid. A further " -- " begins an alternative, with flags of its own.
+    axis of the grid. A further " -- " begins an alternative, with flags of its own. Where a run
+    diverges the others go on, and the exit status is 3.
     """
 
     algorithms: Annotated[
@@ -82,17 +84,21 @@ def _run(argv: Sequence[str]) -> int:
 
     folder, seeds = config.output_dir, config.seeds
     runs = [setting.run(folder, seed) for setting in settings for seed in seeds]
-    curves = [ends_of_epochs(lines) for lines in train_all(runs, source)]
-    summaries = [folder_of(run).read_summary() for run in runs]
+    metrics = train_all(runs, source, may_diverge=True)
+    summaries = [folder_of(run).read_summary() for run in runs if folder_of(run).is_done]
+    results = _results(settings, seeds, runs, metrics)
+    done = [result for result in results if result.curves]
+    if not done:
+        from launch.trainer.recorder import Diverged
+
+        raise Diverged("of every setting, a training has diverged")
     score = summaries[0]["score"]
-    of_settings = (curves[first:][: len(seeds)] for first in range(0, len(runs), len(seeds)))
-    results = list(map(report.Result, settings, of_settings))
     header, rows = report.table(results, score, config.predict)
     shown = ([label, *("" if cell is None else cell for cell in cells)] for label, cells in rows)
     in_markdown = markdown_table(["", *header], shown)
     (folder / "table.md").write_text("\n".join(in_markdown) + "\n")
-    write_csv(folder / "curves.csv", report.rows(results, seeds, score))
-    report.draw(results, score, folder / "curves.png", config.predict)
+    write_csv(folder / "curves.csv", report.rows(done, seeds, score))
+    report.draw(done, score, folder / "curves.png", config.predict)
     how = {
         "command": command_line("launch.compare", config, ("output_dir",), of_training),
         "data": source.description,
@@ -100,7 +106,23 @@ def _run(argv: Sequence[str]) -> int:
     }
     write_json(folder / "run.json", how)
     print("", *text_table(header, rows), "", f"results in {folder}/", sep="\n")
-    return 0
+    return 0 if len(done) == len(results) else DIVERGED
+
+
+def _results(
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    runs: Sequence[TrainConfig],
+    metrics: Sequence[list[dict[str, Any]]],
+) -> list[report.Result]:
+    """Returns what came of each setting: no curves where a run has diverged."""
+    results = []
+    for number, setting in enumerate(settings):
+        mine = slice(number * len(seeds), (number + 1) * len(seeds))
+        whole = all(folder_of(run).is_done for run in runs[mine])
+        curves = [ends_of_epochs(lines) for lines in metrics[mine]]
+        results.append(report.Result(setting, curves if whole else ()))
+    return results
 
 
 def _settings(config: CompareConfig, of_training: Sequence[str]) -> list[Setting]:

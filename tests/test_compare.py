@@ -84,6 +84,21 @@ def test_a_comparison_leaves_a_table_a_picture_and_its_runs_and_repeats_nothing(
         assert line.startswith(f"error: {metrics}: expected whole lines up to step ")
 
 
+def test_where_a_run_diverges_the_others_go_on(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(many_runs, "start_devices", lambda *workers: None)
+    arguments = ["--algorithms", "local", "--output-dir", "out", "--", "--preset", "linear"]
+    arguments += ["--num-workers", "4", "--batch-size", "90", "--epochs", "1"]
+    assert compare.main([*arguments, "--learning-rate", "1e38"]) == 3
+    assert capsys.readouterr().err == "error: of every setting, a training has diverged\n"
+    assert compare.main([*arguments, "--learning-rate", "1e38", "0.1"]) == 3
+    one, other = Path("out/table.md").read_text().splitlines()[2:]
+    assert one.startswith("| local, learning rate 1e38 | diverged |  |")
+    assert float(other.split(" | ")[1]) > 0
+    with open("out/curves.csv") as file:
+        assert {row["learning_rate"] for row in csv.DictReader(file)} == {"0.1"}
+
+
 def test_every_combination_of_the_axes_values_is_a_setting():
     found = settings("--server received stale --epochs 3 --drop-rate 0.1 0.2")
     assert [setting.label for setting in found] == [
@@ -167,6 +182,25 @@ def test_epochs_are_whole_numbers_in_every_picture(num_epochs, monkeypatch, tmp_
     assert len(ticks) == 2 + 3 + 2 + 1
     for each in ticks:
         np.testing.assert_array_equal(each, each.round())
+
+
+@pytest.mark.parametrize(("distance", "scale"), [(0.0, "linear"), (0.5, "log")])
+def test_the_scale_of_distances_is_logarithmic_where_there_are_any(
+    distance, scale, monkeypatch, tmp_path
+):
+    line = dict.fromkeys(("mean_model_train_loss", "test_accuracy", "epoch"), 1.0)
+    results = [
+        report.Result(Setting((), TrainConfig()), [[line | {"consensus_distance": each}]])
+        for each in (0.0, distance)
+    ]
+    curve = Curve("rps", 90, np.ones(1), *[np.full((1, 1), distance)] * 4)
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+    report.draw(results, "test_accuracy", tmp_path)
+    picture.draw_distance([curve], "a figure", tmp_path)
+    panels = [axes for figure in figures for axes in figure.axes]
+    scales = [x.get_yscale() for x in panels if x.get_ylabel().startswith("consensus distance")]
+    assert scales == [scale, scale]
 
 
 def test_settings_whose_flags_make_one_name_have_folders_of_their_own():

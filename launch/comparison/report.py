@@ -14,7 +14,8 @@ class Result(NamedTuple):
 
     Attributes:
         setting: What was trained.
-        curves: The lines of metrics at the ends of the epochs, of each seed.
+        curves: The lines of metrics at the ends of the epochs, of each seed; none if a run has
+            diverged.
     """
 
     setting: Setting
@@ -38,7 +39,7 @@ class Result(NamedTuple):
         return self.mean(PREDICTED) if known else []
 
 
-Row = tuple[str, list[Interval | None]]
+Row = tuple[str, list[Interval | str | None]]
 """A setting's label, and its means over the seeds; None where there is nothing."""
 
 
@@ -70,10 +71,7 @@ def table(results: Sequence[Result], score: str, predict: bool) -> tuple[list[st
         columns.append(Column("MB sent", _megabytes))
     if _have(results, "exchange_seconds"):
         columns.append(Column("seconds an exchange", lambda r: r.mean("exchange_seconds")))
-    rows = [
-        (result.setting.label, [_cell(column.values(result)) for column in columns])
-        for result in results
-    ]
+    rows = [(result.setting.label, _cells(result, columns)) for result in results]
     return [column.name for column in columns], rows
 
 
@@ -103,7 +101,7 @@ def draw(results: Sequence[Result], score: str, path: Path, predict: bool = Fals
     import numpy as np
     from matplotlib.figure import Figure
 
-    from launch.reports.curves import STYLE, label_epochs
+    from launch.reports.curves import STYLE, label_epochs, set_log_scale
 
     colours = _colours(results)
     row = 0.19
@@ -120,8 +118,8 @@ def draw(results: Sequence[Result], score: str, path: Path, predict: bool = Fals
                 axes.plot(epochs, values, color=colour)
         loss.set(ylabel="training loss", yscale="log")
         distance.set(ylabel="consensus distance")
-        # Workers that agree to the last bit have no place on it.
-        distance.set_yscale("log", nonpositive="mask")
+        of_workers = (x["consensus_distance"] for r in results for y in r.curves for x in y)
+        set_log_scale(distance, of_workers)
         for axes in (loss, distance):
             label_epochs(axes)
 
@@ -154,8 +152,11 @@ def _megabytes(result: Result) -> list[float]:
     return [bytes_sent / 1e6 for bytes_sent in result.last("bytes_sent_per_worker")]
 
 
-def _cell(values: Sequence[float]) -> Interval | None:
-    return interval(values) if values else None
+def _cells(result: Result, columns: Sequence[Column]) -> list[Interval | str | None]:
+    if not result.curves:
+        return ["diverged", *[None] * (len(columns) - 1)]
+    values = [column.values(result) for column in columns]
+    return [interval(of_seeds) if of_seeds else None for of_seeds in values]
 
 
 def _have(results: Sequence[Result], key: str) -> bool:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from launch.figures.runs import Curve
 from launch.figures.tables import NAMES
-from launch.reports.curves import LABELS, STYLE, label_epochs
+from launch.reports.curves import LABELS, STYLE, label_epochs, set_log_scale
 
 _COLORS = {"rps": "Blues", "gradient-averaging": "Oranges", "gradient-averaging-zero": "Greens"}
 _OF_PAPER: dict[str, Any] = {"marker": 0, "markersize": 9, "markeredgewidth": 2}
@@ -65,8 +65,7 @@ def draw_distance(curves: Sequence[Curve], title: str, path: Path) -> None:
             style = _style(curve, curves)
             _band(axes, curve.epochs, curve.consensus_distance, label=_label(curve), **style)
         axes.set(ylabel="consensus distance, root mean square")
-        if any((curve.consensus_distance > 0).any() for curve in curves):
-            axes.set(yscale="log")
+        set_log_scale(axes, np.concatenate([c.consensus_distance.ravel() for c in curves]))
         _finish(figure, title, path)
 
 

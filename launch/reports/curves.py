@@ -1,6 +1,7 @@
 """The picture of one run: loss, test score, how far apart the workers are, and what arrived."""
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def label_epochs(axes: Axes) -> None:
     """Labels the axis of the epochs, whose numbers are whole."""
     axes.set(xlabel="epoch")
     axes.locator_params(axis="x", integer=True)
+
+
+def set_log_scale(axes: Axes, values: Iterable[float]) -> None:
+    """Makes the vertical axis logarithmic if any of the values, which are not negative, is not 0.
+
+    Zeros, such as the distance of workers that agree to the last bit, have no place on it.
+    """
+    if any(value > 0 for value in values):
+        axes.set_yscale("log", nonpositive="mask")
 
 
 def _plot(axes: Axes, lines: Lines, key: str, **style: Any) -> None:
