@@ -58,7 +58,8 @@ class TradeoffConfig:
     thresholds_kb: Thresholds = (1000, 600, 200, 0)
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     iterations: int = 100
-    """Learning iterations (0.71 s) to record; training replays them, and then begins anew."""
+    """Learning iterations (0.71 s) to record, after one of warm-up; training replays them, and then
+    begins anew."""
     algorithms: tuple[LossyAlgorithm, ...] = ("rps", "gradient-averaging")
     """What is averaged: models or gradients."""
     seeds: Seeds = (0, 1, 2)
@@ -273,14 +274,27 @@ def _draw(
         left.set(ylabel=LABELS[score])
         right.set(ylabel="training loss of the mean model", yscale="log")
         for axes in (left, right):
-            for point in points:
+            for point, line in zip(points, _lines(speedups), strict=True):
                 axes.annotate(
-                    f"{point.drop_fraction:.0%}\ndropped",
+                    f"{point.drop_fraction:.0%} dropped",
                     (point.speedup, 1.0),
+                    (0, 2 + 9 * line),
                     xycoords=("data", "axes fraction"),
+                    textcoords="offset points",
                     ha="center",
-                    va="bottom",
                     fontsize=7,
                 )
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.savefig(path, dpi=160)
+
+
+def _lines(speedups: Sequence[float]) -> list[int]:
+    """Returns on which line above a panel each label stands: the lowest on which it has room."""
+    room = (max(speedups) - min(speedups)) / 5
+    on_lines: list[list[float]] = [[] for _ in speedups]
+    found = []
+    for speedup in speedups:
+        free = (all(abs(speedup - other) > room for other in line) for line in on_lines)
+        found.append(list(free).index(True))
+        on_lines[found[-1]].append(speedup)
+    return found
