@@ -21,9 +21,6 @@ def trace(n):
     return rps.Trace(np.packbits(arrived, axis=-1), packets=3)
 
 
-# Rules that the default tests run in every way; the others run in one, and in all when it is long.
-OF_PAPER = ("rps", "gradient-averaging")
-
 # Channels for n workers whose options let the laws show; the others are made without any.
 OPTIONS = {
     "bernoulli": lambda n: rps.Bernoulli(0.4, all_gather_drop_rate=0.2, packets=2),
@@ -42,8 +39,12 @@ COMBINATIONS = {
     "all-or-nothing": lambda n: rps.AllOrNothing(rps.GilbertElliott(0.3, 2, packets=3)),
 }
 EVERY_CHANNEL = CHANNELS | COMBINATIONS
-# One without a memory, one with that of its links, and one with a recording.
-MEMORIES = ("bernoulli", "gilbert-elliott", "trace")
+
+
+def cases(every, usual):
+    """Returns parameters of a test: those that are not usual are among the long ones."""
+    wrapped = [each if isinstance(each, tuple) else (each,) for each in every]
+    return [pytest.param(*each, marks=() if usual(*each) else pytest.mark.long) for each in wrapped]
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
@@ -74,14 +75,14 @@ def views(name, way, n, steps=3):
 
 @pytest.mark.parametrize(
     ("way", "n", "channel"),
-    [(*PLACES[0], channel) for channel in EVERY_CHANNEL]
-    + [(*PLACES[-1], channel) for channel in MEMORIES]
-    + [
-        pytest.param(*place, channel, marks=pytest.mark.long)
-        for place in PLACES[1:]
-        for channel in EVERY_CHANNEL
-        if (place, channel) not in [(PLACES[-1], each) for each in MEMORIES]
-    ],
+    cases(
+        [(*place, channel) for place in PLACES for channel in EVERY_CHANNEL],
+        # Everywhere, one with a memory of its links, and one with a recording.
+        lambda way, n, channel: (
+            (way == "vmap" and channel in CHANNELS)
+            or (way == "vmap_in_shard_map" and channel in ("gilbert-elliott", "trace"))
+        ),
+    ),
 )
 def test_both_ends_of_a_message_agree_wherever_they_are(channel, way, n):
     sent, received, gathered = views(channel, way, n)
@@ -91,7 +92,7 @@ def test_both_ends_of_a_message_agree_wherever_they_are(channel, way, n):
         np.testing.assert_array_equal(mask, alone)
 
 
-@pytest.mark.parametrize("channel", EVERY_CHANNEL)
+@pytest.mark.parametrize("channel", cases(EVERY_CHANNEL, CHANNELS.__contains__))
 def test_a_sweep_of_a_channel_compiles_once(channel):
     n, traces = 4, []
 
@@ -107,7 +108,7 @@ def test_a_sweep_of_a_channel_compiles_once(channel):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("channel", EVERY_CHANNEL)
+@pytest.mark.parametrize("channel", cases(EVERY_CHANNEL, CHANNELS.__contains__))
 def test_the_work_and_the_state_of_a_worker_are_linear_in_workers(channel):
     def of(n):
         kind = EVERY_CHANNEL[channel](n)
@@ -190,13 +191,10 @@ EXCHANGE = [name for name, rule in rps.RULES.items() if jax.tree.leaves(rule().s
 
 @pytest.mark.parametrize(
     ("algorithm", "way", "n"),
-    [
-        pytest.param(
-            rule, *place, marks=[] if place == PLACES[0] or rule in OF_PAPER else pytest.mark.long
-        )
-        for place in PLACES
-        for rule in rps.RULES
-    ],
+    cases(
+        [(rule, *place) for place in PLACES for rule in rps.RULES],
+        lambda rule, way, n: way == "vmap" or rule == "rps",
+    ),
 )
 def test_equal_workers_stay_equal(algorithm, way, n):
     models, _ = trained(algorithm, way, 0.5, np.zeros((n, 7)), np.tile(np.arange(7.0), (n, 1)))
@@ -243,13 +241,7 @@ def test_a_dropped_poison_reaches_no_one(algorithm):
     assert np.isfinite(models[1:]).all()
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        *OF_PAPER,
-        *(pytest.param(rule, marks=pytest.mark.long) for rule in rps.RULES if rule not in OF_PAPER),
-    ],
-)
+@pytest.mark.parametrize("algorithm", cases(rps.RULES, lambda rule: rule == "rps"))
 def test_half_precision_trains_under_strict_promotion(algorithm):
     n, optimizer = 3, optax.sgd(0.5)
     with jax.numpy_dtype_promotion("strict"):

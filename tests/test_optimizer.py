@@ -115,11 +115,12 @@ def test_what_is_missed_is_the_worker_s_own_to_the_bit():
                 **{"seed": SEED, "local_steps": 2, "server": "stale", "on_miss": "stale"},
             ),
         ),
-        (
+        pytest.param(
             rps.rules.AverageGradients(on_miss="stale"),
             lambda inner: optax.chain(
                 rps.optax_average_gradients(CHANNEL, "workers", seed=SEED, on_miss="stale"), inner
             ),
+            marks=pytest.mark.long,
         ),
         *(
             pytest.param(
