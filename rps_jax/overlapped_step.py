@@ -87,9 +87,14 @@ class OverlappedStep:
         alongside = state.model_state if self.model_state_policy == "exchange" else ()
         average = StepExchange.of_step(self.carrier, state, alongside, self.record)
         params, memory = on_params(self.rule, state.params, state.rule_state, average)
-        sent = average.sent if self.model_state_policy == "exchange" else state.sent
         return Exchanged(
-            params, average.alongside, memory, average.state, average.links, sent, average.seen
+            params=params,
+            model_state=average.alongside,
+            rule_state=memory,
+            channel_state=average.state,
+            links=average.links,
+            sent=average.sent,
+            seen=average.seen,
         )
 
     def local(self, state: TrainState, batch: Any) -> LocalStep:

@@ -53,7 +53,7 @@ class StepExchange:
         state: of the carrier.
         alongside: what is averaged together with the tree that the rule gives.
         links: what is counted; `()` if nothing.
-        sent: what servers have of `alongside`, where they keep what they are sent.
+        sent: what the servers have of the model state; `()` if they keep nothing.
         record: whether `seen` has the arrivals.
         seen: what arrived; None before the exchange.
         worker: index of the worker.
@@ -78,23 +78,24 @@ class StepExchange:
         cls, carrier: Carrier, state: TrainState, alongside: Any, record: bool
     ) -> "StepExchange":
         """Returns the exchange of the step that a state is at; `alongside` as above."""
-        exchanged: Any = jax.tree.structure(alongside)
-        sent = state.sent if exchanged == jax.tree.structure(state.model_state) else ()
-        key, channel_state = wrap_key(state.key), state.channel_state
-        return cls(carrier, key, state.step, channel_state, alongside, state.links, sent, record)
+        key, channel_state, links = wrap_key(state.key), state.channel_state, state.links
+        return cls(carrier, key, state.step, channel_state, alongside, links, state.sent, record)
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""
         if self._delivery is not None:
             raise ValueError("average() was called twice: expected one exchange a step")
+        keeps = server.last is not None and bool(jax.tree.leaves(self.alongside))
         if server.last is not None:
-            server = dataclasses.replace(server, last=_Exchanged(server.last, self.sent))
+            # Of nothing, servers have nothing, in the same structure.
+            last = _Exchanged(server.last, self.sent if keeps else self.alongside)
+            server = dataclasses.replace(server, last=last)
         both, fallback = (_Exchanged(each, self.alongside) for each in (tree, otherwise))
         with jax.named_scope("exchange"):
             (tree, self.alongside), self._delivery, self.state = self.carrier.exchange(
                 self.state, self.key, self.step, both, fallback, server
             )
-        if server.last is not None:
+        if keeps:
             self.sent = sent_or_last(both, server.last, self._delivery, self.worker).model_state
         num_workers = len(self._delivery.sent)
         heard = with_own(in_packets(self._delivery, num_workers), self.worker)

@@ -125,7 +125,7 @@ def make_step(
             channel_state=average.state,
             rule_state=memory,
             links=average.links,
-            sent=average.sent if model_state_policy == "exchange" else state.sent,
+            sent=average.sent,
         )
         return state, metrics_of(carrier, loss, average.seen)
 

@@ -202,8 +202,16 @@ def test_equal_workers_stay_equal(algorithm, way, n):
     assert np.abs(models).max() > 0.1
 
 
-@pytest.mark.parametrize("algorithm", rps.RULES)
-def test_steps_of_every_rule_can_be_scanned(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "model_state"),
+    [
+        *((rule, {"mean": jnp.zeros(2)}) for rule in rps.RULES),
+        ("rps", {}),
+        (rps.rules.AverageModels(server="stale", local_steps=2), {}),
+        (rps.rules.AverageModels(server="stale", local_steps=2), {"mean": jnp.zeros(2)}),
+    ],
+)
+def test_steps_of_every_rule_can_be_scanned(algorithm, model_state):
     n, optimizer, channel = 3, optax.sgd(0.1), rps.Bernoulli(0.4)
 
     def one_worker(axis, state, batch):
@@ -211,7 +219,7 @@ def test_steps_of_every_rule_can_be_scanned(algorithm):
         return jax.lax.scan(lambda state, _: (step(state, batch)[0], ()), state, length=2)[0]
 
     state = rps.init_train_state(
-        {"x": jnp.zeros(7)}, {"mean": jnp.zeros(2)}, optimizer, channel, n, algorithm=algorithm
+        {"x": jnp.zeros(7)}, model_state, optimizer, channel, n, algorithm=algorithm
     )
     state = jax.tree.map(lambda x: jnp.stack([x] * n), state)
     jax.eval_shape(MAPPINGS["shard_map"](one_worker, n), state, jnp.zeros((n, 7)))
