@@ -26,6 +26,8 @@ SEVERAL_PROCESSES = {
     "test_ssh.py",
     "test_wire.py",
 }
+# Files whose tests compile the packet simulation: the first does it for all.
+OF_SIMULATION = {"test_colocate.py", "test_colocation.py"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +55,9 @@ class FilesSideBySide(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "several processes" if Path(file).name in SEVERAL_PROCESSES else file
+        if Path(file).name in SEVERAL_PROCESSES:
+            return "several processes"
+        return "simulation" if Path(file).name in OF_SIMULATION else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesSideBySide:

@@ -23,7 +23,7 @@ from launch.reports.intervals import Interval
 from launch.reports.tables import text_table
 from launch.tasks.source import find_source
 from launch.trainer import many_runs, training
-from launch.trainer.metrics import Diverged
+from launch.trainer.recorder import Diverged
 from launch.trainer.run_directory import RunDirectory
 
 
