@@ -5,7 +5,7 @@ from collections import deque
 
 _SAMPLES = 20
 _FEWEST = 5
-_DEVIATIONS = 8.0
+_MEDIANS, _DEVIATIONS = 1.5, 8.0
 _SHORTEST = 0.2
 
 
@@ -32,7 +32,7 @@ class Deadline:
             return self._longest
         median = statistics.median(self._seconds)
         deviation = statistics.median(abs(each - median) for each in self._seconds)
-        return min(self._longest, max(self._least, 1.5 * median + _DEVIATIONS * deviation))
+        return min(self._longest, max(self._least, _MEDIANS * median + _DEVIATIONS * deviation))
 
     def took(self, seconds: float) -> None:
         """Takes note of a phase that ended with all that was awaited."""
