@@ -17,7 +17,7 @@ from rps_jax import transport
 from rps_jax.transport import inbox as inbox_module
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.inbox import Inbox
-from rps_jax.transport.layout import layout_of
+from rps_jax.transport.layout import Layout, layout_of
 from rps_jax.transport.packets import Sealer
 from rps_jax.transport.sockets import DatagramSocket
 
@@ -172,6 +172,20 @@ def test_packets_hold_every_leaf_and_give_it_back(num_workers, most_bytes):
     assert rows.shape == (num_workers, layout.packets, layout.length)
     restored = from_blocks([jnp.asarray(block) for block in layout.blocks(rows)])
     jax.tree.map(np.testing.assert_array_equal, restored, tree)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.int64, np.uint64])
+def test_integers_of_any_size_are_averaged_without_overflow(dtype):
+    bounds = np.iinfo(dtype)
+    values = np.random.default_rng(0).integers(bounds.min, bounds.max, (5, 4, 3), dtype, True)
+    values[:, 0] = bounds.max
+    values[:, 1] = bounds.min
+    rows = values.view(np.uint8).reshape(5, 4, -1)
+    layout = Layout(4, ((np.dtype(dtype), 3),))
+    (found,) = layout.blocks(layout.average(rows.copy(), np.ones((5, 4), bool)))
+    # To the nearest, and a half up.
+    expected = (2 * values.astype(object).sum(0) + 5) // 10
+    np.testing.assert_array_equal(found.astype(object), expected)
 
 
 def test_a_leaf_without_an_average_is_refused():

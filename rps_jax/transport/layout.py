@@ -82,28 +82,30 @@ class Layout:
         rows[~arrived] = 0
         count = arrived.sum(0)[:, None]
         for values in self.blocks(rows):
-            integer = jnp.issubdtype(values.dtype, jnp.integer)
-            wide = _wide(values.dtype)
-            total = values[0].astype(wide, copy=False)
+            if jnp.issubdtype(values.dtype, jnp.integer):
+                values[0] = _mean_of_integers(values, count)
+                continue
+            narrow = values.dtype.itemsize < np.dtype(np.float32).itemsize
+            total = values[0].astype(np.float32 if narrow else values.dtype, copy=False)
             for value in values[1:]:
                 total += value
-            divisor = count.astype(wide)
-            if integer:
-                total += divisor // 2
-                total //= divisor
-            else:
-                total /= divisor
+            total /= count.astype(total.dtype)
             values[0] = total
         return rows[0]
 
 
-def _wide(dtype: np.dtype) -> np.dtype:
-    """Returns the dtype in which numbers of another are summed."""
-    if jnp.issubdtype(dtype, jnp.signedinteger):
-        return np.dtype(np.int64)
-    if jnp.issubdtype(dtype, jnp.unsignedinteger):
-        return np.dtype(np.uint64)
-    return dtype if dtype.itemsize >= np.dtype(np.float32).itemsize else np.dtype(np.float32)
+def _mean_of_integers(values: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Returns the means over the first axis, rounded to the nearest.
+
+    By sums of the upper and of the lower halves of their bits, which do not overflow.
+    """
+    signed = jnp.issubdtype(values.dtype, jnp.signedinteger)
+    wide = values.astype(np.int64 if signed else np.uint64)
+    upper, lower = (wide >> 32).sum(0), (wide & 0xFFFFFFFF).sum(0)
+    divisor = count.astype(wide.dtype)
+    rest = ((upper % divisor) << 32) + lower + divisor // 2
+    mean: np.ndarray = ((upper // divisor) << 32) + rest // divisor
+    return mean
 
 
 def layout_of(tree: Any, num_workers: int, most_bytes: int) -> Layout:
