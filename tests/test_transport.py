@@ -135,12 +135,15 @@ def test_pytrees_of_different_sizes_may_take_turns():
         params, stats = {"w": jnp.full(2000, float(worker))}, jnp.full(5, float(worker))
         for _ in range(10):
             params, stats = network.average_models(params), network.average_models(stats)
-        return params["w"], stats
+        return params["w"], stats, network.records
 
     # What is early of the other tree is lost: means of fewer, and no failure.
-    for params, stats in run_workers(work):
+    done = run_workers(work)
+    for params, stats, _ in done:
         assert 0 <= params.min() <= params.max() <= N - 1
         assert 0 <= stats.min() <= stats.max() <= N - 1
+    with pytest.raises(ValueError, match="expected exchanges of one pytree"):
+        transport.trace_of([records for _, _, records in done])
 
 
 def test_a_receiver_that_fails_is_told(monkeypatch):

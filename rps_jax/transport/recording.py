@@ -39,7 +39,7 @@ def trace_of(records: Sequence[Sequence[Exchanged]]) -> Trace:
         records: `Network.records` of each worker, in the order of the workers.
 
     Raises:
-        ValueError: they have no exchange in common.
+        ValueError: they have no exchange in common, or more than one pytree was exchanged.
     """
     return trace_of_recorded([list(map(Recorded.of, of_worker)) for of_worker in records])
 
@@ -50,6 +50,9 @@ def trace_of_recorded(records: Sequence[Sequence[Recorded]]) -> Trace:
     common = sorted(set.intersection(*map(set, by_number))) if by_number else []
     if not common:
         raise ValueError(f"records of {len(records)} workers: expected exchanges of all of them")
+    sizes = {seen[number].packets for seen in by_number for number in common}
+    if len(sizes) > 1:
+        raise ValueError(f"records of {sorted(sizes)} packets: expected exchanges of one pytree")
     first = by_number[0][common[0]]
     phases, n, length = first.arrived.shape
     arrived = np.zeros((len(common), phases, n, n, length), np.uint8)
