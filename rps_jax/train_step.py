@@ -97,7 +97,7 @@ def make_step(
         )
 
     check_optimizer("optimizer", optimizer)
-    if carrier.lossy and not rule.lossy and rule.sends(0.0) != ():
+    if carrier.lossy and not rule.lossy and jax.tree.leaves(rule.sends(0.0)):
         raise ValueError(
             f"carrier={carrier}: expected one that drops nothing, such as rps_jax.AllReduce, for "
             f"{rule}"

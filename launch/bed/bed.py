@@ -1,4 +1,4 @@
-"""The bed: network namespaces on one router, which end with the process that made them."""
+"""The bed: network namespaces on one switch, which end with the process that made them."""
 
 import contextlib
 import ctypes
@@ -224,8 +224,8 @@ class Bed:
         self._run(self._switch, "ip", cables)
         self.inside(self._switch, functools.partial(_route, self._ports))
         for host, address in enumerate(self.addresses):
-            lines = [f"address add {address}/16 dev eth0", "link set eth0 addrgenmode none up"]
-            self._run(host, "ip", lines)
+            own = [f"address add {address}/16 dev eth0", "link set eth0 addrgenmode none up"]
+            self._run(host, "ip", own)
             if used := self.congestion_control:
                 self.inside(host, functools.partial(_use_congestion_control, used))
             self._set_features(host, "eth0", _CARD)

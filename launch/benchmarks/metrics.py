@@ -85,7 +85,7 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     from launch.trainer.metrics import measure_links
     from launch.trainer.prediction import predict_together
     from launch.trainer.setup import set_up
-    from launch.trainer.step import TrainStep
+    from launch.trainer.step import OneWorker, TrainStep
 
     with tempfile.TemporaryDirectory() as folder:
         setup = set_up(config, find_source(config), Path(folder))
@@ -97,13 +97,8 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
     states = {"plain": counting._replace(links=()), "counting": counting, "all": setup.initial}
     steps = {}
     for name, state in states.items():
-        step = TrainStep(
-            config,
-            setup.network,
-            setup.task,
-            setup.schedule.steps_per_epoch,
-            remembers=name == "all",
-        )
+        per_epoch = setup.schedule.steps_per_epoch
+        step = TrainStep(OneWorker(config, setup.network, setup.task, per_epoch, name == "all"))
         step.compile(setup.run, state, setup.train.arrays, order, signals)
         steps[name] = step
 

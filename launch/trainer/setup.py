@@ -26,7 +26,7 @@ from launch.trainer.optimizer import make_optimizer
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.schedule import Schedule
 from launch.trainer.shards import Shards, deal
-from launch.trainer.step import Run, TrainStep
+from launch.trainer.step import OneWorker, Run, TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,14 +203,9 @@ def _programs(
         if len(_kept) == _MOST_KEPT:
             del _kept[next(iter(_kept))]
         task = make()
-        step = TrainStep(
-            config,
-            network,
-            task,
-            schedule.steps_per_epoch,
-            remembers=predicts_distance(config),
-        )
-        _kept[key] = task, step, Evaluator(network.mesh, task)
+        remembers = predicts_distance(config)
+        worker = OneWorker(config, network, task, schedule.steps_per_epoch, remembers)
+        _kept[key] = task, TrainStep(worker), Evaluator(network.mesh, task)
     return _kept[key]
 
 

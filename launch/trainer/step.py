@@ -36,8 +36,8 @@ class Run(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _OneWorker:
-    """The programs of one worker.
+class OneWorker:
+    """What one worker computes: the programs, before they are laid out over the workers.
 
     Attributes:
         config: The run's configuration.
@@ -54,6 +54,7 @@ class _OneWorker:
     remembers: bool
 
     def start_epoch(self, key: jax.Array, arrays: Any, epoch: jax.Array) -> jax.Array:
+        """Returns the order in which it takes its examples in an epoch."""
         for part in (self.network.worker(), epoch):
             key = jax.random.fold_in(key, part)
         return epoch_order(key, arrays["weight"])
@@ -61,18 +62,22 @@ class _OneWorker:
     def train_step(
         self, run: Run, state: rps.TrainState, arrays: Any, order: Any, signal: Any
     ) -> Any:
+        """Takes a step."""
         batch = self._batch(state, arrays, order)
         return *self._step(run)(self._begin(state), batch), self._greatest(signal)
 
     def exchange(self, run: Run, state: rps.TrainState) -> Any:
+        """Takes the part of an overlapping step that exchanges."""
         return self._step(run).exchange(self._begin(state))
 
     def local(self, run: Run, state: rps.TrainState, arrays: Any, order: Any) -> Any:
+        """Takes the part that computes beside it."""
         return self._step(run).local(state, self._batch(state, arrays, order))
 
     def join(
         self, exchanged: Any, changed: Any, run: Run, state: rps.TrainState, signal: Any
     ) -> Any:
+        """Takes the part that adds up both."""
         return *self._step(run).join(state, exchanged, changed), self._greatest(signal)
 
     def _step(self, run: Run) -> Any:
@@ -108,30 +113,17 @@ class TrainStep:
     arguments, in the state, the channel, and the `Run`.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        network: Network,
-        task: Task,
-        steps_per_epoch: int,
-        *,
-        remembers: bool,
-    ) -> None:
-        """Describes the programs; nothing is compiled yet.
+    def __init__(self, worker: OneWorker) -> None:
+        """Lays out the programs; nothing is compiled yet.
 
         Args:
-            config: The run's configuration.
-            network: Where the workers are, and what their exchanges go over.
-            task: Data and model.
-            steps_per_epoch: Batches that every worker takes of its examples.
-            remembers: Whether the optimizer remembers updates; see `make_optimizer`.
+            worker: What each worker computes.
         """
-        worker = _OneWorker(config, network, task, steps_per_epoch, remembers)
-        mesh, each, results = network.mesh, P("workers"), (P("workers"), P(), P())
+        mesh, each, results = worker.network.mesh, P("workers"), (P("workers"), P(), P())
         self._mesh = mesh
         self._start_epoch = mesh.spmd(worker.start_epoch, (P(), each, P()), each)
         self._compile: Callable[..., Any]
-        if make_rule(config).overlaps and network.waits:
+        if make_rule(worker.config).overlaps and worker.network.waits:
             self._compile = Apart(
                 mesh.spmd(worker.exchange, (P(), each), each),
                 mesh.spmd(worker.local, (P(), each, each, each), each),
