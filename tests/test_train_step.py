@@ -74,24 +74,25 @@ class Average:
     """The exchange of one step in NumPy, as a definition calls it, by the reference rules.
 
     Of the models, only `part` is exchanged; none where it is None. `state` is the model state.
+    What is rounded away of values in messages stays with the worker, if they are models.
     """
 
     def __init__(self, delivery, part, old, before, after, policies, model_state):
         self.delivery, self.part, self.old, self.policies = delivery, part, old, policies
         self.before, self.state, self.alongside = before, after, model_state == "exchange"
 
-    def __call__(self, values, first=None, reliable=False, overlaps=False):
+    def __call__(self, values, first=START, reliable=False, overlaps=False, models=True):
         """Averages `[N, SIZE]`; before the first exchange, what is stale is `first`."""
         if self.part is None:
             return values
-        on_miss, server, server_drop_rate = self.policies
-        first = START if first is None else first
+        on_miss, server, server_drop_rate, dtype = self.policies
+        message, first = (x.astype(dtype or np.float32) for x in (values, first))
         old_average, old_sent = (self.old.setdefault(i, first.copy()) for i in range(2))
-        missed = {"own": values, "zero": 0 * values, "stale": old_average}[on_miss]
+        missed = {"own": message, "zero": 0 * message, "stale": old_average}[on_miss]
         own, after = self.before if overlaps else self.state, self.state
         sent, otherwise, last = (
             (tree[self.part], state if self.alongside else {})
-            for tree, state in ((values, own), (missed, own), (old_sent, self.old["state"]))
+            for tree, state in ((message, own), (missed, own), (old_sent, self.old["state"]))
         )
         if reliable:
             average, state = reference.all_reduce(sent)
@@ -101,8 +102,10 @@ class Average:
             old_sent[self.part], old_state = reference.sent_or_last(sent, last, self.delivery)
             self.old["state"] = self.old["state"] | old_state
         self.state = after | {name: state[name] + after[name] - own[name] for name in state}
+        old_average[self.part] = average
+        rest = values - message.astype(np.float32) if models else np.zeros_like(values)
         values = values.copy()
-        values[self.part] = old_average[self.part] = average
+        values[self.part] = average.astype(np.float32) + rest[self.part]
         return values
 
 
@@ -123,7 +126,7 @@ def diloco(x, grads, average, memory):
 DEFINITIONS = {
     "rps": lambda x, grads, average, _: average(x - LEARNING_RATE * grads),
     "gradient-averaging": lambda x, grads, average, _: (
-        x - LEARNING_RATE * average(grads, first=0 * START)
+        x - LEARNING_RATE * average(grads, first=0 * START, models=False)
     ),
     "diloco": diloco,
     "overlap": lambda x, grads, average, _: average(x, overlaps=True) - LEARNING_RATE * grads,
@@ -138,6 +141,7 @@ def by_hand(
     on_miss="own",
     server="received",
     server_drop_rate=None,
+    message_dtype=None,
     local_steps=1,
     fragments=1,
     model_state="exchange",
@@ -147,7 +151,7 @@ def by_hand(
     assert algorithm in DEFINITIONS, f"give {algorithm} its definition in DEFINITIONS"
     state = {"mean": np.zeros(N, np.float32), "calls": np.zeros(N, np.int32)}
     x, old, memory = START, {"state": state}, {}
-    every, policies = local_steps // fragments, (on_miss, server, server_drop_rate)
+    every, policies = local_steps // fragments, (on_miss, server, server_drop_rate, message_dtype)
     for step in range(num_steps):
         batch = batches(step)
         turn = step // every % fragments
@@ -195,6 +199,10 @@ POLICIES = [
     ("diloco", {"local_steps": 2}),
     ("diloco", {"local_steps": 1, "server": "zero-filled"}),
     ("diloco", {"local_steps": 2, "fragments": 2, "server": "stale", "on_miss": "stale"}),
+    ("rps", {"message_dtype": "bfloat16"}),
+    ("overlap", {"message_dtype": "float16"}),
+    ("gradient-averaging", {"message_dtype": "float16", "on_miss": "stale", "server": "stale"}),
+    ("diloco", {"message_dtype": "float16", "local_steps": 2, "fragments": 2, "server": "stale"}),
 ]
 
 

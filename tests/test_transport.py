@@ -213,7 +213,12 @@ def loss_fn(params, model_state, batch, key):
 
 
 @pytest.mark.parametrize(
-    "rule", [rps.rules.AverageModels(), rps.rules.AverageGradients(on_miss="zero")]
+    "rule",
+    [
+        rps.rules.AverageModels(),
+        rps.rules.AverageModels(message_dtype="float16"),
+        rps.rules.AverageGradients(on_miss="zero"),
+    ],
 )
 def test_the_law_of_the_wire(rule):
     """A training over datagrams, and its recorded drops replayed in the simulation."""

@@ -105,8 +105,8 @@ class DiLoCo(AverageModels):
         return super().every // self.fragments
 
     def sends(self, params: Any) -> Any:
-        """Returns what is averaged in one exchange."""
-        return params if self.fragments == 1 else _part(self._cut(params), 0)
+        """Returns what is averaged in one exchange, as it is sent."""
+        return super().sends(params if self.fragments == 1 else _part(self._cut(params), 0))
 
     def init(self, params: Any) -> Outer | Fragments:
         """Returns the state in which the outer optimizer begins."""

@@ -12,6 +12,8 @@ from rps_jax.servers import SERVERS, Server, ServerName
 
 Missed = Literal["own", "zero", "stale"]
 MISSED: tuple[Missed, ...] = get_args(Missed)
+MessageDtype = Literal["bfloat16", "float16"]
+MESSAGE_DTYPES: tuple[MessageDtype, ...] = get_args(MessageDtype)
 
 
 class Memory(NamedTuple):
@@ -41,9 +43,10 @@ class LossyRule(Rule):
         server: what the server of a block makes of the messages of which some did not arrive; see
             `rps_jax.servers`.
         server_drop_rate: of the server policy "unbiased", how often messages are dropped.
+        message_dtype: what wider floating values are rounded to in messages; None for nothing.
 
     Raises:
-        ValueError: an unknown policy, or a drop rate that is missing or not needed.
+        ValueError: an unknown policy or dtype, or a drop rate that is missing or not needed.
     """
 
     on_miss: Missed = dataclasses.field(
@@ -60,6 +63,13 @@ class LossyRule(Rule):
     server_drop_rate: float | None = dataclasses.field(
         default=None, metadata={"help": "Drop rate that --server unbiased makes up for."}
     )
+    message_dtype: MessageDtype | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "What values are rounded to in messages; None: nothing.",
+            "choices": MESSAGE_DTYPES,
+        },
+    )
 
     may_miss: ClassVar[tuple[Missed, ...]] = MISSED
     """Policies of `on_miss` that make sense for what is averaged."""
@@ -68,6 +78,9 @@ class LossyRule(Rule):
         if self.on_miss not in self.may_miss:
             expected = ", ".join(self.may_miss)
             raise ValueError(f"on_miss={self.on_miss!r}: expected one of {expected}")
+        if self.message_dtype not in (None, *MESSAGE_DTYPES):
+            expected = " or ".join(MESSAGE_DTYPES)
+            raise ValueError(f"message_dtype={self.message_dtype!r}: expected {expected}, or None")
         Server(self.server, self.server_drop_rate)
         if self.server_drop_rate is not None:
             expected = "a number in [0, 1)"
@@ -78,6 +91,34 @@ class LossyRule(Rule):
         """Whether servers keep what reaches them of a worker, and so of its model state."""
         return self.server == "stale"
 
+    def sends(self, params: Any) -> Any:
+        """Returns what is averaged in one exchange, as it is sent."""
+        return self.message(params)
+
+    def message(self, tree: Any) -> Any:
+        """Returns a tree as it is sent: wider floating leaves rounded to the dtype of messages."""
+        if self.message_dtype is None:
+            return tree
+        narrow = jnp.dtype(self.message_dtype)
+
+        def rounded(x: Any) -> Any:
+            dtype = jnp.result_type(x)
+            wider = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > narrow.itemsize
+            return jnp.asarray(x, narrow) if wider else x
+
+        return jax.tree.map(rounded, tree)
+
+    def adopt(self, tree: Any, message: Any, average: Any) -> Any:
+        """Returns what a worker makes of the average of rounded messages, in its own dtypes.
+
+        Args:
+            tree: the worker's own.
+            message: the same as it was sent.
+            average: of the messages; where none arrived, what stands in for it.
+        """
+        del message
+        return jax.tree.map(lambda own, new: new.astype(jnp.result_type(own)), tree, average)
+
     def remember(self, tree: Any) -> Any:
         """Returns what is remembered before the first exchange: `()` if nothing.
 
@@ -85,22 +126,27 @@ class LossyRule(Rule):
             tree: what stands for averages and messages before there were any.
         """
         stale = self.on_miss == "stale", self.keeps_sent
-        return Memory(*(copied(tree) if each else () for each in stale)) if any(stale) else ()
+        return (
+            Memory(*(copied(self.message(tree)) if each else () for each in stale))
+            if any(stale)
+            else ()
+        )
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages a tree by these policies; returns it, and the memory."""
-        old = memory or Memory()
+        old, message = memory or Memory(), self.message(tree)
         otherwise = {
-            "own": lambda: tree,
-            "zero": lambda: jax.tree.map(jnp.zeros_like, tree),
+            "own": lambda: message,
+            "zero": lambda: jax.tree.map(jnp.zeros_like, message),
             "stale": lambda: old.average,
         }[self.on_miss]()
         last = old.sent if self.keeps_sent else None
         server = Server(self.server, self.server_drop_rate, last)
-        averaged = average(tree, otherwise=otherwise, server=server)
+        arrived = average(message, otherwise=otherwise, server=server)
+        averaged = arrived if self.message_dtype is None else self.adopt(tree, message, arrived)
         if not memory:
             return averaged, memory
         return averaged, Memory(
-            averaged if self.on_miss == "stale" else (),
-            () if last is None else average.sent_or_last(tree, last),
+            arrived if self.on_miss == "stale" else (),
+            () if last is None else average.sent_or_last(message, last),
         )

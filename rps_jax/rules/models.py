@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+
 from rps_jax.checks import check_count
 from rps_jax.rules.lossy import LossyRule, Missed
 from rps_jax.rules.rule import Average
@@ -37,6 +40,20 @@ class AverageModels(LossyRule):
     def init(self, params: Any) -> Any:
         """Returns what is remembered: `()` if nothing."""
         return self.remember(params)
+
+    def adopt(self, tree: Any, message: Any, average: Any) -> Any:
+        """Adds to a worker's model what the average differs by from its own message.
+
+        What was rounded away of the model stays with the worker, so that small steps add up. Where
+        no average arrived, the model stays what it is, bit for bit.
+        """
+
+        def moved(own: Any, mine: jax.Array, new: jax.Array) -> jax.Array:
+            dtype = jnp.result_type(own)
+            # Equal infinities have no difference.
+            return jnp.where(new == mine, own, own + (new.astype(dtype) - mine.astype(dtype)))
+
+        return jax.tree.map(moved, tree, message, average)
 
     def on_params(self, params: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages the locally updated model."""

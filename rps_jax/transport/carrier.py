@@ -14,7 +14,10 @@ from jax.experimental.buffer_callback import buffer_callback
 from rps_jax.blocks import to_blocks
 from rps_jax.carrier import Carrier
 from rps_jax.delivery import Delivery
+from rps_jax.keys import key_data
+from rps_jax.rules import AverageModels
 from rps_jax.servers import RECEIVED, Server
+from rps_jax.step_exchange import StepExchange
 from rps_jax.transport.layout import Layout, layout_of
 from rps_jax.transport.seconds import Seconds
 
@@ -162,23 +165,24 @@ class Datagrams(Carrier):
         shift[...], away[...] = seen.shift, seen.away
 
 
-def average(carrier: Datagrams, tree: Any) -> Any:
+def average(carrier: Datagrams, rule: AverageModels, tree: Any) -> Any:
     """Averages a pytree in the network's next exchange; what is missed stays one's own.
 
     Returns when the exchange is over; inside of a compiled function, it is for the caller to wait.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-        return _average(carrier, tree)
+        return _average(carrier, rule, tree)
     _INTERRUPTS.pop(carrier.network, None)
     try:
         # JAX would return at once, and the network could be left before the exchange.
-        return jax.block_until_ready(_average(carrier, tree))
+        return jax.block_until_ready(_average(carrier, rule, tree))
     except jax.errors.JaxRuntimeError:
         if interrupt := _INTERRUPTS.pop(carrier.network, None):
             raise interrupt from None
         raise
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _average(carrier: Datagrams, tree: Any) -> Any:
-    return carrier.exchange((), None, 0, tree, tree)[0]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _average(carrier: Datagrams, rule: AverageModels, tree: Any) -> Any:
+    average = StepExchange(carrier, key=key_data(0), step=jnp.int32(0), state=())
+    return rule.on_params(tree, (), average)[0]

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from rps_jax.draw import Assignment
+from rps_jax.rules import AverageModels
+from rps_jax.rules.lossy import MessageDtype
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.company import ALONE, HERE
@@ -112,7 +114,7 @@ class Network:
         # Compiled programs refer to this network for as long as JAX keeps them.
         self._inbox.clear()
 
-    def average_models(self, params: Any) -> Any:
+    def average_models(self, params: Any, *, message_dtype: MessageDtype | None = None) -> Any:
         """RPS over the network: averages the workers' models; what is missed stays one's own.
 
         To be called by every worker with pytrees of the same structure, shapes and dtypes. Returns
@@ -120,6 +122,8 @@ class Network:
 
         Args:
             params: this worker's pytree of arrays, floating or integer.
+            message_dtype: what wider floating values are rounded to in messages, "bfloat16" or
+                "float16"; see `rps_jax.rules.AverageModels`.
 
         Returns:
             The same structure, shapes and dtypes.
@@ -127,9 +131,10 @@ class Network:
         Raises:
             RuntimeError: the network is not entered as a context manager, or was left.
             TypeError: a leaf that has no average.
-            ValueError: a leaf that is cut over several devices.
+            ValueError: a leaf that is cut over several devices, or another dtype of messages.
         """
         self._check_joined()
+        rule = AverageModels(message_dtype=message_dtype)
         for path, leaf in jax.tree.leaves_with_path(params):
             traced = isinstance(leaf, jax.core.Tracer)
             if isinstance(leaf, jax.Array) and not traced and len(leaf.sharding.device_set) > 1:
@@ -137,7 +142,7 @@ class Network:
                     f"leaf {jax.tree_util.keystr(path) or 'params'} lies on "
                     f"{len(leaf.sharding.device_set)} devices: expected one, this worker's"
                 )
-        return average(Datagrams(self), params)
+        return average(Datagrams(self), rule, params)
 
     @property
     def next_exchange(self) -> int:

@@ -1,0 +1,112 @@
+"""Values that are rounded in messages: what stays with a worker, and what is sent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from datagrams import N
+from run_workers import run_workers, stacked
+
+import rps_jax as rps
+from rps_jax.metrics import exchange_bytes
+
+DTYPES = ["bfloat16", "float16"]
+
+
+def averaged(rule, trees, drop_rate, steps=1, change=0.0):
+    """The workers' trees after exchanges, each after a local step of `change`."""
+    carrier = rps.MaskedCollectives(rps.Bernoulli(drop_rate), "workers")
+
+    def one_step(step, tree):
+        def exchange(tree, otherwise, server):
+            return carrier.exchange((), jax.random.key(0), step, tree, otherwise, server)[0]
+
+        tree = jax.tree.map(lambda x: x + jnp.asarray(change, x.dtype), tree)
+        return rule.exchange(tree, (), exchange)[0]
+
+    def one_worker(tree):
+        return jax.lax.fori_loop(0, steps, one_step, tree)
+
+    return jax.device_get(jax.jit(jax.vmap(one_worker, axis_name="workers"))(trees))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_worker_that_hears_nothing_keeps_every_bit(dtype):
+    values = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    values[0, :3] = np.inf, np.nan, 1e30
+    found = averaged(rps.rules.AverageModels(message_dtype=dtype), {"x": values}, drop_rate=1.0)
+    np.testing.assert_array_equal(found["x"], values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("drop_rate", [0.0, 0.3])
+def test_models_that_are_equal_stay_equal(dtype, drop_rate):
+    values = np.tile(np.random.default_rng(0).normal(size=9).astype(np.float32), (4, 1))
+    found = averaged(rps.rules.AverageModels(message_dtype=dtype), {"x": values}, drop_rate)
+    np.testing.assert_array_equal(found["x"], values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps_below_the_rounding_add_up(dtype):
+    """A hundred steps of a thousandth of the rounding each, and the mean model has made them."""
+    values = np.ones((4, 5), np.float32)
+    eps = float(jnp.finfo(dtype).eps)
+    rule = rps.rules.AverageModels(message_dtype=dtype)
+    found = averaged(rule, {"x": values}, 0.1, steps=100, change=1e-2 * eps)
+    np.testing.assert_allclose(found["x"], 1 + eps, atol=0.51 * eps)
+    assert np.all(found["x"] > 1 + 0.4 * eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_error_is_that_of_rounding_messages_and_averages(dtype):
+    values = np.random.default_rng(0).uniform(1, 2, size=(4, 50)).astype(np.float32)
+    found = averaged(rps.rules.AverageModels(message_dtype=dtype), {"x": values}, drop_rate=0.0)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(found["x"] - values.mean(0), 0, atol=1.51 * eps)
+    assert np.abs(found["x"].mean(0) - values.mean(0)).max() < 0.51 * eps
+
+
+def test_gradients_are_the_same_on_every_worker():
+    values = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    rule = rps.rules.AverageGradients(message_dtype="float16", on_miss="zero")
+    found = averaged(rule, {"x": values}, drop_rate=0.0)
+    np.testing.assert_array_equal(found["x"], found["x"][:1].repeat(4, 0))
+    np.testing.assert_allclose(found["x"], values.mean(0, keepdims=True).repeat(4, 0), atol=2e-3)
+
+
+def test_what_is_narrow_or_whole_is_sent_as_it_is():
+    tree = {
+        "wide": jnp.zeros(1000),
+        "narrow": jnp.zeros(3, jnp.bfloat16),
+        "count": jnp.zeros(2, jnp.int32),
+    }
+    rule = rps.rules.AverageModels(message_dtype="float16")
+    sent = jax.eval_shape(rule.sends, tree)
+    assert {name: str(leaf.dtype) for name, leaf in sent.items()} == {
+        "wide": "float16",
+        "narrow": "bfloat16",
+        "count": "int32",
+    }
+    wide = {"wide": tree["wide"]}
+    assert 2 * exchange_bytes(rule.sends(wide), 4) == exchange_bytes(wide, 4)
+
+
+def test_half_as_much_goes_over_a_network():
+    models = np.random.default_rng(0).uniform(1, 2, size=(N, 20_000)).astype(np.float32)
+
+    def work(network, worker, dtype):
+        averaged = network.average_models({"x": jnp.asarray(models[worker])}, message_dtype=dtype)
+        return averaged, network.bytes_sent
+
+    wide, half = (
+        run_workers(lambda *of: work(*of, dtype), deadline=20.0)  # noqa: B023
+        for dtype in (None, "float16")
+    )
+    found = stacked([averaged for averaged, _ in half])["x"]
+    np.testing.assert_allclose(found, models.mean(0, keepdims=True).repeat(N, 0), atol=1e-3)
+    assert half[0][1] < 0.52 * wide[0][1]
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(ValueError, match="message_dtype='int8': expected bfloat16 or float16, or"):
+        rps.rules.AverageModels(message_dtype="int8")
