@@ -4,8 +4,8 @@ r"""Trains over UDP and by an all-reduce over TCP, on the same links: loss over 
         --preset atis-lstm --data-path ATIS --epochs 2
 
 The hosts are network namespaces (`launch.bed`), and `launch.hosts` trains on them as on any others.
-In a third run a worker over UDP is killed, and started again. A run that is done is not repeated.
-What follows `--` are flags of `launch.train`.
+In a further run messages are of 16 bits, in another a worker over UDP is killed, and started again.
+A run that is done is not repeated. What follows `--` are flags of `launch.train`.
 """
 
 import contextlib
@@ -50,15 +50,44 @@ _KILL_AT = 0.4
 """Share of the run after which a worker is killed."""
 _STOPPED = "stopped"
 """File in the folder of a run that took too long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """A way to train.
+
+    Attributes:
+        title: For people.
+        flags: Of `launch.train`.
+        line: How its curve is drawn.
+        over_tcp: Whether it goes over TCP, where the others go over UDP.
+        killed: Whether a worker is killed, and started again; at the highest drop rate alone.
+    """
+
+    title: str
+    flags: tuple[str, ...]
+    line: dict[str, Any]
+    over_tcp: bool = False
+    killed: bool = False
+
+
+_RPS = ("--algorithm", "rps")
 _WAYS = {
-    "udp": "RPS over UDP",
-    "udp-killed": "RPS over UDP, a worker killed and restarted",
-    "tcp": "all-reduce over TCP",
-}
-_LINES: dict[str, Any] = {
-    "udp": {"color": "C0"},
-    "udp-killed": {"color": "C2", "linestyle": "--"},
-    "tcp": {"color": "C1"},
+    "udp": _Way("RPS over UDP", _RPS, {"color": "C0"}),
+    "udp-float16": _Way(
+        "RPS over UDP, messages in float16",
+        (*_RPS, "--message-dtype", "float16"),
+        {"color": "C0", "linestyle": ":"},
+    ),
+    "udp-killed": _Way(
+        "RPS over UDP, a worker killed and restarted",
+        _RPS,
+        {"color": "C2", "linestyle": "--"},
+        killed=True,
+    ),
+    "tcp": _Way(
+        "all-reduce over TCP", ("--algorithm", "all-reduce"), {"color": "C1"}, over_tcp=True
+    ),
 }
 
 
@@ -87,11 +116,15 @@ class _Run:
 
     mbps: float
     drop_rate: float
-    way: str
+    way_name: str
+
+    @property
+    def way(self) -> _Way:
+        return _WAYS[self.way_name]
 
     @property
     def name(self) -> str:
-        return f"{exactly(self.mbps)}mbps-{exactly(self.drop_rate)}-{self.way}"
+        return f"{exactly(self.mbps)}mbps-{exactly(self.drop_rate)}-{self.way_name}"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -101,7 +134,7 @@ def run(argv: Sequence[str]) -> int:
     if config.output_dir is None:
         refuse("output_dir", None, "a folder for the results")
     check_bed("training", None)
-    for flag in ("--output-dir", "--algorithm", "--num-workers"):
+    for flag in ("--output-dir", "--algorithm", "--message-dtype", "--num-workers"):
         if flag in of_training:
             raise UsageError(f"{flag} is not allowed after --")
     if not of_training:
@@ -109,11 +142,11 @@ def run(argv: Sequence[str]) -> int:
     find_source(parse([*of_training, "--num-workers", str(config.num_workers)]))
     check_can_write("output_dir", config.output_dir)
     runs = [
-        _Run(mbps, drop_rate, way)
+        _Run(mbps, drop_rate, name)
         for mbps in config.rates
         for drop_rate in config.drop_rates
-        for way in _WAYS
-        if way != "udp-killed" or drop_rate == max(config.drop_rates)
+        for name, way in _WAYS.items()
+        if not way.killed or drop_rate == max(config.drop_rates)
     ]
     with only_writer(config.output_dir):
         todo = [each for each in runs if not _is_over(_folder(config, each))]
@@ -171,16 +204,14 @@ class Hosts:
             CommandError: It failed.
         """
         self._bed.set_link(Link(rate=1e6 * each.mbps, drop_rate=each.drop_rate))
-        over_tcp = each.way == "tcp"
         argv = [sys.executable, "-m", "launch.hosts", *self.flags, "--heartbeat-timeout", "120"]
-        argv += [] if over_tcp else ["--network", "udp", "--max-restarts", "1"]
+        argv += [] if each.way.over_tcp else ["--network", "udp", "--max-restarts", "1"]
         argv += ["--", *of_training, "--num-workers", str(self._bed.num_hosts)]
-        argv += ["--algorithm", "all-reduce" if over_tcp else "rps"]
-        argv += ["--output-dir", str(folder.path.absolute())]
+        argv += [*each.way.flags, "--output-dir", str(folder.path.absolute())]
         folder.clear()
         with subprocess.Popen(argv, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as launcher:
             try:
-                if each.way == "udp-killed":
+                if each.way.killed:
                     self._kill_a_worker(launcher, folder)
                 status = launcher.wait(most_seconds)
             except subprocess.TimeoutExpired:
@@ -241,7 +272,7 @@ def _row(each: _Run, folder: RunDirectory) -> dict[str, Any]:
     return {
         "Mbps": f"{each.mbps:g}",
         "dropped": f"{each.drop_rate:.0%}",
-        "training": _WAYS[each.way] + stopped,
+        "training": each.way.title + stopped,
         "seconds": f"{_seconds(folder)[-1]:.0f}",
         "ms a step, median": f"{1e3 * _seconds_a_step(lines):.0f}",
         "training loss": f"{last.get('mean_model_train_loss', last['train_loss']):.4f}",
@@ -281,10 +312,10 @@ def _draw(config: TrainingConfig, runs: Sequence[_Run], path: Path) -> None:
                 if (each.mbps, each.drop_rate) == (mbps, drop_rate):
                     folder = _folder(config, each)
                     losses = [line["train_loss"] for line in folder.read_metrics()]
-                    axes.plot(_seconds(folder), losses, label=_WAYS[each.way], **_LINES[each.way])
+                    axes.plot(_seconds(folder), losses, label=each.way.title, **each.way.line)
             axes.set_xlim(left=0)
         handles, labels = grid[-1][0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=3 if len(config.rates) > 1 else 1
+            handles, labels, loc="outside lower center", ncols=2 if len(config.rates) > 1 else 1
         )
         figure.savefig(path, dpi=160)

@@ -29,6 +29,7 @@ from launch.cli.command_line import (
     check_memory,
     read_command,
 )
+from rps_jax.rules.lossy import MessageDtype
 from rps_jax.transport.packets import LEAST_MTU
 
 _WAYS = (UDP, UNTAGGED, TCP)
@@ -63,6 +64,8 @@ class WireConfig:
     """Turns of each alternative, of four exchanges each, at the most."""
     seconds: Annotated[float, Within(0, 1e6)] = 25.0
     """For each setting, at the most; a round is finished."""
+    message_dtype: MessageDtype | None = None
+    """What the model is rounded to in datagrams; None: nothing."""
     link_rate: Literal["given", "found"] = "given"
     """Whether workers are told the rate of their links (0.98 of it), or have to find it."""
     mtu: Annotated[int, Within(LEAST_MTU, 9000, f"bytes, {LEAST_MTU} to 9000")] = 1500
@@ -86,7 +89,7 @@ def run(argv: Sequence[str]) -> int:
     link = _link(config, max(config.rates))
     with (
         Bed(n, link, config.congestion_control) as bed,
-        start_workers(bed, config.num_parameters) as workers,
+        start_workers(bed, config.num_parameters, config.message_dtype) as workers,
     ):
         used = bed.used_congestion_control()
         _print_head()
@@ -127,9 +130,12 @@ def _link(config: WireConfig, mbps: float, drop_rate: float = 0.0) -> Link:
     return Link(rate=1e6 * mbps, drop_rate=drop_rate, mtu=config.mtu)
 
 
-def start_workers(bed: Bed, num_parameters: int) -> Group:
+def start_workers(
+    bed: Bed, num_parameters: int, message_dtype: MessageDtype | None = None
+) -> Group:
     """Starts a worker on every host, and has them meet."""
-    return Group(bed, "launch.benchmarks.worker", num_parameters=num_parameters)
+    model = {"num_parameters": num_parameters, "message_dtype": message_dtype}
+    return Group(bed, "launch.benchmarks.worker", **model)
 
 
 def join(workers: Group, **options: Any) -> None:

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 import rps_jax as rps
 from launch.benchmarks.group import COORDINATOR_PORT, FIRST_PORT, answer_requests
 from rps_jax import transport
+from rps_jax.rules import AverageModels
+from rps_jax.rules.lossy import MessageDtype
 from rps_jax.transport.carrier import average
 from rps_jax.transport.layout import Layout
 
@@ -72,14 +74,22 @@ def _as_json(seen: transport.Exchanged) -> list[Any]:
 class Worker:
     """What a worker can be asked; answers are what JSON can hold."""
 
-    def __init__(self, host: int, addresses: list[str], num_parameters: int) -> None:
+    def __init__(
+        self,
+        host: int,
+        addresses: list[str],
+        num_parameters: int,
+        message_dtype: MessageDtype | None = None,
+    ) -> None:
         """Meets the others, by jax.distributed, and compiles the all-reduce.
 
         Args:
             host: The number of this worker.
             addresses: Of all hosts.
             num_parameters: Size of the model, of float32.
+            message_dtype: What it is rounded to in datagrams.
         """
+        self._rule = AverageModels(message_dtype=message_dtype)
         self._worker, self._addresses = host, addresses
         n = len(addresses)
         jax.distributed.initialize(f"{addresses[0]}:{COORDINATOR_PORT}", n, host)
@@ -177,7 +187,7 @@ class Worker:
         carrier = transport.Datagrams(watched)
 
         def once(stop: bool) -> bool:
-            jax.block_until_ready(average(carrier, self._params))
+            jax.block_until_ready(average(carrier, self._rule, self._params))
             return stop
 
         return once
