@@ -207,7 +207,7 @@ class Checkpoints:
         except Exception as error:
             raise CheckpointError(
                 f"{self._directory / str(step)}: the checkpoint does not fit this run "
-                f"({_in_short(error)})"
+                f"({_in_short(error)}): expected one that this version has written"
             ) from error
 
     def _newest_whole(self, report: Callable[[str], None]) -> int | None:
@@ -287,7 +287,7 @@ def _remove(path: Path) -> None:
 
 def _in_short(error: Exception) -> str:
     lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:200].rstrip(":") if lines else type(error).__name__
 
 
 def _digests(path: Path) -> dict[str, str]:
