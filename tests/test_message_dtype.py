@@ -8,6 +8,7 @@ from datagrams import N
 from run_workers import run_workers, stacked
 
 import rps_jax as rps
+from rps_jax.averaging import average_or_else
 from rps_jax.metrics import exchange_bytes
 
 DTYPES = ["bfloat16", "float16"]
@@ -36,6 +37,26 @@ def test_a_worker_that_hears_nothing_keeps_every_bit(dtype):
     values[0, :3] = np.inf, np.nan, 1e30
     found = averaged(rps.rules.AverageModels(message_dtype=dtype), {"x": values}, drop_rate=1.0)
     np.testing.assert_array_equal(found["x"], values)
+
+
+def test_a_worker_that_is_no_longer_finite_takes_the_average():
+    """Worker 0, whose own messages reach nobody else."""
+    values = np.ones((3, 4), np.float32)
+    values[0] = np.nan, np.inf, 1e30, 1
+    rule = rps.rules.AverageModels(message_dtype="float16")
+
+    def one_worker(tree, worker):
+        others = jnp.arange(3) == jnp.where(worker == 0, 0, jnp.arange(3))
+        delivery = rps.Delivery(others, (jnp.arange(3) > 0) | (worker == 0), jnp.ones(3, bool))
+
+        def exchange(tree, otherwise, server):
+            return average_or_else(tree, otherwise, delivery, "workers", server=server)
+
+        return rule.exchange(tree, (), exchange)[0]
+
+    found = jax.vmap(one_worker, axis_name="workers")({"x": values}, jnp.arange(3))["x"]
+    # The block that worker 0 serves itself has its own values in the average.
+    np.testing.assert_array_equal(found[:, 2:], 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

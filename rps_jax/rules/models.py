@@ -42,18 +42,20 @@ class AverageModels(LossyRule):
         return self.remember(params)
 
     def adopt(self, tree: Any, message: Any, average: Any) -> Any:
-        """Adds to a worker's model what the average differs by from its own message.
+        """Returns the average of rounded messages, plus what was rounded away of the worker's own.
 
-        What was rounded away of the model stays with the worker, so that small steps add up. Where
-        no average arrived, the model stays what it is, bit for bit.
+        So steps that are too small for the rounding add up. Where no average arrived, the model
+        stays what it is, bit for bit.
         """
 
-        def moved(own: Any, mine: jax.Array, new: jax.Array) -> jax.Array:
+        def kept(own: Any, mine: jax.Array, new: jax.Array) -> jax.Array:
             dtype = jnp.result_type(own)
-            # Equal infinities have no difference.
-            return jnp.where(new == mine, own, own + (new.astype(dtype) - mine.astype(dtype)))
+            rest = own - mine.astype(dtype)
+            # Of a worker that is no longer finite, nothing is kept.
+            average = new.astype(dtype) + jnp.where(jnp.isfinite(rest), rest, 0)
+            return jnp.where(new == mine, own, average)
 
-        return jax.tree.map(moved, tree, message, average)
+        return jax.tree.map(kept, tree, message, average)
 
     def on_params(self, params: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages the locally updated model."""
