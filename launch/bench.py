@@ -6,11 +6,10 @@
 `exchange`, the first of them, need not be named.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 
-from launch.cli.command_line import exit_status, subcommand
+from launch.cli.commands import entry_point, run_subcommand
 
 COMMANDS = {
     "exchange": "the lossy exchange beside a plain all-reduce, on the devices of this machine",
@@ -26,19 +25,12 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
-    flags_first = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
-    name = subcommand("launch.bench", COMMANDS, ["exchange", *argv] if flags_first else argv)
-    if name is None:
-        return 0
-    command = importlib.import_module(f"launch.benchmarks.{name}")
-    status: int = command.run(argv if flags_first else argv[1:])
-    return status
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["exchange", *argv]
+    return run_subcommand("launch.bench", COMMANDS, argv, "launch.benchmarks")
 
 
 if __name__ == "__main__":

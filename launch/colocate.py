@@ -7,11 +7,10 @@
 `docs/colocation.md` says what is simulated, and what comes of it.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 
-from launch.cli.command_line import exit_status, subcommand
+from launch.cli.commands import entry_point, run_subcommand
 
 COMMANDS = {
     "simulate": "one setting: completion times of the web, drops of the training",
@@ -24,18 +23,10 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
-    name = subcommand("launch.colocate", COMMANDS, argv)
-    if name is None:
-        return 0
-    command = importlib.import_module(f"launch.colocation.{name}")
-    status: int = command.run(argv[1:])
-    return status
+    return run_subcommand("launch.colocate", COMMANDS, argv, "launch.colocation")
 
 
 if __name__ == "__main__":

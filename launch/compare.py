@@ -21,12 +21,12 @@ from launch.cli.command_line import (
     Seeds,
     Within,
     exactly,
-    exit_status,
     not_allowed,
     optional,
     read_command,
     split_arguments,
 )
+from launch.cli.commands import entry_point
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
 from launch.config import Algorithm, TrainConfig, parse
@@ -68,12 +68,9 @@ class CompareConfig:
     """Folder of the table, the picture and the runs."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(CompareConfig, "launch.compare", own, CompareConfig())
     if help_asked := {"-h", "--help"}.intersection(of_training):

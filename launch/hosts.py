@@ -23,12 +23,12 @@ from typing import Annotated, Any
 
 from launch.cli.command_line import (
     UsageError,
-    exit_status,
     expect,
     optional,
     read_command,
     split_arguments,
 )
+from launch.cli.commands import entry_point
 from launch.config import NetworkName
 from launch.distributed.heartbeat import ENVIRONMENT
 from launch.distributed.job import Job, check_supervision, process_flags
@@ -71,12 +71,9 @@ class HostsConfig(UdpFlags):
     """Seconds without a heartbeat after which a process is taken to hang."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(HostsConfig, "launch.hosts", own, HostsConfig())
     check_supervision(config.max_restarts, config.heartbeat_timeout)

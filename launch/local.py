@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from launch.cli.command_line import (
-    exit_status,
     expect,
     not_allowed,
     optional,
     read_command,
     split_arguments,
 )
+from launch.cli.commands import entry_point
 from launch.config import NetworkName
 from launch.distributed.gpus import check_platforms, share_gpus, visible_gpus
 from launch.distributed.job import Job, check_supervision, process_flags
@@ -52,12 +52,9 @@ class LocalConfig(UdpFlags):
     """Seconds without a heartbeat after which a process is taken to hang."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(LocalConfig, "launch.local", own, LocalConfig())
     check_supervision(config.max_restarts, config.heartbeat_timeout)

@@ -10,7 +10,7 @@
 import sys
 from collections.abc import Sequence
 
-from launch.cli.command_line import exit_status, subcommand
+from launch.cli.commands import entry_point, subcommand
 
 _COMMANDS = {
     "fig4a": "models averaged, at all drop rates: ResNet-20 on CIFAR-10",
@@ -25,12 +25,9 @@ _COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     name = subcommand("launch.reproduce", _COMMANDS, argv)
     if name is None:
         return 0

@@ -16,7 +16,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.cli.command_line import UsageError, exit_status, optional, read_command
+from launch.cli.command_line import UsageError, optional, read_command
+from launch.cli.commands import entry_point
 from launch.config import stored_config
 from launch.reports.curves import STYLE
 from launch.reports.link_pictures import draw_arrivals, draw_bursts, draw_heat_maps
@@ -38,12 +39,9 @@ class TensorBoardConfig:
     """Go on while the run trains, until it ends or Ctrl-C."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     config = read_command(TensorBoardConfig, "launch.tensorboard", argv, TensorBoardConfig())
     if config.output_dir is None:
         raise UsageError("--output-dir: expected the folder of a run")

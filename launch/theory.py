@@ -15,9 +15,9 @@ from launch.cli.command_line import (
     Seed,
     Within,
     check_memory,
-    exit_status,
     read_command,
 )
+from launch.cli.commands import entry_point
 from launch.distributed.gpus import check_platforms
 
 
@@ -41,12 +41,9 @@ class TheoryConfig:
     """Seed of the drops and the models."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     if argv[:1] == ["plan"]:
         return plan.run(argv[1:])
     config = read_command(TheoryConfig, "launch.theory", argv, TheoryConfig())

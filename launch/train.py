@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
-from launch.cli.command_line import exit_status
+from launch.cli.commands import entry_point
 from launch.config import default_output_dir, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.heartbeat import start_heartbeat
@@ -22,13 +22,10 @@ from launch.trainer.run_directory import RunDirectory
 from launch.trainer.writing import check_can_record, check_can_write
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(argv))
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    config = parse(sys.argv[1:] if argv is None else argv)
+    config = parse(argv)
     start_heartbeat()
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     output_dir = config.output_dir or default_output_dir(config, now)

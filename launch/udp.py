@@ -19,7 +19,6 @@ import jax
 
 from launch.cli.command_line import (
     Within,
-    exit_status,
     expect,
     not_allowed,
     optional,
@@ -27,8 +26,8 @@ from launch.cli.command_line import (
     refuse,
     requires,
     split_arguments,
-    subcommand,
 )
+from launch.cli.commands import entry_point, subcommand
 from launch.config import TrainConfig, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.gpus import take_gpu
@@ -76,12 +75,9 @@ class CoordinatorConfig(_WithKey):
     """Take reports from anyone."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     command = subcommand("launch.udp", _COMMANDS, argv)
     if command is not None:
         start_heartbeat()

@@ -296,7 +296,7 @@ def test_the_users_backend_of_matplotlib_is_of_no_consequence():
 
 
 def test_letters_that_the_terminal_cannot_show_are_replaced():
-    code = "from launch.cli.command_line import exit_status; exit_status(lambda: print('1 ± 2'))"
+    code = "from launch.cli.commands import exit_status; exit_status(lambda: print('1 ± 2'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)

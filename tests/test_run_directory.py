@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys
 from pathlib import Path
-from launch.cli.command_line import exit_status
+from launch.cli.commands import exit_status
 from launch.trainer.writing import only_writer
 
 def hold():
@@ -213,7 +213,7 @@ import resource, signal, sys
 from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
-from launch.cli.command_line import exit_status
+from launch.cli.commands import exit_status
 from launch.distributed.initialize import run_and_leave
 from launch.trainer.checkpoints import Checkpoints
 

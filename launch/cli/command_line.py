@@ -1,6 +1,5 @@
-"""Typed command lines, and commands whose every failure ends in one line on stderr."""
+"""Typed command lines: flags in, and what is wrong with them in one line."""
 
-import atexit
 import contextlib
 import dataclasses
 import inspect
@@ -8,10 +7,8 @@ import io
 import os
 import re
 import shutil
-import signal
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import tyro
@@ -87,7 +84,7 @@ def read_command(kind: type[Config], module: str, argv: Sequence[str], defaults:
             config = tyro.cli(
                 kind,
                 prog=f"python -m {module}",
-                description="\n\n".join(map(_wrapped, paragraphs)),
+                description="\n\n".join(map(wrapped, paragraphs)),
                 args=list(argv),
                 default=defaults,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -100,7 +97,7 @@ def read_command(kind: type[Config], module: str, argv: Sequence[str], defaults:
     return config
 
 
-def _wrapped(text: str, first: str = "", others: str = "  ") -> str:
+def wrapped(text: str, first: str = "", others: str = "  ") -> str:
     """Returns a paragraph in lines that fit the terminal, which begin with these indents.
 
     Tyro joins lines to those before, but for those that begin with no letter.
@@ -143,30 +140,6 @@ def check_memory(name: str, value: Any, num_bytes: float) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     found = f"{num_bytes / 2**30:.3g} GiB do not"
     expect(name, value, num_bytes <= memory, f"what fits into {memory / 2**30:.0f} GiB ({found})")
-
-
-def subcommand(module: str, commands: dict[str, str], argv: Sequence[str]) -> str | None:
-    """Returns which of several commands comes first, None where `--help` asked for their list.
-
-    Args:
-        module: What is run, as in `python -m MODULE`.
-        commands: What each is, for people.
-        argv: The arguments.
-
-    Raises:
-        UsageError: None of them comes first.
-    """
-    if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: python -m {module} COMMAND [OPTIONS]\n")
-        width = max(map(len, commands))
-        for name, what in commands.items():
-            print(_wrapped(what, f"  {name:<{width}}  ", " " * (width + 4)))
-        print(f"\npython -m {module} COMMAND --help lists the options of each.")
-        return None
-    if not argv or argv[0] not in commands:
-        found = f" {argv[0]}" if argv else ""
-        raise UsageError(f"{module}{found}: expected one of {', '.join(commands)}")
-    return argv[0]
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -227,34 +200,6 @@ def check_untouched(config: Any, defaults: Any, names: Iterable[str]) -> None:
 def _flag(name: str, value: Any) -> str:
     shown = "" if value is True or value is None or value == "" else f" {value}"
     return f"--{name.replace('_', '-')}{shown}"
-
-
-def exit_status(run: Callable[[], int]) -> int:
-    """Runs a command and returns its exit status; whatever ends it early is said in one line.
-
-    Args:
-        run: The command; returns its exit status.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # Not every terminal can show every letter.
-    try:
-        return run()
-    except CommandError as error:
-        if report := error.report():
-            print(report, file=sys.stderr, flush=True)
-        return error.exit_status
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            # Whoever read the output has gone; Python is not to complain of it when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        # Once more, and Python would die before it has ended what else is running.
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-        print("error: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
 
 
 # What tyro says, in the words of the other messages.

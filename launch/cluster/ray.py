@@ -16,7 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launch.cli.command_line import UsageError, exit_status, expect, read_command, split_arguments
+from launch.cli.command_line import UsageError, expect, read_command, split_arguments
+from launch.cli.commands import entry_point
 from launch.distributed.heartbeat import BEAT, ENVIRONMENT
 from launch.distributed.job import Job, process_flags
 from launch.distributed.ports import free_port
@@ -40,12 +41,9 @@ class RayConfig:
     """How often to start the job again, from its newest checkpoint, when a process fails."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return exit_status(lambda: _run(sys.argv[1:] if argv is None else argv))
-
-
-def _run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(RayConfig, "launch.cluster.ray", own, RayConfig())
     for name in ("gpus_per_process", "max_restarts"):
