@@ -15,6 +15,7 @@ import numpy as np
 from rps_jax import keys
 from rps_jax.channels.channel import walk_links
 from rps_jax.channels.fields import packet_shape, register_channel
+from rps_jax.channels.two_states import check_stay, transitions
 from rps_jax.checks import check_number, check_packets, check_scalar
 from rps_jax.delivery import Delivery
 
@@ -135,10 +136,7 @@ class GilbertElliott:
         """Returns the share of time in the bad state, and the probabilities to enter and leave."""
         good, bad = jnp.float32(self.good_drop_rate), jnp.float32(self.bad_drop_rate)
         share = (jnp.float32(self.drop_rate) - good) / (bad - good)
-        odds = share / jnp.where(share < 1, 1 - share, 1)
-        longest = jnp.maximum(jnp.float32(self.mean_burst), odds)
-        recovers = jnp.where(share < 1, 1 / longest, 0)
-        return share, jnp.where(share < 1, odds * recovers, 1), recovers
+        return share, *transitions(share, self.mean_burst)
 
 
 def _walk(start: jax.Array, from_good: jax.Array, from_bad: jax.Array) -> jax.Array:
@@ -169,9 +167,5 @@ def _check_possible(
             "the good and the bad state"
         )
     share = (drop_rate - good) / (bad - good)
-    shortest = share / np.where(share < 1, 1 - share, np.inf)
-    if (mean_burst < shortest * (1 - 1e-6)).any():
-        raise ValueError(
-            f"mean_burst={mean_burst}: expected at least {np.max(shortest):.4g}, for "
-            f"drop_rate={drop_rate} keeps links bad for {np.max(share):.4g} of the time"
-        )
+    why = f"drop_rate={drop_rate} keeps links bad for {np.max(share):.4g} of the time"
+    check_stay("mean_burst", mean_burst, share, why)

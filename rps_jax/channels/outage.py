@@ -10,6 +10,7 @@ import numpy as np
 
 from rps_jax import keys
 from rps_jax.channels.fields import register_channel
+from rps_jax.channels.two_states import check_stay, transitions
 from rps_jax.checks import check_number, check_scalar
 from rps_jax.delivery import Delivery
 
@@ -66,7 +67,8 @@ class Outage:
         check_number("mean_outage", self.mean_outage, 1, math.inf, "at least 1")
         numbers = (self.away_rate, self.mean_outage)
         if not any(isinstance(number, jax.core.Tracer) for number in numbers):
-            _check_possible(*(np.asarray(number, np.float64) for number in numbers))
+            share, mean_outage = (np.asarray(number, np.float64) for number in numbers)
+            check_stay("mean_outage", mean_outage, share, f"away_rate={share}")
         if self.schedule is not None and not isinstance(self.schedule, jax.core.Tracer):
             rows = np.asarray(self.schedule)
             _check_schedule(rows)
@@ -95,17 +97,14 @@ class Outage:
     def _move(self, state: WorkersAway, key: jax.Array, num_workers: int) -> jax.Array:
         """Returns who is away at random in the next exchange, bool `[num_workers]`."""
         share = jnp.float32(self.away_rate)
-        odds = share / jnp.where(share < 1, 1 - share, 1)
-        returns = 1 / jnp.maximum(jnp.float32(self.mean_outage), odds)
-        stays = jnp.where(share < 1, 1 - returns, 1)
-        leaves = jnp.where(share < 1, odds * returns, 1)
+        leaves, returns = transitions(share, self.mean_outage)
         key = keys.portable(key)
 
         def draw(worker: jax.Array) -> jax.Array:
             return keys.uniform(jax.random.fold_in(key, worker))
 
         begun = state.exchange > 0
-        probability = jnp.where(begun, jnp.where(state.away, stays, leaves), share)
+        probability = jnp.where(begun, jnp.where(state.away, 1 - returns, leaves), share)
         return jax.vmap(draw)(jnp.arange(num_workers)) < probability
 
     def _scheduled(self, exchange: jax.Array, num_workers: int) -> jax.Array:
@@ -134,14 +133,4 @@ def _check_schedule(rows: np.ndarray) -> None:
         raise ValueError(
             f"schedule has {rows[backwards][0].tolist()}: expected the first exchange after an "
             "outage behind its first"
-        )
-
-
-def _check_possible(away_rate: np.ndarray, mean_outage: np.ndarray) -> None:
-    """Raises `ValueError` if workers cannot be away for that long and come back in between."""
-    shortest = away_rate / np.where(away_rate < 1, 1 - away_rate, np.inf)
-    if (mean_outage < shortest * (1 - 1e-6)).any():
-        raise ValueError(
-            f"mean_outage={mean_outage}: expected at least {np.max(shortest):.4g}, for "
-            f"away_rate={away_rate}"
         )
