@@ -14,15 +14,20 @@ from typing import NamedTuple
 from rps_jax.transport.packets import Report
 
 _START = 100e6
+"""Bits a second before any report has come."""
 _LEAST, _MOST = 1e6, 100e9
+"""Bits a second, whatever is reported."""
 _BUDGET, _NOTHING = 0.01, 0.002
 """The fraction that the network may drop because of this rate before the rate falls; and while it
 rises."""
 _DEVIATIONS = 2.5
+"""By how many standard deviations less may arrive by chance, as random drops have it."""
 _BELOW_CAPACITY = 0.98
+"""The part of what was carried of a rate that was too fast, at which the rate settles."""
 _LARGEST_STEP, _SMALLEST_STEP = 0.25, 0.04
 """How much faster a trial is while the rate rises, and when a limit was found."""
 _SLOWER = 0.9
+"""A slower trial: this part of the rate, or of what was carried of one that is too fast."""
 _HOLD = 32
 """Phases between two trials once a limit was found."""
 _PATIENCE = 3
@@ -32,7 +37,12 @@ _PATIENCE_WITH_LOW = 2
 _MUCH_LESS = 0.5
 """The part of what usually arrives below which it is tried after one."""
 _WEIGHT = 0.1
+"""Of the newest phase in the mean of what usually arrives."""
 _LATE, _LATE_SECONDS = 1.1, 2e-3
+"""How much longer packets may take to come than to be sent before they count as waiting in a queue:
+this many times as long, and these seconds."""
+_AS_OTHERS = 0.05
+"""By how much less than at the middle destination may arrive at one that is not slow itself."""
 _CUT, _CUT_SECONDS = 0.7, 0.05
 """Where the packets that came took so much less than those that were sent, the phase was closed
 before it was over."""
@@ -71,7 +81,7 @@ def carried(packets: int, seconds: float, reports: Sequence[Report]) -> Carried:
 
     fractions = [in_time(report) for report in reports]
     middle = statistics.median_high(fractions)
-    counted = [each for each in fractions if each >= middle - 0.05]
+    counted = [each for each in fractions if each >= middle - _AS_OTHERS]
     return Carried(statistics.fmean(counted), packets * len(counted))
 
 
@@ -82,13 +92,9 @@ class Rate:
     of the two rates.
     """
 
-    def __init__(self, start: float = _START) -> None:
-        """Has seen nothing yet.
-
-        Args:
-            start: bits a second.
-        """
-        self._rate, self._least = start, _LEAST
+    def __init__(self) -> None:
+        """Has seen nothing yet."""
+        self._rate, self._least = _START, _LEAST
         # The fraction that is carried at this rate; and what came after it, where it is lower.
         self._usual: float | None = None
         self._low: list[float] = []
