@@ -14,7 +14,7 @@ from rps_jax.step_exchange import Seen, StepExchange, metrics_of, on_params
 from rps_jax.train_state import ModelStatePolicy, StepMetrics, TrainState, check_rule_state
 
 
-class Exchanged(NamedTuple):
+class ModelExchange(NamedTuple):
     """What came of the exchange of one worker's model.
 
     Attributes:
@@ -81,13 +81,13 @@ class OverlappedStep:
         """Takes a step; see `rps_jax.make_step`."""
         return self.join(state, self.exchange(state), self.local(state, batch))
 
-    def exchange(self, state: TrainState) -> Exchanged:
+    def exchange(self, state: TrainState) -> ModelExchange:
         """Averages the model as it is before the step."""
         check_rule_state(self.rule, state)
         alongside = state.model_state if self.model_state_policy == "exchange" else ()
         average = StepExchange.of_step(self.carrier, state, alongside, self.record)
         params, memory = on_params(self.rule, state.params, state.rule_state, average)
-        return Exchanged(
+        return ModelExchange(
             params=params,
             model_state=average.alongside,
             rule_state=memory,
@@ -104,7 +104,7 @@ class OverlappedStep:
         return LocalStep(loss, updates, model_state, opt_state)
 
     def join(
-        self, state: TrainState, exchanged: Exchanged, local: LocalStep
+        self, state: TrainState, exchanged: ModelExchange, local: LocalStep
     ) -> tuple[TrainState, StepMetrics]:
         """Adds the local step to what the exchange brought."""
         model_state = local.model_state

@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     arrivals: Arrivals | None
 
 
-class _Exchanged(NamedTuple):
+class _Together(NamedTuple):
     """What is averaged in one exchange; errors have its names."""
 
     params: Any
@@ -88,9 +88,9 @@ class StepExchange:
         keeps = server.last is not None and bool(jax.tree.leaves(self.alongside))
         if server.last is not None:
             # Of nothing, servers have nothing, in the same structure.
-            last = _Exchanged(server.last, self.sent if keeps else self.alongside)
+            last = _Together(server.last, self.sent if keeps else self.alongside)
             server = dataclasses.replace(server, last=last)
-        both, fallback = (_Exchanged(each, self.alongside) for each in (tree, otherwise))
+        both, fallback = (_Together(each, self.alongside) for each in (tree, otherwise))
         with jax.named_scope("exchange"):
             (tree, self.alongside), self._delivery, self.state = self.carrier.exchange(
                 self.state, self.key, self.step, both, fallback, server
@@ -106,7 +106,7 @@ class StepExchange:
 
     def sent_or_last(self, tree: Any, last: Any) -> Any:
         """Returns what servers have of this worker; see `rps_jax.rules.Average`."""
-        both, before = (_Exchanged(each, self.alongside) for each in (tree, last))
+        both, before = (_Together(each, self.alongside) for each in (tree, last))
         return sent_or_last(both, before, self.delivery, self.worker).params
 
     @property
