@@ -130,14 +130,18 @@ class TrainConfig(ChannelFlags, RuleFlags, _Experiment):
     log_every: Annotated[int, AT_LEAST_1, Mark.MAY_CHANGE] = 50
     """Steps between lines of metrics; there is always one after an epoch."""
     workers_per_device: Annotated[
-        int | None, optional("INT", "as few as possible"), AT_LEAST_1, Mark.MAY_CHANGE
+        int | None,
+        optional("INT", "as few as possible"),
+        AT_LEAST_1,
+        Mark.MAY_CHANGE,
+        Mark.NOT_OVER_UDP,
     ] = None
     """How many workers share a device; a CPU is split into as many devices as needed."""
     record: _OfOneRun = None
     """File for the drops of the run: a trace, which --channel trace replays."""
-    profile: _OfOneRun = None
+    profile: Annotated[_OfOneRun, Mark.NOT_OVER_UDP] = None
     """Folder for a profile of ten steps, for TensorBoard or ui.perfetto.dev."""
-    allow_resize: Annotated[bool, Mark.NOT_STORED] = False
+    allow_resize: Annotated[bool, Mark.NOT_STORED, Mark.NOT_OVER_UDP] = False
     """Let a run go on with another number of workers: new ones start from the mean model."""
 
     coordinator: Annotated[

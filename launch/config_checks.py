@@ -77,15 +77,15 @@ def _check_record(config: "TrainConfig") -> None:
 
 
 def _check_over_udp(config: "TrainConfig") -> None:
-    if config.algorithm not in (*LOSSY, "local"):
+    rule = make_rule(config)
+    if not rule.lossy and rule.sends(0.0) != ():
         requires("algorithm", config.algorithm, "a reliable network, not --network udp")
     beside = "with --network udp, which drops by itself"
     for name in _not_as_preset(config, "channel", *fields_of(ChannelFlags)):
         not_allowed(name, getattr(config, name), beside)
-    for name in ("workers_per_device", "allow_resize", "profile"):
+    for name in marked(type(config), Mark.NOT_OVER_UDP):
         if getattr(config, name):
             not_allowed(name, getattr(config, name), "with --network udp")
-    rule = make_rule(config)
     fragments = getattr(rule, "fragments", 1)
     if fragments > 1:
         not_allowed("fragments", fragments, "with --network udp, which sends whole models")

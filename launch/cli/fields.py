@@ -25,6 +25,7 @@ class Mark(enum.Enum):
     MAY_DIFFER = "may differ between the processes of a run"
     NOT_STORED = "is not kept in the run directory, and so may change"
     OF_ONE_RUN = "names a file of a single run, which commands that train many do not take"
+    NOT_OVER_UDP = "is not allowed over UDP"
     OF_PROCESS = "says which process this is, which launchers do; is not kept either"
 
 
