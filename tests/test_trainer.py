@@ -62,9 +62,11 @@ def test_where_nothing_is_exchanged_the_last_known_fraction_holds() -> None:
 @pytest.mark.parametrize(("sent", "shown"), [(0, False), (8, True)])
 def test_what_arrives_is_shown_where_something_was_sent(sent, shown, capsys) -> None:
     line = {"epoch": 1.0, "train_loss": 2.0, "delivered_fraction": 1.0, "examples_per_second": 9.0}
-    line |= {"bytes_sent_per_worker": sent}
-    Progress(Schedule(2, 3, 1, 1), 0).show(line)
-    assert ("delivered 100%" in capsys.readouterr().out) == shown
+    line |= {"bytes_sent_per_worker": sent, "s": 0.5}
+    Progress(Schedule(2, 3, 1, 1), "s", 0).show(line)
+    said = capsys.readouterr().out
+    assert ("delivered 100%" in said) == shown
+    assert said.endswith(" test 0.5000\n")
     summary = line | {"score": "s", "s": 1.0, "worst_worker_s": 1.0, "best_worker_s": 1.0}
     summary |= {"mean_model_train_loss": 2.0, "consensus_distance": 0.0, "wall_seconds": 1.0}
     print_summary(summary, Path("run"))

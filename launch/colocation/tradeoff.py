@@ -32,14 +32,13 @@ from launch.config import ONE_RUN_FLAGS, PRESETS, LossyAlgorithm, TrainConfig, p
 from launch.reports.intervals import interval
 from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source, shapes_of
-from launch.trainer.many_runs import train_all
+from launch.trainer.many_runs import folder_of, train_all
 from launch.trainer.writing import check_can_write
 from rps_jax.colocation import Settings, save_record, simulate, with_discipline
 from rps_jax.colocation.settings import MOST_SECONDS
 
 OF_THE_QUEUE, INDEPENDENT = KINDS = ("of the queue", "independent")
-SCORES = ("test_slot_f1", "test_accuracy")
-MEASURED = (*SCORES, "mean_model_train_loss", "consensus_distance")
+MEASURED = ("test_accuracy", "mean_model_train_loss", "consensus_distance")
 
 Row = dict[str, Any]
 Curve = tuple[str, str]
@@ -110,6 +109,8 @@ def run(argv: Sequence[str]) -> int:
         (*curve, point, seed) for curve in curves for point in points for seed in config.seeds
     ]
     runs = [_training(config, flags, *place) for place in places]
+    metrics = train_all(runs, source)
+    score = folder_of(runs[0]).read_summary()["score"]
     rows = [
         {
             "algorithm": algorithm,
@@ -118,13 +119,10 @@ def run(argv: Sequence[str]) -> int:
             "learning_drop_fraction": point.drop_fraction,
             "speedup": point.speedup,
             "seed": seed,
-            **{key: value for key, value in lines[-1].items() if key in MEASURED},
+            **{key: value for key, value in lines[-1].items() if key in (score, *MEASURED)},
         }
-        for (algorithm, kind, point, seed), lines in zip(
-            places, train_all(runs, source), strict=True
-        )
+        for (algorithm, kind, point, seed), lines in zip(places, metrics, strict=True)
     ]
-    score = next(key for key in SCORES if key in rows[0])
     _draw(curves, points, rows, score, config.output_dir / "tradeoff.png")
     table = _table(config, curves, points, unfinished, rows, score)
     write_results("tradeoff", config, fifo.as_json(), rows, table, flags)
@@ -252,7 +250,7 @@ def _draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    from launch.reports.curves import LABELS, STYLE
+    from launch.reports.curves import STYLE, label_of
 
     algorithms = list(dict.fromkeys(algorithm for algorithm, _ in curves))
     with matplotlib.rc_context(STYLE):
@@ -271,7 +269,7 @@ def _draw(
                 for speedup, seeds in zip(speedups, values, strict=True):
                     axes.plot([speedup] * len(seeds), seeds, ".", color=style["color"], alpha=0.4)
             axes.set(xlabel="speed-up of the web's mean completion time")
-        left.set(ylabel=LABELS[score])
+        left.set(ylabel=label_of(score))
         right.set(ylabel="training loss of the mean model", yscale="log")
         for axes in (left, right):
             for point, line in zip(points, _lines(speedups), strict=True):

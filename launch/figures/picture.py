@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from launch.figures.runs import Curve
 from launch.figures.tables import NAMES
-from launch.reports.curves import LABELS, STYLE, label_epochs, set_log_scale
+from launch.reports.curves import STYLE, label_epochs, label_of, set_log_scale
 
 _COLORS = {"rps": "Blues", "gradient-averaging": "Oranges", "gradient-averaging-zero": "Greens"}
 _OF_PAPER: dict[str, Any] = {"marker": 0, "markersize": 9, "markeredgewidth": 2}
@@ -44,7 +44,7 @@ def draw(
         lowest, highest = loss.get_ylim()
         # Within a decade there may be no power of ten to read the scale by.
         loss.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else "")
-        test.set(ylabel=LABELS[score])
+        test.set(ylabel=label_of(score))
         if paper:
             loss.plot([], [], linestyle="", **_OF_PAPER, color="0.4", label="paper, at the end")
         _finish(figure, title, path)

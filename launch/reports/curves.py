@@ -16,7 +16,6 @@ from launch.trainer.run_directory import PREDICTED
 
 Lines = list[dict[str, Any]]
 
-LABELS = {"test_accuracy": "test accuracy", "test_slot_f1": "test slot F1"}
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -60,7 +59,7 @@ def _draw_training(panels: Any, lines: Lines, score: str) -> None:
     loss.legend()
     _plot(accuracy, epochs, score, label="mean model", color="C1")
     _plot_range(accuracy, epochs, f"worst_worker_{score}", f"best_worker_{score}", bars=True)
-    accuracy.set(ylabel=LABELS.get(score, score.replace("_", " ")))
+    accuracy.set(ylabel=label_of(score))
     accuracy.legend(loc="lower right")
     _plot(distance, lines, "consensus_distance", label="root mean square", color="C2")
     expected = [line for line in lines if PREDICTED in line]
@@ -73,6 +72,11 @@ def _draw_training(panels: Any, lines: Lines, score: str) -> None:
     for axes in (loss, accuracy, distance):
         label_epochs(axes)
         axes.set_xlim(left=0)
+
+
+def label_of(score: str) -> str:
+    """Returns the label of an axis of a test metric."""
+    return score.replace("_", " ").replace(" f1", " F1")
 
 
 def label_epochs(axes: Axes) -> None:

@@ -15,15 +15,17 @@ class Progress(Hook):
     A context manager, so that the bar is put away whatever happens.
     """
 
-    def __init__(self, schedule: Schedule, first_step: int, shown: bool = True) -> None:
+    def __init__(self, schedule: Schedule, score: str, first_step: int, shown: bool = True) -> None:
         """Takes what the bar is about.
 
         Args:
             schedule: The run's schedule.
+            score: The test metric to show.
             first_step: Steps that an earlier part of the run has taken.
             shown: Whether to show anything; one process of a job does.
         """
-        self._schedule, self._first_step, self._shown = schedule, first_step, shown
+        self._schedule, self._score = schedule, score
+        self._first_step, self._shown = first_step, shown
         self._measured = ""
         self._bar: Any = None
 
@@ -67,7 +69,7 @@ class Progress(Hook):
         )
         if self._bar is not None or not self._shown:
             return
-        score = line.get("test_slot_f1", line.get("test_accuracy"))
+        score = line.get(self._score)
         test = "" if score is None else f" test {score:.4f}"
         print(
             f"epoch {line['epoch']:.4g}/{self._schedule.epochs}{self._measured}{test}", flush=True

@@ -76,7 +76,9 @@ def train(
         start = resume(setup, checkpoints, say) if config.resume else begin(setup)
         with (
             StopSignals() as signals,
-            Progress(setup.schedule, start.step, shown=setup.first_process) as progress,
+            Progress(
+                setup.schedule, setup.task.score, start.step, shown=setup.first_process
+            ) as progress,
         ):
 
             def write(line: dict[str, Any], state: rps.TrainState) -> None:

@@ -110,7 +110,8 @@ def coordinate(
             directory.create(config)
         directory.rewind(math.inf, report=print)  # A line that was cut is not to be gone on with.
         lines = directory.read_metrics()
-        with Progress(setup.schedule, lines[-1]["step"] if lines else 0) as progress:
+        step = lines[-1]["step"] if lines else 0
+        with Progress(setup.schedule, setup.task.score, step) as progress:
             coordinator = _Coordinator(setup, lines, progress.show)
             coordinator.run(reception.events, lambda: signals.first)
         if signals.first:

@@ -136,7 +136,7 @@ def train_worker(
         with (
             network,
             StopSignals() as signals,
-            Progress(setup.schedule, start.step, shown=shown) as progress,
+            Progress(setup.schedule, setup.task.score, start.step, shown=shown) as progress,
         ):
             reports = _Reports(network, reporter, progress.show)
             recorder = Recorder(setup, start, reports.measure, reports.write, checkpoints.steps)
