@@ -7,6 +7,7 @@
 `docs/figures.md` says what comes of it.
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,12 @@ _COMMANDS = {
     "fig7": "drops against the messages served: launch.colocate fig7",
     "search": "the learning rate, batch size and schedule of figures 4 and 5",
 }
+_MODULES = {
+    "fig6": "launch.colocation.fig6",
+    "fig7": "launch.colocation.fig7",
+    "search": "launch.figures.search",
+}
+"""Those with a `run` of their own; the others are the `FIGURES` of launch.figures.paper."""
 
 
 @entry_point
@@ -31,19 +38,13 @@ def main(argv: Sequence[str]) -> int:
     name = subcommand("launch.reproduce", _COMMANDS, argv)
     if name is None:
         return 0
-    options = argv[1:]
     # Imported late: each needs what the others do not.
-    if name in ("fig6", "fig7"):
-        from launch.colocate import main as colocate
+    if name in _MODULES:
+        status: int = importlib.import_module(_MODULES[name]).run(argv[1:])
+        return status
+    from launch.figures.figure import run
 
-        return colocate(argv)
-    if name == "search":
-        from launch.figures.search import run as search
-
-        return search(options)
-    from launch.figures.figure import run as figure
-
-    return figure(name, options)
+    return run(name, argv[1:])
 
 
 if __name__ == "__main__":

@@ -237,7 +237,9 @@ def test_a_batch_that_the_data_is_too_small_for_is_refused(
 
 
 def test_every_figure_trains_without_momentum_and_regularisation() -> None:
-    assert {model for model, _ in paper.SCALES} == set(paper.FIGURES.values())
+    commands = launch.reproduce._COMMANDS.keys()
+    assert commands == paper.FIGURES.keys() | launch.reproduce._MODULES.keys()
+    assert {model for model, _ in paper.SCALES} == {x.model for x in paper.FIGURES.values()}
     for (_, name), scale in paper.SCALES.items():
         config = scale.config
         assert (config.num_workers, config.optimizer) == (16, "sgd")

@@ -16,6 +16,7 @@ from launch.figures.paper import (
     Model,
     Scale,
     ScaleName,
+    Shown,
     scale_of,
 )
 from launch.figures.results import write_run
@@ -71,10 +72,10 @@ def run(figure: str, argv: Sequence[str]) -> int:
     """Runs the command of a figure; returns its exit status."""
     config = read_command(FigureConfig, f"launch.reproduce {figure}", argv, FigureConfig())
     deadline = Deadline(config.time_limit)
-    model = FIGURES[figure]
-    scale = scale_of(model, config.scale).with_epochs(config.epochs)
-    config = _completed(config, figure)
-    runs = _runs(figure, model, scale, config)
+    shown = FIGURES[figure]
+    scale = scale_of(shown.model, config.scale).with_epochs(config.epochs)
+    config = _completed(config, figure, shown)
+    runs = _runs(shown, scale, config)
     trainings = [training.config for training in runs]
     source = find_data(scale, trainings)
 
@@ -88,22 +89,20 @@ def run(figure: str, argv: Sequence[str]) -> int:
     summaries = [folder_of(training).read_summary() for training in trainings]
     score = summaries[0]["score"]
     curves = curves_of(runs, metrics, score)
-    _write(figure, model, scale, config, runs, curves, summaries)
+    _write(figure, shown.model, scale, config, runs, curves, summaries)
     return 0
 
 
-def _completed(config: FigureConfig, figure: str) -> FigureConfig:
+def _completed(config: FigureConfig, figure: str, shown: Shown) -> FigureConfig:
     """Returns the options with their defaults, checked."""
-    if config.on_miss != ("own",) and not figure.startswith("fig5"):
+    if config.on_miss != ("own",) and not shown.gradients:
         refuse("on_miss", " ".join(config.on_miss), "none in figure 4, where models are shared")
     paper = config.scale == "paper"
     name = figure + (f"-{config.scale}" * (not paper)) + _suffix(config)
     config = dataclasses.replace(
         config,
         seeds=given_or(config.seeds, (0,) if config.scale == "reduced" else (0, 1, 2)),
-        arrivals=given_or(
-            config.arrivals, (100, 99, 95, 90, 80) if figure.startswith("fig4") else (100, 99)
-        ),
+        arrivals=given_or(config.arrivals, (100, 99) if shown.gradients else (100, 99, 95, 90, 80)),
         output_dir=config.output_dir or Path("docs/results", name),
     )
     assert config.arrivals is not None
@@ -118,11 +117,11 @@ def _suffix(config: FigureConfig) -> str:
     return "" if config.epochs is None else f"-epochs-{config.epochs}"
 
 
-def _runs(figure: str, model: Model, scale: Scale, config: FigureConfig) -> list[Run]:
+def _runs(shown: Shown, scale: Scale, config: FigureConfig) -> list[Run]:
     assert config.arrivals is not None
     assert config.seeds is not None
     pairs: list[tuple[Shared, float]] = [("rps", arrival) for arrival in config.arrivals]
-    if figure.startswith("fig5"):
+    if shown.gradients:
         # Where nothing is missed, it does not matter what is applied instead.
         gradients: list[tuple[Shared, float]] = [
             ("gradient-averaging-zero", arrival)
@@ -137,7 +136,7 @@ def _runs(figure: str, model: Model, scale: Scale, config: FigureConfig) -> list
         data_path=config.data_path,
         dtype=config.dtype,
         workers_per_device=config.workers_per_device,
-        output_dir=config.runs_dir / f"{model}-{config.scale}{_suffix(config)}",
+        output_dir=config.runs_dir / f"{shown.model}-{config.scale}{_suffix(config)}",
     )
     runs = plan(base, pairs, config.seeds)
     for training in runs:

@@ -1,7 +1,7 @@
 """What the paper trains and says of it, and what it leaves open and is chosen here."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from launch.cli.command_line import refuse
 from launch.config import PRESETS, TrainConfig
@@ -9,15 +9,27 @@ from launch.config import PRESETS, TrainConfig
 Model = Literal["resnet20", "resnet110", "lstm"]
 ScaleName = Literal["paper", "subset", "reduced"]
 
-FIGURES: dict[str, Model] = {
-    "fig4a": "resnet20",
-    "fig4b": "resnet110",
-    "fig4c": "lstm",
-    "fig5a": "resnet20",
-    "fig5b": "resnet110",
-    "fig5c": "lstm",
+
+class Shown(NamedTuple):
+    """What a figure shows.
+
+    Attributes:
+        model: What is trained.
+        gradients: Whether gradients are shared too, beside models.
+    """
+
+    model: Model
+    gradients: bool
+
+
+FIGURES = {
+    "fig4a": Shown("resnet20", gradients=False),
+    "fig4b": Shown("resnet110", gradients=False),
+    "fig4c": Shown("lstm", gradients=False),
+    "fig5a": Shown("resnet20", gradients=True),
+    "fig5b": Shown("resnet110", gradients=True),
+    "fig5c": Shown("lstm", gradients=True),
 }
-"""The model of each figure; figure 4 shares models, figure 5 gradients too."""
 
 TRAINING_LOSS: dict[Model, dict[float, float]] = {
     "resnet20": {100: 0.09, 99: 0.09, 95: 0.11, 90: 0.11},

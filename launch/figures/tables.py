@@ -17,9 +17,6 @@ NAMES: dict[Shared, str] = {
 }
 
 
-Key = tuple[Shared, float]
-
-
 class Claim(NamedTuple):
     """Something that the paper says, as a difference between two curves at the end of training.
 
