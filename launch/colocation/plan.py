@@ -11,14 +11,11 @@ import numpy as np
 from launch.cli.command_line import Seeds, Within, expect, read_command, refuse
 from launch.colocation.options import refusals, settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
+from launch.colocation.target import Target
 from launch.trainer.writing import check_can_write
 from rps_jax.colocation import PARAMS, SettingError, Settings, layout, simulate, with_discipline
 from rps_jax.colocation.traffic import learning_packets
 
-STEPS = 8
-"""Halvings of the range in which the threshold is sought: to 1% of it or so."""
-MAY_LACK = {"mean": 0.0, "p99": 0.01}
-"""Of which share of the messages it need not be known when they complete."""
 COLUMNS = (
     "mean",
     "p99",
@@ -82,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         means = {name: float(np.mean(values)) for name, values in of_seeds.items()}
         return means | counts | {"peak_bytes": max(of_seeds["peak_bytes"])}
 
-    return _answer(config, settings, measure)
+    return _answer(Target(config.of, config.target_ms), config.seeds, settings, measure)
 
 
 def point(job: Job) -> Values:
@@ -107,22 +104,26 @@ def point(job: Job) -> Values:
     return {k: math.nan if v is None else float(v) for k, v in zip(COLUMNS, values, strict=True)}
 
 
-def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings], Values]) -> int:
-    target, of = config.target_ms, config.of
-    what = "mean" if of == "mean" else "99th percentile"
+def _answer(
+    target: Target,
+    seeds: Sequence[int],
+    settings: Settings,
+    measure: Callable[[Settings], Values],
+) -> int:
+    """Prints what each way comes to, and the answer; returns the exit status."""
     learning = f"{settings.learning_gbps:g} Gbps of {settings.learning} learning"
     if settings.learning_trace is not None:
         learning = f"the learning of {settings.learning_trace.name}"
     print(
         f"{settings.web_rate:g} web messages/s of {settings.message_bytes:,} bytes beside "
         f"{learning};\n"
-        f"{what} to be at most {target:g} ms. Seeds {', '.join(map(str, config.seeds))}.\n"
+        f"{target.what} to be at most {target.ms:g} ms. Seeds {', '.join(map(str, seeds))}.\n"
     )
     print(f"{'':<26}{'mean ms':>9}{'p99 ms':>9}{'dropped':>15}{'waits ms':>10}")
 
     def show(name: str, found: Values) -> str:
-        verdict = _verdict(found, of, target)
-        if found[of] == math.inf:
+        verdict = target.verdict(found)
+        if found[target.of] == math.inf:
             print(f"{name:<26}more than the links carry")
             return verdict
         none = math.isnan(found["learning_wait_ms"])  # There is no learning, or none gets through.
@@ -140,7 +141,7 @@ def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings]
     alone = measure(dataclasses.replace(settings, learning="none", learning_trace=None))
     if math.isnan(alone["mean"]):
         refuse("duration", settings.duration, "longer: no message is complete")
-    if _verdict(alone, of, target) == "open":
+    if target.verdict(alone) == "open":
         longer = f"longer: {alone['unfinished']:,.0f} messages of the web alone are not complete"
         refuse("drain", settings.drain, longer)
     verdicts = [show("web alone", alone)]
@@ -152,52 +153,20 @@ def _answer(config: PlanConfig, settings: Settings, measure: Callable[[Settings]
     least = None
     if verdicts[1] != "ok":
         most = min(fifo["peak_bytes"], 2**30)
-        threshold, least = _highest_threshold(settings, measure, most, of, target)
+        threshold, least = target.highest_threshold(settings, measure, most)
         verdicts.append(show(f"threshold {threshold / 1000:,.1f} kB", least))
     print()
-    return _say(what, target, verdicts, strict, least)
+    return _say(target, verdicts, strict, least)
 
 
-def _verdict(found: Values, of: str, target: float) -> str:
-    """Returns "ok" or "slow"; "open" where too many messages did not complete to tell."""
-    if not found[of] <= target:
-        return "slow"
-    return "open" if found["unfinished"] > MAY_LACK[of] * found["messages"] else "ok"
-
-
-def _highest_threshold(
-    settings: Settings, measure: Callable[[Settings], Values], most: float, of: str, target: float
-) -> tuple[float, Values]:
-    """Returns the highest threshold that is fast enough, or 0, and what is measured there."""
-
-    def at(threshold: float) -> Values:
-        return measure(with_discipline(settings, "threshold", threshold_bytes=threshold))
-
-    best = 0.0, at(0.0)
-    low, high = math.log(settings.mtu_bytes), math.log(max(most, 2 * settings.mtu_bytes))
-    if _verdict(best[1], of, target) != "ok":
-        return best
-    for _ in range(STEPS):
-        threshold = round(math.exp((low + high) / 2))
-        found = at(threshold)
-        if _verdict(found, of, target) == "ok":
-            best = threshold, found
-            low = math.log(threshold)
-        else:
-            high = math.log(threshold)
-    return best
-
-
-def _say(
-    what: str, target: float, verdicts: Sequence[str], strict: Values, least: Values | None
-) -> int:
+def _say(target: Target, verdicts: Sequence[str], strict: Values, least: Values | None) -> int:
     """Prints the answer and returns the exit status."""
     alone, as_it_is, first, *of_threshold = verdicts
     if as_it_is == "ok":
         print("Nothing has to be dropped, and the web needs no priority.")
         return 0
     if alone == "slow":
-        print(f"No drop rate is enough: the web alone has a {what} above {target:g} ms.")
+        print(f"No drop rate is enough: the web alone has a {target.what} above {target.ms:g} ms.")
         return 1
     assert least is not None
     if first == "ok":
