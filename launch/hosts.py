@@ -23,15 +23,17 @@ from typing import Annotated, Any
 
 from launch.cli.command_line import (
     UsageError,
+    Within,
     expect,
     optional,
     read_command,
     split_arguments,
 )
 from launch.cli.commands import entry_point
+from launch.cli.fields import AT_LEAST_0
 from launch.config import NetworkName
 from launch.distributed.heartbeat import ENVIRONMENT
-from launch.distributed.job import Job, check_supervision, process_flags
+from launch.distributed.job import HeartbeatTimeout, Job, process_flags
 from launch.distributed.process import Command, JobFailed
 from launch.wire.flags import UdpFlags
 from launch.wire.job import check_unused, run_over_udp, udp_job
@@ -57,7 +59,9 @@ class HostsConfig(UdpFlags):
     """A host a line: NAME, or NAME slots=N for N processes there."""
     network: NetworkName = "collectives"
     """What carries the blocks: JAX's collectives, drops simulated, or UDP, which really drops."""
-    port: Annotated[int | None, optional("INT", "a free one")] = None
+    port: Annotated[
+        int | None, optional("INT", "a free one"), Within(1, 65535, "a port, 1 to 65535")
+    ] = None
     """Where process 0, on the first host, meets the others; over UDP, worker I is at port + I."""
     ssh: str = "ssh -o BatchMode=yes -o ConnectTimeout=10"
     """Command that is given a host and what to run there."""
@@ -65,9 +69,9 @@ class HostsConfig(UdpFlags):
     """Python on the hosts."""
     directory: Path = Path()
     """Folder of this checkout on the hosts."""
-    max_restarts: int = 0
+    max_restarts: Annotated[int, AT_LEAST_0] = 0
     """How often to start the job again when a process fails; over UDP, that process alone."""
-    heartbeat_timeout: float = 30.0
+    heartbeat_timeout: HeartbeatTimeout = 30.0
     """Seconds without a heartbeat after which a process is taken to hang."""
 
 
@@ -76,9 +80,6 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     own, of_training = split_arguments(argv)
     config = read_command(HostsConfig, "launch.hosts", own, HostsConfig())
-    check_supervision(config.max_restarts, config.heartbeat_timeout)
-    port = config.port
-    expect("port", port, port is None or 0 < port < 65536, "a port, 1 to 65535")
     expect("ssh", config.ssh, _can_run(config.ssh), "a command that can be run here")
     places = read_hostfile(config.hostfile)
     if config.network == "udp":

@@ -21,9 +21,10 @@ from launch.cli.command_line import (
     split_arguments,
 )
 from launch.cli.commands import entry_point
+from launch.cli.fields import AT_LEAST_0
 from launch.config import NetworkName
 from launch.distributed.gpus import check_platforms, share_gpus, visible_gpus
-from launch.distributed.job import Job, check_supervision, process_flags
+from launch.distributed.job import HeartbeatTimeout, Job, process_flags
 from launch.distributed.ports import free_port, free_ports
 from launch.distributed.process import Command
 from launch.tasks.source import find_source
@@ -46,9 +47,9 @@ class LocalConfig(UdpFlags):
         int | None, optional("INT", "one a worker, or a share of the GPUs")
     ] = None
     """Devices of each process: parts of the CPU, or GPUs of its own where there are any."""
-    max_restarts: int = 0
+    max_restarts: Annotated[int, AT_LEAST_0] = 0
     """How often to start the job again when a process fails; over UDP, that process alone."""
-    heartbeat_timeout: float = 20.0
+    heartbeat_timeout: HeartbeatTimeout = 20.0
     """Seconds without a heartbeat after which a process is taken to hang."""
 
 
@@ -57,7 +58,6 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     own, of_training = split_arguments(argv)
     config = read_command(LocalConfig, "launch.local", own, LocalConfig())
-    check_supervision(config.max_restarts, config.heartbeat_timeout)
     if config.network == "udp":
         return _run_over_udp(config, of_training)
     check_unused(config)

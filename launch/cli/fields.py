@@ -32,6 +32,7 @@ class Mark(enum.Enum):
 PROBABILITY = Within(0, 1, "a probability in [0, 1]")
 POSITIVE = Within(math.ulp(0.0), sys.float_info.max, "a positive number")
 NOT_NEGATIVE = Within(0, sys.float_info.max, "a number of at least 0")
+AT_LEAST_0 = Within(0, 2**63 - 1)
 AT_LEAST_1 = Within(1, 2**63 - 1)
 
 

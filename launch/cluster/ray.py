@@ -14,10 +14,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from launch.cli.command_line import UsageError, expect, read_command, split_arguments
+from launch.cli.command_line import UsageError, read_command, split_arguments
 from launch.cli.commands import entry_point
+from launch.cli.fields import AT_LEAST_0, AT_LEAST_1
 from launch.distributed.heartbeat import BEAT, ENVIRONMENT
 from launch.distributed.job import Job, process_flags
 from launch.distributed.ports import free_port
@@ -33,11 +34,11 @@ class RayConfig:
 
     processes: int = 2
     """How many processes, each a worker of Ray, share the workers of the training."""
-    cpus_per_process: int = 1
+    cpus_per_process: Annotated[int, AT_LEAST_1] = 1
     """CPUs that Ray sets aside for each."""
-    gpus_per_process: int = 0
+    gpus_per_process: Annotated[int, AT_LEAST_0] = 0
     """GPUs that Ray sets aside for each."""
-    max_restarts: int = 0
+    max_restarts: Annotated[int, AT_LEAST_0] = 0
     """How often to start the job again, from its newest checkpoint, when a process fails."""
 
 
@@ -46,10 +47,6 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     own, of_training = split_arguments(argv)
     config = read_command(RayConfig, "launch.cluster.ray", own, RayConfig())
-    for name in ("gpus_per_process", "max_restarts"):
-        expect(name, getattr(config, name), getattr(config, name) >= 0, "at least 0")
-    cpus = config.cpus_per_process
-    expect("cpus_per_process", cpus, cpus >= 1, "at least 1")
     job = Job(of_training)
     job.check_processes("processes", config.processes)
     job.check_restarts(config.max_restarts)
@@ -67,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         scaling_config=ScalingConfig(
             num_workers=config.processes,
             use_gpu=config.gpus_per_process > 0,
-            resources_per_worker={"CPU": cpus, "GPU": config.gpus_per_process},
+            resources_per_worker={"CPU": config.cpus_per_process, "GPU": config.gpus_per_process},
         ),
         run_config=RunConfig(
             storage_path=os.path.join(folder, "ray"),

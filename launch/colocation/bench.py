@@ -4,8 +4,9 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Annotated
 
-from launch.cli.command_line import expect, read_command
+from launch.cli.command_line import Count, Within, read_command
 from rps_jax.colocation import Settings, simulate, with_discipline
 
 
@@ -17,17 +18,15 @@ class BenchConfig:
     is that of the whole simulation, the traffic's generation included; medians over the rounds.
     """
 
-    rounds: int = 7
+    rounds: Count = 7
     """How often each setting is measured."""
-    duration: float = 2.8
+    duration: Annotated[float, Within(0.1, 1000, "in [0.1, 1000] seconds")] = 2.8
     """Simulated seconds of each."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     config = read_command(BenchConfig, "launch.colocate bench", argv, BenchConfig())
-    expect("rounds", config.rounds, config.rounds >= 1, "at least 1")
-    expect("duration", config.duration, 0.1 <= config.duration <= 1000, "in [0.1, 1000] seconds")
     base = Settings(duration=config.duration, warmup=0.0)
     settings = {
         "default": base,

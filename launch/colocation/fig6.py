@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from launch.cli.command_line import Seeds, Within, expect, read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
-from launch.colocation.options import Thresholds, check_sweep, refusals
+from launch.colocation.options import Iterations, Thresholds, refusals
 from launch.colocation.report import of_unfinished, write_results
 from launch.colocation.sweep import Job, default_processes, measure_all, summary
 from launch.reports.tables import markdown_table
+from launch.trainer.writing import check_can_write
 from rps_jax.colocation import Settings
 
 LEARNING: tuple[Literal["bursty", "poisson"], ...] = ("bursty", "poisson")
@@ -31,7 +32,7 @@ class Fig6Config:
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     seeds: Seeds = (1, 2, 3)
     """A simulation of each point for every seed; bands are 95% confidence intervals over them."""
-    iterations: int = 20
+    iterations: Iterations = 20
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""
     processes: Annotated[int, Within(1, 1024)] = default_processes()
     """Simulations at once."""
@@ -51,7 +52,7 @@ def make(config: Fig6Config) -> None:
     Raises:
         UsageError: It cannot be made with these options.
     """
-    check_sweep(config)
+    check_can_write("output_dir", config.output_dir)
     jobs = [Job(settings) for settings in _plan(config)]
     values = measure_all(summary, jobs, config.output_dir / "points.jsonl", config.processes)
     rows = _rows(config, jobs, values)

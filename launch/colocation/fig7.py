@@ -12,10 +12,11 @@ from scipy.special import expit, logit
 
 from launch.cli.command_line import Seeds, Within, exactly, expect, read_command
 from launch.colocation.figure import CLAIMED_AT, Curves, plot_curve, plot_strict, variants
-from launch.colocation.options import Thresholds, check_sweep
+from launch.colocation.options import Iterations, Thresholds
 from launch.colocation.report import of_unfinished, write_results
 from launch.colocation.sweep import Job, Values, default_processes, measure_all, summary
 from launch.reports.tables import markdown_table
+from launch.trainer.writing import check_can_write
 from rps_jax.colocation import Settings
 
 LEAST, MOST = 100.0, 0.97
@@ -39,7 +40,7 @@ class Fig7Config:
     """Bytes (in thousands) beyond which a port takes no learning packet: a point each."""
     seeds: Seeds = (1, 2, 3)
     """A search of each point for every seed; bands are 95% confidence intervals over them."""
-    iterations: int = 6
+    iterations: Iterations = 6
     """Learning iterations (0.71 s) to simulate, of which the first is the warm-up."""
     processes: Annotated[int, Within(1, 1024)] = default_processes()
     """Simulations at once."""
@@ -59,7 +60,7 @@ def make(config: Fig7Config) -> None:
     Raises:
         UsageError: It cannot be made with these options.
     """
-    check_sweep(config)
+    check_can_write("output_dir", config.output_dir)
     period = Settings().period
     jobs = []
     for target_ms in config.targets_ms:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from launch.cli.command_line import Within, check_memory, expect, refuse
-from launch.trainer.writing import check_can_write
 from rps_jax.colocation import SettingError, Settings
 
 Thresholds = Annotated[tuple[float, ...], Within(0, 1e12)]
 """In thousands of bytes."""
+Iterations = Annotated[int, Within(2, 1000, "in [2, 1000]")]
 
 
 def settings_of(config: Settings, **changes: Any) -> Settings:
@@ -34,16 +34,6 @@ def settings_of(config: Settings, **changes: Any) -> Settings:
         packets = 2 * settings.num_hosts * (settings.num_hosts - 1) * settings.chunk_packets
         check_memory("model_bytes", settings.model_bytes, 8 * 8 * packets)
     return settings
-
-
-def check_sweep(config: Any) -> None:
-    """Raises `UsageError` for a figure that cannot be made.
-
-    Args:
-        config: Its options, with `iterations` and `output_dir`.
-    """
-    expect("iterations", config.iterations, 2 <= config.iterations <= 1000, "in [2, 1000]")
-    check_can_write("output_dir", config.output_dir)
 
 
 @contextlib.contextmanager

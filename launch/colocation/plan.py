@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from launch.cli.command_line import Seeds, Within, expect, read_command, refuse
+from launch.cli.fields import POSITIVE
 from launch.colocation.options import refusals, settings_of
 from launch.colocation.sweep import Job, Values, default_processes, measure_all
 from launch.colocation.target import Target
@@ -39,7 +40,7 @@ class PlanConfig(Settings):
     fast enough, which drops the least. Points that are done already are not repeated.
     """
 
-    target_ms: float = 3.0
+    target_ms: Annotated[float, POSITIVE._replace(expected="a time above 0")] = 3.0
     """Milliseconds in which a web message must complete."""
     of: Literal["mean", "p99"] = "mean"
     """What must be within the target: the mean, or 99 of 100 messages."""
@@ -54,7 +55,6 @@ class PlanConfig(Settings):
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 1 if no way is fast enough."""
     config = read_command(PlanConfig, "launch.colocate plan", argv, PlanConfig())
-    expect("target_ms", config.target_ms, 0 < config.target_ms < math.inf, "a time above 0")
     default = PlanConfig()
     for name in ("discipline", "seed", *{name for own in PARAMS.values() for name in own}):
         if getattr(config, name) != getattr(default, name):

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
-from launch.cli.command_line import expect, read_command
+from launch.cli.command_line import Count, Within, read_command
 from rps_jax.colocation import layout, validation
 
 
@@ -16,17 +17,15 @@ class ValidateConfig:
     errors.
     """
 
-    seeds: int = 3
+    seeds: Count = 3
     """Simulations of each, of seeds 1, 2, ..."""
-    duration: float = 4.0
+    duration: Annotated[float, Within(0.01, 1000, "in [0.01, 1000] seconds")] = 4.0
     """Simulated seconds of each; shorter ones may be too noisy for 2%."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     config = read_command(ValidateConfig, "launch.colocate validate", argv, ValidateConfig())
-    expect("seeds", config.seeds, config.seeds >= 1, "at least 1")
-    expect("duration", config.duration, 0.01 <= config.duration <= 1000, "in [0.01, 1000] seconds")
     print(f"{'':<31}{'expected':>11}{'measured':>20}{'off by':>9}")
     holds = True
     for case in validation.cases():

@@ -1,9 +1,11 @@
 """A training of several processes, from a checked command line to its end, restarts included."""
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Annotated
 
-from launch.cli.command_line import DIVERGED, USAGE, check_untouched, expect, not_allowed
+from launch.cli.command_line import DIVERGED, USAGE, Within, check_untouched, expect, not_allowed
 from launch.config import PROCESS_FLAGS, NetworkName, TrainConfig, default_output_dir, parse
 from launch.distributed.process import Command, JobFailed
 from launch.distributed.supervisor import supervise
@@ -14,11 +16,7 @@ LOGS = "logs"
 
 _CANNOT_END_OTHERWISE = (USAGE, DIVERGED)
 
-
-def check_supervision(max_restarts: int, heartbeat_timeout: float) -> None:
-    """Raises `UsageError` for flags of a launcher that no job can have."""
-    expect("max_restarts", max_restarts, max_restarts >= 0, "at least 0")
-    expect("heartbeat_timeout", heartbeat_timeout, heartbeat_timeout >= 3, "at least 3 seconds")
+HeartbeatTimeout = Annotated[float, Within(3, math.inf, "at least 3 seconds")]
 
 
 class Job:

@@ -9,7 +9,7 @@ from launch.cli.command_line import OF_SEEDS, expect, optional, read_command, re
 from launch.cli.fields import AT_LEAST_1
 from launch.config_checks import check
 from launch.distributed.programs import keep_programs
-from launch.figures.options import check_slot, given_or
+from launch.figures.options import TimeLimit, check_folders, given_or
 from launch.figures.paper import (
     FIGURES,
     TRAINING_LOSS,
@@ -58,7 +58,7 @@ class FigureConfig:
         None
     )
     """How many workers share a device; a CPU is split into as many devices as needed."""
-    time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
+    time_limit: TimeLimit = None
     """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
     runs_dir: Path = Path("runs/reproduce")
     """Folder of the trainings."""
@@ -108,7 +108,7 @@ def _completed(config: FigureConfig, figure: str, shown: Shown) -> FigureConfig:
     assert config.arrivals is not None
     for arrival in config.arrivals:
         expect("arrivals", f"{arrival:g}", 0 <= arrival <= 100, "percentages, in [0, 100]")
-    check_slot(config)
+    check_folders(config)
     return config
 
 

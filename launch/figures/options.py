@@ -1,11 +1,18 @@
-"""What is wrong with the options of a figure or a search, before anything runs."""
+"""What the options of a figure and of a search have in common."""
 
-from typing import Any, TypeVar
+import math
+from typing import Annotated, Any, TypeVar
 
-from launch.cli.command_line import expect
+from launch.cli.command_line import Within, optional
 from launch.trainer.writing import check_can_write
 
 T = TypeVar("T")
+
+TimeLimit = Annotated[
+    float | None,
+    optional("SECONDS", "none"),
+    Within(math.ulp(0.0), math.inf, "a positive number of seconds"),
+]
 
 
 def given_or(value: T | None, default: T) -> T:
@@ -13,9 +20,7 @@ def given_or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def check_slot(config: Any) -> None:
-    """Raises `UsageError` for a time limit or a folder that cannot be."""
-    limit = config.time_limit
-    expect("time_limit", limit, limit is None or limit > 0, "a positive number of seconds")
+def check_folders(config: Any) -> None:
+    """Raises `UsageError` for a folder that cannot be written."""
     for name in ("runs_dir", "output_dir"):
         check_can_write(name, getattr(config, name))

@@ -11,7 +11,7 @@ from launch.cli.fields import AT_LEAST_1, POSITIVE
 from launch.config import ScheduleName, TrainConfig
 from launch.config_checks import check
 from launch.distributed.programs import keep_programs
-from launch.figures.options import check_slot, given_or
+from launch.figures.options import TimeLimit, check_folders, given_or
 from launch.figures.paper import Model, Scale, ScaleName, scale_of
 from launch.figures.results import write_run
 from launch.figures.runs import find_data
@@ -52,7 +52,7 @@ class SearchConfig:
     """Passes over the training data."""
     seed: Seed = 0
     """Seed of all trainings."""
-    time_limit: Annotated[float | None, optional("SECONDS", "none")] = None
+    time_limit: TimeLimit = None
     """Save a checkpoint after so long and stop, with exit status 142; the next call goes on."""
     runs_dir: Path = Path("runs/reproduce")
     """Folder of the trainings."""
@@ -85,7 +85,7 @@ def _completed(config: SearchConfig, chosen: TrainConfig) -> SearchConfig:
         schedules=given_or(config.schedules, (chosen.schedule,)),
         output_dir=config.output_dir or Path(f"docs/results/search-{config.model}-{config.scale}"),
     )
-    check_slot(config)
+    check_folders(config)
     return config
 
 
