@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 
 
-def random_crop_and_flip(
-    key: jax.Array, images_BxHxWxC: jax.Array, padding: int = 4, fill: float = 0
-) -> jax.Array:
+def random_crop_and_flip(key: jax.Array, images_BxHxWxC: jax.Array, padding: int = 4) -> jax.Array:
     """Crops each image at random from its padded self, and mirrors every other one.
 
     Args:
         key: Key of this batch.
         images_BxHxWxC: The images, of any dtype.
-        padding: Pixels of padding on each side: an image moves by up to that much.
-        fill: Value of the padding: what black has become, if the images were normalised.
+        padding: Black pixels on each side, zeros: an image moves by up to that much.
 
     Returns:
         Images of the same shape and dtype.
@@ -36,5 +33,4 @@ def random_crop_and_flip(
     row_inside_BxH = (rows_BxH >= 0) & (rows_BxH < height)
     column_inside_BxW = (columns_BxW >= 0) & (columns_BxW < width)
     inside_BxHxW = row_inside_BxH[:, :, None] & column_inside_BxW[:, None, :]
-    fill_value = jnp.asarray(fill, images_BxHxWxC.dtype)
-    return jnp.where(inside_BxHxW[..., None], cropped_BxHxWxC, fill_value)
+    return jnp.where(inside_BxHxW[..., None], cropped_BxHxWxC, 0)

@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec as P
 from data import random_crop_and_flip
 
 
-def all_outcomes(image, padding, fill):
+def all_outcomes(image, padding):
     """Every crop of a padded image, plain and mirrored."""
     height, width, _ = image.shape
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), constant_values=fill)
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     for top in range(2 * padding + 1):
         for left in range(2 * padding + 1):
             crop = padded[top : top + height, left : left + width]
@@ -21,18 +21,14 @@ def all_outcomes(image, padding, fill):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("padding", "fill"), [pytest.param(0, 0, marks=pytest.mark.long), (1, 7)])
-def test_draws_every_crop_of_the_padded_image_and_nothing_else(dtype, padding, fill):
+@pytest.mark.parametrize("padding", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_draws_every_crop_of_the_padded_image_and_nothing_else(dtype, padding):
     image = np.arange(1, 25).reshape(4, 3, 2).astype(dtype)
     batch = jnp.asarray(np.broadcast_to(image, (400, *image.shape)))
-    out = jax.jit(random_crop_and_flip, static_argnums=(2, 3))(
-        jax.random.key(0), batch, padding, fill
-    )
+    out = jax.jit(random_crop_and_flip, static_argnums=2)(jax.random.key(0), batch, padding)
     assert out.dtype == batch.dtype
     drawn = {np.asarray(x, np.float32).tobytes() for x in out}
-    expected = {
-        np.ascontiguousarray(x, np.float32).tobytes() for x in all_outcomes(image, padding, fill)
-    }
+    expected = {np.ascontiguousarray(x, np.float32).tobytes() for x in all_outcomes(image, padding)}
     # 18 outcomes at most: 400 draws miss one of them with probability 2e-9.
     assert drawn == expected
 
