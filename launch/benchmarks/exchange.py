@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any
 
-from launch.benchmarks.results import Row, check_results, device, write_results
+from launch.benchmarks.results import Row, check_results, device, median_ratio, write_results
 from launch.cli.command_line import (
     CommandError,
     Count,
@@ -157,7 +157,7 @@ def _measure(config: ExchangeConfig, num_parameters: int) -> list[Row]:
     plain = seconds["lax.pmean, one array" if joined else "lax.pmean, leaf by leaf"]
     rows = []
     for name, measured in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(measured, plain, strict=True))
+        ratio = median_ratio(measured, plain)
         milliseconds = 1e3 * statistics.median(measured)
         if jax.process_index() == 0:
             line = f"{num_parameters:>10,}  {name:<28}{milliseconds:>10.2f}  {ratio:>6.2f}"

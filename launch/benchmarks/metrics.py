@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from launch.benchmarks.results import Row, check_results, write_results
+from launch.benchmarks.results import Row, check_results, median_ratio, write_results
 from launch.cli.command_line import Count, read_command
 from launch.config import PRESETS, PresetName, TrainConfig
 from launch.config_checks import check
@@ -128,20 +128,16 @@ def _measure(config: TrainConfig, rounds: int) -> Row:
         predict_together(setup, at, states["all"])
         lines.append(time.perf_counter() - began)
 
-    def ratio(name: str, times: dict[str, list[float]]) -> float:
-        """Returns the median of a kind's times over those without metrics."""
-        return statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
-
     def milliseconds(times: dict[str, list[float]]) -> dict[str, list[float]]:
         return {name: [round(1e3 * x, 3) for x in values] for name, values in times.items()}
 
     row: dict[str, Any] = {
         "num_workers": config.num_workers,
         "packets": config.packets,
-        "counting_ratio": ratio("counting", seconds),
-        "ratio": ratio("all", seconds),
-        "processor_counting_ratio": ratio("counting", processor),
-        "processor_ratio": ratio("all", processor),
+        "counting_ratio": median_ratio(seconds["counting"], seconds["plain"]),
+        "ratio": median_ratio(seconds["all"], seconds["plain"]),
+        "processor_counting_ratio": median_ratio(processor["counting"], processor["plain"]),
+        "processor_ratio": median_ratio(processor["all"], processor["plain"]),
         "line_milliseconds": round(1e3 * statistics.median(lines), 3),
         "milliseconds": milliseconds(seconds),
         "processor_milliseconds": milliseconds(processor),

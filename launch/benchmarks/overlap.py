@@ -18,7 +18,7 @@ from launch.bed import Bed, Link
 from launch.benchmarks.beds import check_bed
 from launch.benchmarks.group import Group
 from launch.benchmarks.overlap_worker import WAYS
-from launch.benchmarks.results import Row, check_results, write_results
+from launch.benchmarks.results import Row, check_results, median_ratio, write_results
 from launch.cli.command_line import Count, Within, read_command, split_arguments
 from launch.config import parse
 from launch.tasks.source import find_source
@@ -83,7 +83,7 @@ def _measure(config: OverlapConfig, rate: float, of_training: Sequence[str]) -> 
     alone = seconds["no exchange"]
     rows = []
     for way, measured in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(measured, alone, strict=True))
+        ratio = median_ratio(measured, alone)
         print(f"{rate:>6g}  {way:<22}{1e3 * statistics.median(measured):>10.1f}  {ratio:>16.2f}")
         row: Row = {"mbps": rate, "num_parameters": size, "alternative": way, "ratio": ratio}
         rows.append({**row, "milliseconds": [1e3 * value for value in measured]})

@@ -1,6 +1,7 @@
 """What a benchmark leaves for machines: its numbers, and how they were made."""
 
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ def device() -> dict[str, Any]:
 
     precision = jax.config.values["jax_default_matmul_precision"]
     return {"device": jax.devices()[0].device_kind, "matmul_precision": precision}
+
+
+def median_ratio(measured: Sequence[float], plain: Sequence[float]) -> float:
+    """Returns the median of the ratios of what was measured in turn, round by round."""
+    return statistics.median(a / b for a, b in zip(measured, plain, strict=True))
 
 
 def write_results(

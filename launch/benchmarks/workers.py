@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from launch.benchmarks.results import Row, check_results, device, write_results
+from launch.benchmarks.results import Row, check_results, device, median_ratio, write_results
 from launch.cli.command_line import Count, Within, expect, read_command
 from launch.distributed.devices import start_devices
 from models.members import ManyModels
@@ -81,7 +81,7 @@ def _measure(config: WorkersConfig, model: Model) -> list[Row]:
                 measured.append(time.perf_counter() - began)
     rows = []
     for (n, how), measured, compile_seconds in zip(ways, seconds, compiled, strict=True):
-        ratio = statistics.median(a / b for a, b in zip(measured, seconds[0], strict=True))
+        ratio = median_ratio(measured, seconds[0])
         row = {"model": model, "workers": n, "many_models": how, "ratio": ratio}
         rows.append({**row, "seconds": measured, "compile_seconds": compile_seconds})
         print(
