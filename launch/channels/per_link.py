@@ -1,8 +1,9 @@
 """Each link has a drop rate of its own, from a file."""
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -10,7 +11,7 @@ import tyro
 import rps_jax as rps
 from launch.channels import packets
 from launch.channels.channel_kind import ChannelKind
-from launch.channels.file_flag import digest_of_file
+from launch.channels.file_flag import with_digest
 from launch.cli.command_line import UsageError, expect, optional, refuse, requires
 from launch.cli.fields import Mark
 
@@ -28,22 +29,11 @@ class Flags(packets.Flags):
     """Digest of that file, which a resumed run must find unchanged."""
 
 
-OfRun = TypeVar("OfRun", bound=Flags)
-
-
 def check(flags: Flags) -> None:
     """Raises `UsageError` if there is no file, or no packets to count."""
     packets.check(flags)
     if flags.link_drop_rates is None:
         requires("channel", "per-link", "--link-drop-rates, a CSV file")
-
-
-def complete(flags: OfRun) -> OfRun:
-    """Returns the flags with the digest of the file."""
-    if flags.link_drop_rates is None:
-        return flags
-    digest = digest_of_file("link_drop_rates", flags.link_drop_rates)
-    return dataclasses.replace(flags, link_drop_rates_sha256=digest)
 
 
 def make(flags: Flags, num_workers: int) -> rps.Channel:
@@ -88,4 +78,5 @@ def describe(flags: Flags) -> str:
     return f"drop rates of links as in {flags.link_drop_rates.name}{packets.describe(flags)}"
 
 
-PER_LINK = ChannelKind(Flags, check, make, describe, complete)
+_COMPLETE = functools.partial(with_digest, "link_drop_rates")
+PER_LINK = ChannelKind(Flags, check, make, describe, _COMPLETE)

@@ -1,14 +1,15 @@
 """Drops that were recorded, or simulated, beforehand are replayed from a file."""
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
 import rps_jax as rps
 from launch.channels.channel_kind import ChannelKind
-from launch.channels.file_flag import digest_of_file
+from launch.channels.file_flag import with_digest
 from launch.cli.command_line import UsageError, expect, optional, refuse, requires
 from launch.cli.fields import Mark
 
@@ -24,20 +25,10 @@ class Flags:
     """Digest of that file, which a resumed run must find unchanged."""
 
 
-OfRun = TypeVar("OfRun", bound=Flags)
-
-
 def check(flags: Flags) -> None:
     """Raises `UsageError` if there is no file."""
     if flags.trace is None:
         requires("channel", "trace", "--trace, a file of recorded drops")
-
-
-def complete(flags: OfRun) -> OfRun:
-    """Returns the flags with the digest of the file."""
-    if flags.trace is None:
-        return flags
-    return dataclasses.replace(flags, trace_sha256=digest_of_file("trace", flags.trace))
 
 
 def make(flags: Flags, num_workers: int) -> rps.Trace:
@@ -64,4 +55,4 @@ def describe(flags: Flags) -> str:
     return f"drops as in {flags.trace.name}"
 
 
-TRACE = ChannelKind(Flags, check, make, describe, complete)
+TRACE = ChannelKind(Flags, check, make, describe, functools.partial(with_digest, "trace"))
