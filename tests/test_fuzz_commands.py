@@ -5,6 +5,7 @@ the long work is left out; everything that comes before it is real.
 """
 
 import contextlib
+import importlib
 import random
 import re
 import types
@@ -12,26 +13,15 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NoReturn
 
 import pytest
 
 import launch.bench
-import launch.benchmarks.colocation
-import launch.benchmarks.exchange
-import launch.benchmarks.memory
-import launch.benchmarks.scale
-import launch.benchmarks.startup
-import launch.benchmarks.wire
+import launch.benchmarks.metrics
 import launch.cluster.ray
 import launch.colocate
-import launch.colocation.bench
-import launch.colocation.fig6
-import launch.colocation.fig7
-import launch.colocation.plan
-import launch.colocation.simulate
-import launch.colocation.tradeoff
-import launch.colocation.validate
 import launch.compare
 import launch.distributed.job
 import launch.figures.figure
@@ -44,6 +34,7 @@ import launch.tensorboard
 import launch.theory
 import launch.train
 import launch.trainer.many_runs
+import rps_jax.colocation.validation
 import rps_jax.theory
 from data import cifar10
 from launch.config import TrainConfig
@@ -58,6 +49,30 @@ HOSTILE = {
 }
 
 Main = Callable[[Sequence[str]], int]
+
+
+def options_of(module: ModuleType) -> tuple[type, type | None]:
+    """Returns the options of a command that is a module, and what may follow them after `--`."""
+    (config,) = (
+        found
+        for name, found in vars(module).items()
+        if name.endswith("Config") and found.__module__.startswith(module.__name__)
+    )
+    return config, TrainConfig if hasattr(module, "split_arguments") else None
+
+
+# The subcommands that are modules: a new one is tried by being there.
+MODULES = {
+    f"{command.__name__.removeprefix('launch.')} {name}": (
+        command.main,
+        importlib.import_module(f"{package}.{name}"),
+    )
+    for command, package in (
+        (launch.bench, "launch.benchmarks"),
+        (launch.colocate, "launch.colocation"),
+    )
+    for name in command.COMMANDS
+}
 COMMANDS: dict[str, tuple[Main, type, type | None]] = {
     "train": (launch.train.main, TrainConfig, None),
     "local": (launch.local.main, launch.local.LocalConfig, TrainConfig),
@@ -67,16 +82,6 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
     "theory": (launch.theory.main, launch.theory.TheoryConfig, None),
     "theory plan": (launch.theory.main, launch.plan.PlanConfig, None),
     "tensorboard": (launch.tensorboard.main, launch.tensorboard.TensorBoardConfig, None),
-    "bench": (launch.bench.main, launch.benchmarks.exchange.ExchangeConfig, None),
-    "bench wire": (launch.bench.main, launch.benchmarks.wire.WireConfig, None),
-    "bench scale": (launch.bench.main, launch.benchmarks.scale.ScaleConfig, None),
-    "bench memory": (launch.bench.main, launch.benchmarks.memory.MemoryConfig, None),
-    "bench startup": (launch.bench.main, launch.benchmarks.startup.StartupConfig, None),
-    "bench colocation": (
-        launch.bench.main,
-        launch.benchmarks.colocation.ColocationConfig,
-        None,
-    ),
     **{
         f"reproduce {figure}": (
             launch.reproduce.main,
@@ -86,40 +91,26 @@ COMMANDS: dict[str, tuple[Main, type, type | None]] = {
         for figure in ("fig4a", "fig5c --data-path atis")
     },
     "reproduce search": (launch.reproduce.main, launch.figures.search.SearchConfig, None),
-    **{
-        f"colocate {name}": (launch.colocate.main, config, after)
-        for name, config, after in (
-            ("simulate", launch.colocation.simulate.SimulateConfig, None),
-            ("plan", launch.colocation.plan.PlanConfig, None),
-            ("fig6", launch.colocation.fig6.Fig6Config, None),
-            ("fig7", launch.colocation.fig7.Fig7Config, None),
-            ("tradeoff", launch.colocation.tradeoff.TradeoffConfig, TrainConfig),
-            ("validate", launch.colocation.validate.ValidateConfig, None),
-            ("bench", launch.colocation.bench.BenchConfig, None),
-        )
-    },
+    **{command: (main, *options_of(module)) for command, (main, module) in MODULES.items()},
 }
 LONG_WORK = (
     (launch.train, "start_devices"),
-    (launch.benchmarks.exchange, "start_devices"),
-    (launch.benchmarks.exchange, "_measure_over_processes"),
-    (launch.benchmarks.memory, "start_devices"),
-    (launch.benchmarks.scale, "start_devices"),
-    (launch.benchmarks.startup, "_start_twice"),
-    (launch.benchmarks.wire, "Bed"),
-    (launch.benchmarks.colocation, "Bed"),
     (launch.trainer.many_runs, "only_writer"),
     (launch.distributed.job.Job, "flags"),
     (launch.hosts, "_free_ports"),
     (rps_jax.theory, "measure"),
+    (rps_jax.colocation.validation, "compare"),
+    (launch.benchmarks.metrics, "find_source"),  # It reads the data for every number of packets.
     (cifar10, "find"),
-    (launch.colocation.simulate, "simulate"),
-    (launch.colocation.bench, "simulate"),
-    (launch.colocation.validate.validation, "compare"),
-    (launch.colocation.plan, "measure_all"),
-    (launch.colocation.fig6, "measure_all"),
-    (launch.colocation.fig7, "measure_all"),
-    (launch.colocation.tradeoff, "measure_all"),
+    *(
+        (module, name)
+        for _, module in MODULES.values()
+        for name in (
+            *("start_devices", "Bed", "only_writer", "_start_twice", "_measure_over_processes"),
+            *("simulate", "measure_all"),
+        )
+        if hasattr(module, name)
+    ),
 )
 
 
