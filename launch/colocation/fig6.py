@@ -42,16 +42,7 @@ class Fig6Config:
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    make(read_command(Fig6Config, "launch.colocate fig6", argv, Fig6Config()))
-    return 0
-
-
-def make(config: Fig6Config) -> None:
-    """Makes the figure; prints its table.
-
-    Raises:
-        UsageError: It cannot be made with these options.
-    """
+    config = read_command(Fig6Config, "launch.colocate fig6", argv, Fig6Config())
     check_can_write("output_dir", config.output_dir)
     jobs = [Job(settings) for settings in _plan(config)]
     values = measure_all(summary, jobs, config.output_dir / "points.jsonl", config.processes)
@@ -59,6 +50,7 @@ def make(config: Fig6Config) -> None:
     _draw(config, rows, config.output_dir / "fig6.png")
     table = _table(config, rows)
     write_results("fig6", config, jobs[0].settings.as_json(), rows, table)
+    return 0
 
 
 def _plan(config: Fig6Config) -> list[Settings]:

@@ -50,16 +50,7 @@ class Fig7Config:
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    make(read_command(Fig7Config, "launch.colocate fig7", argv, Fig7Config()))
-    return 0
-
-
-def make(config: Fig7Config) -> None:
-    """Makes the figure; prints its table.
-
-    Raises:
-        UsageError: It cannot be made with these options.
-    """
+    config = read_command(Fig7Config, "launch.colocate fig7", argv, Fig7Config())
     check_can_write("output_dir", config.output_dir)
     period = Settings().period
     jobs = []
@@ -76,6 +67,7 @@ def make(config: Fig7Config) -> None:
     _draw(config, rows, config.output_dir / "fig7.png")
     table = _table(config, rows)
     write_results("fig7", config, jobs[0].settings.as_json(), rows, table)
+    return 0
 
 
 def web_rate_at(job: Job) -> Values:

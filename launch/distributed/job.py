@@ -1,5 +1,6 @@
 """A training of several processes, from a checked command line to its end, restarts included."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -81,10 +82,7 @@ class Job:
         Raises:
             JobFailed: It has failed once too often, or would fail again.
         """
-
-        def show(line: str) -> None:
-            print(line, flush=True)
-
+        show = functools.partial(print, flush=True)
         for restarts in range(max_restarts + 1):
             commands = start(self.flags())
             try:

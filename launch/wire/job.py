@@ -1,5 +1,6 @@
 """A run over UDP, started on this host or by ssh: its addresses, its key, and its processes."""
 
+import functools
 import secrets
 import shlex
 from collections.abc import Callable, Sequence
@@ -93,10 +94,7 @@ def run_over_udp(
     ]
     listening = ["-m", "launch.udp", "coordinator", "--port", port, *at, *shared, *of_training]
     commands.append(command(0, listening, {"name": "coordinator", "secret": key}))
-
-    def show(line: str) -> None:
-        print(line, flush=True)
-
+    show = functools.partial(print, flush=True)
     logs, begun = job.folder.path / LOGS, job.folder.path / CONFIG_FILE
     folder = f"--output-dir {shlex.quote(str(job.folder.path))}"
     go_on = f"go on with the same command and\n--resume {folder}"
