@@ -10,8 +10,8 @@ from collections import Counter
 
 import numpy as np
 
-from rps_jax.transport.company import ALONE, HERE, Company
 from rps_jax.transport.packets import EVERYONE, Opened, Report, Sealer
+from rps_jax.transport.peers import ALONE, HERE, Peers
 
 PHASES = 2
 _MOST_WAITING = 1 << 17
@@ -57,7 +57,7 @@ class Inbox:
             worker has fallen behind), "stray" (genuine, but of no place here), "unlike" (of
             another pytree than is exchanged here, or of other servers), and the kinds that
             `Sealer.open` refuses.
-        company: who is in step with this worker.
+        peers: who is in step with this worker.
     """
 
     def __init__(self, worker: int, num_workers: int, sealer: Sealer) -> None:
@@ -69,7 +69,7 @@ class Inbox:
             sealer: reads datagrams.
         """
         self.counts: Counter[str] = Counter()
-        self.company = Company(num_workers)
+        self.peers = Peers(num_workers)
         self._me, self._num_workers, self._sealer = worker, num_workers, sealer
         self._changed = threading.Condition()
         self._shape, self._digest = (0, 0), 0
@@ -152,7 +152,7 @@ class Inbox:
         with self._changed:
             goal, before = self._goal(), self._exchange
             elsewhere = goal > exchange or goal < before
-            self.company.next_exchange(first=before < 0)
+            self.peers.next_exchange(first=before < 0)
             self._digest = digest
             self._unlike[...] = False
             if (packets, length) != self._shape:
@@ -180,7 +180,7 @@ class Inbox:
 
     def _goal(self) -> int:
         """Returns the exchange that this worker is to be in."""
-        if 0 <= (meeting := self.company.meeting) < self._exchange - 1:
+        if 0 <= (meeting := self.peers.meeting) < self._exchange - 1:
             return meeting
         return max(self._ahead, self._exchange)
 
@@ -283,10 +283,10 @@ class Inbox:
         early = opened.exchange > self._exchange + 1
         heard = sources
         if opened.last:  # It says whether its worker is alone.
-            followed = sources[self.company.follows(sources, opened.places)]
+            followed = sources[self.peers.follows(sources, opened.places)]
             taking_part = sources[opened.places != ALONE]
             self._spoke[taking_part] = True
-            if self.company.find(taking_part, opened.exchange, self._exchange):
+            if self.peers.find(taking_part, opened.exchange, self._exchange):
                 self._changed.notify_all()
             if early and followed.size:
                 self._ahead = max(self._ahead, opened.exchange)
@@ -300,7 +300,7 @@ class Inbox:
             self.counts["early"] += count
             return
         if opened.exchange >= self._exchange - 1:
-            self.company.are_in_step(sources, opened.exchange)
+            self.peers.are_in_step(sources, opened.exchange)
         now = opened.exchange == self._exchange
         if opened.exchange < self._exchange or (now and self._frozen[opened.phase]):
             self.counts["late"] += count

@@ -15,13 +15,13 @@ from rps_jax.rules import AverageModels
 from rps_jax.rules.lossy import MessageDtype
 from rps_jax.transport.carrier import Datagrams, Exchanged, average
 from rps_jax.transport.catching_up import CatchingUp
-from rps_jax.transport.company import ALONE, HERE
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.inbox import PHASES, Inbox
 from rps_jax.transport.layout import Layout
 from rps_jax.transport.pacing import Pacer
 from rps_jax.transport.packets import EVERYONE, Report, Sealer, payload_of
+from rps_jax.transport.peers import ALONE, HERE
 from rps_jax.transport.rate import Rate
 from rps_jax.transport.seconds import Seconds, Stopwatch
 from rps_jax.transport.sockets import MOST_SEGMENTS, Address, DatagramSocket
@@ -208,9 +208,9 @@ class Network:
         digest = self._digest(layout)
         number, elsewhere = self._inbox.open_exchange(asked, layout.packets, layout.length, digest)
         self._next = number + 1
-        if number - asked >= _AWAY or self._inbox.company.returned:
+        if number - asked >= _AWAY or self._inbox.peers.returned:
             self._catching_up.begin(self._of_others(layout.packets))
-        alone = self._inbox.company.alone
+        alone = self._inbox.peers.alone
         # No exchange is sent twice; and who is alone sends none but the very first.
         listens = elsewhere or self._catching_up.listens or number <= self._sent
         listens |= alone and number > 0

@@ -16,7 +16,7 @@ _EXCHANGES_ALONE = 4
 _NOWHERE = -1
 
 
-class Company:
+class Peers:
     """The others, as one worker knows them.
 
     Attributes:
