@@ -16,7 +16,7 @@ from launch.rules import make_rule
 from launch.tasks.source import find_source
 from launch.trainer.network import Network, Simulated
 from launch.trainer.setup import Setup, set_up
-from launch.wire.worker import Datagrams
+from launch.wire.worker import UdpNetwork
 from rps_jax import transport
 
 WAYS = {
@@ -68,7 +68,7 @@ class Worker:
                 places = [(address, FIRST_PORT + number) for address in addresses]
                 joined = transport.join(places, host, bytes.fromhex(key), link_rate=link_rate)
                 mesh = rps.worker_mesh(1, devices=jax.local_devices())
-                network = Datagrams(mesh, joined.__enter__(), make_rule(config).every)
+                network = UdpNetwork(mesh, joined.__enter__(), make_rule(config).every)
             else:
                 network = (_InOne if way.endswith("one program") else Simulated).of(config)
             with tempfile.TemporaryDirectory() as scratch:

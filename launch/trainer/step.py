@@ -16,9 +16,9 @@ from launch.config import TrainConfig, records_steps
 from launch.distributed.programs import compile_or_find
 from launch.rules import make_rule
 from launch.tasks import Task
-from launch.trainer.apart import Apart
 from launch.trainer.network import Network
 from launch.trainer.optimizer import make_optimizer
+from launch.trainer.overlapped_programs import OverlappedPrograms
 
 
 class Run(NamedTuple):
@@ -124,7 +124,7 @@ class TrainStep:
         self._start_epoch = mesh.spmd(worker.start_epoch, (P(), each, P()), each)
         self._compile: Callable[..., Any]
         if make_rule(worker.config).overlaps and worker.network.waits:
-            self._compile = Apart(
+            self._compile = OverlappedPrograms(
                 mesh.spmd(worker.exchange, (P(), each), each),
                 mesh.spmd(worker.local, (P(), each, each, each), each),
                 mesh.spmd(

@@ -36,7 +36,7 @@ _COORDINATOR_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Datagrams:
+class UdpNetwork:
     """A network of `launch.trainer.network` of which this process is one worker.
 
     Attributes:
@@ -119,7 +119,7 @@ def train_worker(
     folder = output_dir / "workers" / str(network.worker)
     begun = (folder / CONFIG_FILE).exists()
     own = dataclasses.replace(config, output_dir=folder, resume=begun)
-    datagrams = Datagrams(rps.worker_mesh(1), network, make_rule(config).every)
+    datagrams = UdpNetwork(rps.worker_mesh(1), network, make_rule(config).every)
     setup = set_up(own, source, folder, datagrams)
     checkpoints = Checkpoints(setup.directory.checkpoints, 3, is_progress)
     reporter = None

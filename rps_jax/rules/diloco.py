@@ -22,7 +22,7 @@ from rps_jax.rules.models import AverageModels
 from rps_jax.rules.rule import Average
 
 
-class Outer(NamedTuple):
+class OuterState(NamedTuple):
     """What a worker remembers from exchange to exchange.
 
     Attributes:
@@ -41,11 +41,11 @@ class Fragments(NamedTuple):
 
     Attributes:
         turn: int32 scalar, the fragment of the next exchange.
-        outer: `Outer` of all fragments, each leaf with a leading axis of them.
+        outer: `OuterState` of all fragments, each leaf with a leading axis of them.
     """
 
     turn: jax.Array
-    outer: Outer
+    outer: OuterState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class DiLoCo(AverageModels):
         """Returns what is averaged in one exchange, as it is sent."""
         return super().sends(params if self.fragments == 1 else _part(self._cut(params), 0))
 
-    def init(self, params: Any) -> Outer | Fragments:
+    def init(self, params: Any) -> OuterState | Fragments:
         """Returns the state in which the outer optimizer begins."""
         if self.fragments == 1:
             return self._begin(params)
@@ -127,18 +127,20 @@ class DiLoCo(AverageModels):
         )
         return joined, Fragments((turn + 1) % self.fragments, outer)
 
-    def _begin(self, params: Any) -> Outer:
-        return Outer(copied(params), self._outer().init(params), self.remember(params))
+    def _begin(self, params: Any) -> OuterState:
+        return OuterState(copied(params), self._outer().init(params), self.remember(params))
 
-    def _outer_step(self, params: Any, memory: Outer, average: Average) -> tuple[Any, Outer]:
+    def _outer_step(
+        self, params: Any, memory: OuterState, average: Average
+    ) -> tuple[Any, OuterState]:
         averaged, policies = self.exchange(params, memory.policies, average)
         change = jax.tree.map(lambda anchor, new: anchor - new, memory.anchor, averaged)
         updates, optimizer = self._outer().update(change, memory.optimizer, memory.anchor)
-        outer = Outer(optax.apply_updates(memory.anchor, updates), optimizer, policies)
+        outer = OuterState(optax.apply_updates(memory.anchor, updates), optimizer, policies)
         away = average.delivery.away
         if away is not None:
             # Its anchor and momentum are old: it begins anew from the others' model.
-            anew = Outer(averaged, self._outer().init(averaged), policies)
+            anew = OuterState(averaged, self._outer().init(averaged), policies)
             outer = jax.tree.map(functools.partial(jnp.where, away), anew, outer)
         return outer.anchor, outer
 

@@ -16,7 +16,7 @@ MessageDtype = Literal["bfloat16", "float16"]
 MESSAGE_DTYPES: tuple[MessageDtype, ...] = get_args(MessageDtype)
 
 
-class Memory(NamedTuple):
+class PolicyState(NamedTuple):
     """What a worker remembers for policies that use what is old; empty where they do not.
 
     Attributes:
@@ -127,14 +127,14 @@ class LossyRule(Rule):
         """
         stale = self.on_miss == "stale", self.keeps_sent
         return (
-            Memory(*(copied(self.message(tree)) if each else () for each in stale))
+            PolicyState(*(copied(self.message(tree)) if each else () for each in stale))
             if any(stale)
             else ()
         )
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages a tree by these policies; returns it, and the memory."""
-        old, message = memory or Memory(), self.message(tree)
+        old, message = memory or PolicyState(), self.message(tree)
         otherwise = {
             "own": lambda: message,
             "zero": lambda: jax.tree.map(jnp.zeros_like, message),
@@ -146,7 +146,7 @@ class LossyRule(Rule):
         averaged = arrived if self.message_dtype is None else self.adopt(tree, message, arrived)
         if not memory:
             return averaged, memory
-        return averaged, Memory(
+        return averaged, PolicyState(
             arrived if self.on_miss == "stale" else (),
             () if last is None else average.sent_or_last(message, last),
         )

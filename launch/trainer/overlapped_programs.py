@@ -9,7 +9,7 @@ from launch.distributed.programs import compile_or_find
 from rps_jax.mesh import Program
 
 
-class Apart(NamedTuple):
+class OverlappedPrograms(NamedTuple):
     """The programs of an `rps.OverlappedStep`, called as one.
 
     On CPUs, the operations of a program run one after the other, collectives and calls of the host
