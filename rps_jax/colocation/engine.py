@@ -22,22 +22,21 @@ DONE, NEED_MESSAGES, NEED_LEARNING, NEED_PACKETS, NEED_CONNECTIONS, NEED_TIMERS 
 
 
 @inlined
-def send_learning(
-    control, tree, ports, packets, connections, counts, times, numbers, destinations, sizes,
-    place, host, now,
-):  # fmt: skip
+def send_learning(state, place, host, now):
     """A host sends a learning packet."""
+    control = state.control[0]
+    packets = state.packets
     index = alloc_packet(control, packets)
     packet = packets[index]
     packet.kind = LEARNING
-    packet.owner = numbers[place]
-    packet.size = sizes[place]
-    packet.source, packet.destination = host, destinations[place]
+    packet.owner = state.learning_numbers[place]
+    packet.size = state.learning_sizes[place]
+    packet.source, packet.destination = host, state.learning_destinations[place]
     packet.sent = now
     control.learning_sent += 1
     if control.measure_from <= now < control.measure_until:
         control.measured_sent += 1
-    enqueue(control, tree, ports, packets, connections, counts, host, index, now)
+    enqueue(state, host, index, now)
 
 
 def _compile() -> Callable[..., int]:
@@ -46,12 +45,11 @@ def _compile() -> Callable[..., int]:
     @numba.njit(cache=True, **WITHOUT_COUNTING)
     def run(state, until):
         _ = digest  # A part of the key under which the compiled function is kept.
-        (
-            controls, tree, ports, packets, connections, scoreboard, timers, counts, completed,
-            arrived, message_times, message_hosts, times, numbers, destinations, sizes,
-            learning_next, learning_ends,
-        ) = state  # fmt: skip
-        control = controls[0]
+        control = state.control[0]
+        tree, packets, timers = state.tree, state.packets, state.timers
+        message_times, message_hosts = state.message_times, state.message_hosts
+        times = state.learning_times
+        learning_next, learning_ends = state.learning_next, state.learning_ends
         hosts = control.num_hosts
         leaf_of_messages, leaf_of_timers = 3 * hosts, 3 * hosts + 1
         # The most that one event takes from the pools.
@@ -76,21 +74,18 @@ def _compile() -> Callable[..., int]:
             leaf = event & ((1 << control.time_bits) - 1)
             control.now = now
             if leaf < 2 * hosts:
-                index = leave_link(control, tree, ports, packets, connections, counts, leaf, now)
+                index = leave_link(state, leaf, now)
                 packet = packets[index]
                 if leaf < hosts:
                     port = hosts + packet.destination
-                    enqueue(control, tree, ports, packets, connections, counts, port, index, now)
+                    enqueue(state, port, index, now)
                 elif packet.kind == LEARNING:
                     control.learning_delivered += 1
-                    if arrived.size > 0:
-                        arrived[packet.owner] = True
+                    if state.arrived.size > 0:
+                        state.arrived[packet.owner] = True
                     free_packet(control, packets, index)
                 else:
-                    receive(
-                        control, tree, ports, packets, connections, scoreboard, timers, counts,
-                        completed, index, now,
-                    )  # fmt: skip
+                    receive(state, index, now)
             elif leaf < leaf_of_messages:
                 host = leaf - 2 * hosts
                 place = learning_next[host]
@@ -100,10 +95,7 @@ def _compile() -> Callable[..., int]:
                 more = place + 1 < learning_ends[host]
                 following = times[place + 1] if more else control.learning_until
                 schedule(control, tree, leaf, following)
-                send_learning(
-                    control, tree, ports, packets, connections, counts, times, numbers,
-                    destinations, sizes, place, host, now,
-                )  # fmt: skip
+                send_learning(state, place, host, now)
             elif leaf == leaf_of_messages:
                 if control.next_message == message_times.size:
                     return NEED_MESSAGES
@@ -114,18 +106,13 @@ def _compile() -> Callable[..., int]:
                 more = message + 1 < message_times.size
                 following = message_times[message + 1] if more else control.messages_until
                 schedule(control, tree, leaf, following)
-                start_message(
-                    control, tree, ports, packets, connections, scoreboard, timers, counts,
-                    control.messages, message_hosts[message, 0], message_hosts[message, 1], now,
-                )  # fmt: skip
+                source, destination = message_hosts[message, 0], message_hosts[message, 1]
+                start_message(state, control.messages, source, destination, now)
                 control.messages += 1
             else:
                 slot = timers[0].connection
                 pop_timer(control, timers)
-                timer_expires(
-                    control, tree, ports, packets, connections, scoreboard, timers, counts, slot,
-                    now,
-                )  # fmt: skip
+                timer_expires(state, slot, now)
             first = timers[0].time if control.num_timers > 0 else NEVER
             if first != control.first_timer:
                 control.first_timer = first

@@ -39,11 +39,13 @@ DISCIPLINES = {
 
 
 @inlined
-def enqueue(control, tree, ports, packets, connections, counts, where, index, now):
+def enqueue(state, where, index, now):
     """Enqueues a packet at a port: it is transmitted at once, waits, or is dropped."""
+    control = state.control[0]
+    tree, ports, packets, counts = state.tree, state.ports, state.packets, state.counts
     port, packet = ports[where], packets[index]
     control.hops += 1
-    start_due_transmissions(control, ports, packets, connections, counts, where, now)
+    start_due_transmissions(state, where, now)
     idle = port.free_at <= now
     packet.queued = now
     kind = LEARNING_CLASS if packet.kind == LEARNING else WEB_CLASS
@@ -52,7 +54,7 @@ def enqueue(control, tree, ports, packets, connections, counts, where, index, no
 
     queue = admit(control, port, packet, where, idle, now)
     if queue < 0:
-        drop(control, packets, connections, counts, where, index)
+        drop(state, where, index)
     elif not idle:
         packet.next = -1
         if port.head[queue] < 0:
@@ -63,7 +65,7 @@ def enqueue(control, tree, ports, packets, connections, counts, where, index, no
         port.waiting[queue] += packet.size
         port.peak[queue] = max(port.peak[queue], port.waiting[queue])
     else:
-        transmit(control, ports, packets, connections, counts, where, index, now)
+        transmit(state, where, index, now)
         if port.link_head == index:
             schedule(control, tree, where, packet.arrives)
 
@@ -101,8 +103,10 @@ def admit(control, port, packet, where, idle, now):
 
 
 @inlined
-def start_due_transmissions(control, ports, packets, connections, counts, where, now):
+def start_due_transmissions(state, where, now):
     """Starts every transmission that a port starts up to now."""
+    control = state.control[0]
+    ports, packets = state.ports, state.packets
     port = ports[where]
     while port.free_at <= now and (port.head[0] >= 0 or port.head[1] >= 0):
         queue = 0 if port.head[0] >= 0 else 1
@@ -112,7 +116,7 @@ def start_due_transmissions(control, ports, packets, connections, counts, where,
         packet = packets[index]
         port.head[queue] = packet.next
         port.waiting[queue] -= packet.size
-        transmit(control, ports, packets, connections, counts, where, index, port.free_at)
+        transmit(state, where, index, port.free_at)
 
 
 @inlined
@@ -137,14 +141,16 @@ def dequeue_turn(control, port, packets):
 
 
 @inlined
-def transmit(control, ports, packets, connections, counts, where, index, start):
+def transmit(state, where, index, start):
     """Puts a packet on the link, or drops it if its deadline forbids that."""
+    control = state.control[0]
+    ports, packets, counts = state.ports, state.packets, state.counts
     port, packet = ports[where], packets[index]
     end = start + packet.size * control.ps_per_byte
     arrives = end + control.propagation
     learning = packet.kind == LEARNING
     if learning and control.discipline == DEADLINE and arrives > packet.sent + control.deadline:
-        drop(control, packets, connections, counts, where, index)
+        drop(state, where, index)
         return
     if control.measure_from <= packet.queued < control.measure_until:
         kind = LEARNING_CLASS if learning else WEB_CLASS
@@ -161,9 +167,11 @@ def transmit(control, ports, packets, connections, counts, where, index, start):
 
 
 @inlined
-def leave_link(control, tree, ports, packets, connections, counts, where, now):
+def leave_link(state, where, now):
     """Takes the packet that now arrives at the far end of a port's link, and returns it."""
-    start_due_transmissions(control, ports, packets, connections, counts, where, now)
+    control = state.control[0]
+    tree, ports, packets = state.tree, state.ports, state.packets
+    start_due_transmissions(state, where, now)
     port = ports[where]
     index = port.link_head
     port.link_head = packets[index].next
@@ -173,8 +181,10 @@ def leave_link(control, tree, ports, packets, connections, counts, where, now):
 
 
 @inlined
-def drop(control, packets, connections, counts, where, index):
+def drop(state, where, index):
     """Drops a packet at a port."""
+    control = state.control[0]
+    packets, connections, counts = state.packets, state.connections, state.counts
     packet = packets[index]
     learning = packet.kind == LEARNING
     if control.measure_from <= packet.queued < control.measure_until:

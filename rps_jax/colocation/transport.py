@@ -38,11 +38,10 @@ LONGEST_TIME_OUT = 60 * 10**12
 
 
 @inlined
-def start_message(
-    control, tree, ports, packets, connections, scoreboard, timers, counts,
-    message, source, destination, now,
-):  # fmt: skip
+def start_message(state, message, source, destination, now):
     """A message arrives at its sender."""
+    control = state.control[0]
+    connections, scoreboard, timers = state.connections, state.scoreboard, state.timers
     slot = alloc_connection(control, connections)
     c = connections[slot]
     c.state = OPEN
@@ -63,19 +62,17 @@ def start_message(
         c.window = control.packets_per_message
     elif control.from_sender:
         c.state = HANDSHAKE
-        send_control(control, tree, ports, packets, connections, counts, slot, SYN, now)
+        send_control(state, slot, SYN, now)
         set_timer(control, connections, timers, slot, now)
         return
-    send_allowed(
-        control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
-    )  # fmt: skip
+    send_allowed(state, slot, now)
 
 
 @inlined
-def send_allowed(
-    control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
-):  # fmt: skip
+def send_allowed(state, slot, now):
     """Sends what the window allows: first what was lost, then what is new."""
+    control = state.control[0]
+    connections, scoreboard, timers = state.connections, state.scoreboard, state.timers
     c = connections[slot]
     while c.in_flight < np.int64(c.window):
         if c.lost > 0:
@@ -86,16 +83,16 @@ def send_allowed(
             sequence = c.next_new
         else:
             break
-        send_data(
-            control, tree, ports, packets, connections, scoreboard, counts, slot, sequence, now
-        )
+        send_data(state, slot, sequence, now)
     if c.deadline == NEVER and not control.ideal:
         set_timer(control, connections, timers, slot, now)
 
 
 @inlined
-def send_data(control, tree, ports, packets, connections, scoreboard, counts, slot, sequence, now):
+def send_data(state, slot, sequence, now):
     """Sends one packet, for the first time or again."""
+    control = state.control[0]
+    packets, connections, scoreboard = state.packets, state.connections, state.scoreboard
     c = connections[slot]
     if sequence == c.next_new:
         c.next_new += 1
@@ -123,12 +120,14 @@ def send_data(control, tree, ports, packets, connections, scoreboard, counts, sl
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    enqueue(control, tree, ports, packets, connections, counts, c.source, index, now)
+    enqueue(state, c.source, index, now)
 
 
 @inlined
-def send_control(control, tree, ports, packets, connections, counts, slot, kind, now):
+def send_control(state, slot, kind, now):
     """Sends the first, or the second, packet of a handshake."""
+    control = state.control[0]
+    packets, connections = state.packets, state.connections
     c = connections[slot]
     index = alloc_packet(control, packets)
     packet = packets[index]
@@ -144,50 +143,43 @@ def send_control(control, tree, ports, packets, connections, counts, slot, kind,
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    enqueue(control, tree, ports, packets, connections, counts, source, index, now)
+    enqueue(state, source, index, now)
 
 
 @inlined
-def receive(
-    control, tree, ports, packets, connections, scoreboard, timers, counts, completed, index, now
-):  # fmt: skip
+def receive(state, index, now):
     """A web packet arrives at a host."""
+    control = state.control[0]
+    packets, connections = state.packets, state.connections
     packet = packets[index]
     slot = packet.owner
     c = connections[slot]
     control.web_delivered += 1
     c.in_network -= 1
     if packet.kind == DATA:
-        receive_data(
-            control, tree, ports, packets, connections, scoreboard, counts, completed, index, now
-        )
+        receive_data(state, index, now)
     elif packet.kind == ACK:
         if c.state != CLOSED:
-            receive_ack(
-                control, tree, ports, packets, connections, scoreboard, timers, counts, completed,
-                packet.sequence, packet.block_first, packet.block_end, slot, now,
-            )  # fmt: skip
+            receive_ack(state, packet.sequence, packet.block_first, packet.block_end, slot, now)
         free_packet(control, packets, index)
     else:
         kind = packet.kind
         free_packet(control, packets, index)
         if kind == SYN:
-            send_control(control, tree, ports, packets, connections, counts, slot, SYN_ACK, now)
+            send_control(state, slot, SYN_ACK, now)
         elif c.state == HANDSHAKE:
             if c.timed_packet >= 0:
                 measure_round_trip(control, c, now)
             c.state, c.expired, c.deadline = OPEN, 0, NEVER
-            send_allowed(
-                control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
-            )
+            send_allowed(state, slot, now)
     free_connection(control, connections, slot)
 
 
 @inlined
-def receive_data(
-    control, tree, ports, packets, connections, scoreboard, counts, completed, index, now
-):  # fmt: skip
+def receive_data(state, index, now):
     """The receiver takes a packet of data and turns it into its acknowledgement."""
+    control = state.control[0]
+    packets, connections, scoreboard = state.packets, state.connections, state.scoreboard
     packet = packets[index]
     slot, sequence = packet.owner, packet.sequence
     c = connections[slot]
@@ -196,7 +188,7 @@ def receive_data(
         scoreboard[slot, sequence] |= RECEIVED
         c.received += 1
         if c.received == total and not control.from_sender:
-            completed[c.message] = now - c.arrived
+            state.completed[c.message] = now - c.arrived
     if control.ideal:
         if c.received == total:
             c.state = CLOSED
@@ -219,15 +211,14 @@ def receive_data(
     packet.sent = now
     control.web_sent += 1
     c.in_network += 1
-    enqueue(control, tree, ports, packets, connections, counts, c.destination, index, now)
+    enqueue(state, c.destination, index, now)
 
 
 @inlined
-def receive_ack(
-    control, tree, ports, packets, connections, scoreboard, timers, counts, completed,
-    expected, block_first, block_end, slot, now,
-):  # fmt: skip
+def receive_ack(state, expected, block_first, block_end, slot, now):
     """The sender learns what has arrived, and goes on."""
+    control = state.control[0]
+    connections, scoreboard, timers = state.connections, state.scoreboard, state.timers
     c = connections[slot]
     advanced = expected > c.first_missing
     acknowledge(connections, scoreboard, slot, expected, block_first, block_end)
@@ -237,7 +228,7 @@ def receive_ack(
     if c.first_missing == control.packets_per_message:
         c.state, c.deadline = CLOSED, NEVER
         if control.from_sender:
-            completed[c.message] = now - c.arrived
+            state.completed[c.message] = now - c.arrived
         return
     if c.state == OPEN and c.lost > 0:
         c.state = RECOVERY
@@ -245,10 +236,7 @@ def receive_ack(
         c.slow_start_threshold = max((c.next_new - c.first_missing) / 2, 2.0)
         c.window = c.slow_start_threshold
         # The first is sent again whatever the window says.
-        send_data(
-            control, tree, ports, packets, connections, scoreboard, counts,
-            slot, c.first_missing, now,
-        )  # fmt: skip
+        send_data(state, slot, c.first_missing, now)
     elif advanced:
         if c.state != OPEN and c.first_missing >= c.recovery_point:
             c.state = OPEN
@@ -258,9 +246,7 @@ def receive_ack(
     if advanced:
         c.expired = 0
         set_timer(control, connections, timers, slot, now)
-    send_allowed(
-        control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
-    )  # fmt: skip
+    send_allowed(state, slot, now)
 
 
 @inlined
@@ -324,10 +310,10 @@ def set_timer(control, connections, timers, slot, now):
 
 
 @inlined
-def timer_expires(
-    control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
-):  # fmt: skip
+def timer_expires(state, slot, now):
     """An entry has left the heap of timers."""
+    control = state.control[0]
+    connections, timers = state.connections, state.timers
     c = connections[slot]
     c.timers -= 1
     if now == c.timer_at:
@@ -338,15 +324,15 @@ def timer_expires(
                 c.timers += 1
                 push_timer(control, timers, c.deadline, slot)
         else:
-            expire(
-                control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
-            )
+            expire(state, slot, now)
     free_connection(control, connections, slot)
 
 
 @inlined
-def expire(control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now):
+def expire(state, slot, now):
     """The retransmission timer expires: all that is unacknowledged counts as lost."""
+    control = state.control[0]
+    connections, scoreboard, timers = state.connections, state.scoreboard, state.timers
     c = connections[slot]
     control.time_outs += 1
     c.time_out = min(2 * c.time_out, LONGEST_TIME_OUT)
@@ -355,7 +341,7 @@ def expire(control, tree, ports, packets, connections, scoreboard, timers, count
     c.expired = 1
     if c.state == HANDSHAKE:
         control.retransmissions += 1
-        send_control(control, tree, ports, packets, connections, counts, slot, SYN, now)
+        send_control(state, slot, SYN, now)
     else:
         if first:
             c.slow_start_threshold = max((c.next_new - c.first_missing) / 2, 2.0)
@@ -367,7 +353,5 @@ def expire(control, tree, ports, packets, connections, scoreboard, timers, count
                 c.lost += 1
         c.in_flight = 0
         c.state, c.recovery_point = TIMED_OUT, c.next_new
-        send_allowed(
-            control, tree, ports, packets, connections, scoreboard, timers, counts, slot, now
-        )
+        send_allowed(state, slot, now)
     set_timer(control, connections, timers, slot, now)
