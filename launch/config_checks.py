@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from launch.channels import CHANNELS, ChannelFlags
 from launch.cli.command_line import check_values, expect, not_allowed, refuse, requires
 from launch.cli.fields import Mark, check_belongs, fields_of, marked
-from launch.distributed.rendezvous import split_address
+from launch.distributed.rendezvous import address_of_flag
 from launch.rules import LOSSY, RULE_FLAGS, make_rule
 from launch.tasks import TASKS
 from rps_jax.servers import RECEIVED
@@ -122,10 +122,7 @@ def _check_process(config: "TrainConfig") -> None:
     assert config.coordinator is not None
     assert config.num_processes is not None
     assert config.process_id is not None
-    try:
-        split_address(config.coordinator)
-    except ValueError:
-        refuse("coordinator", config.coordinator, "HOST:PORT")
+    address_of_flag("coordinator", config.coordinator)
     processes, workers = config.num_processes, config.num_workers
     divides = processes >= 1 and workers % processes == 0
     expect("num_processes", processes, divides, f"a divisor of {workers} workers")

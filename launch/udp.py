@@ -32,7 +32,7 @@ from launch.config import TrainConfig, parse
 from launch.distributed.devices import start_devices
 from launch.distributed.gpus import take_gpu
 from launch.distributed.heartbeat import start_heartbeat, supervised, wait_for_secret
-from launch.distributed.rendezvous import split_address
+from launch.distributed.rendezvous import address_of_flag
 from launch.tasks.source import find_source
 from launch.trainer.run_directory import RunDirectory
 from launch.wire.flags import NO_AUTHENTICATION, UdpFlags, read_key
@@ -91,22 +91,14 @@ def _run_worker(own: Sequence[str], of_training: Sequence[str]) -> None:
     config = parse(of_training, "udp")
     if flags.addresses is None:
         requires("worker", flags.worker, "--addresses, those of all workers")
-    addresses = []
-    for text in flags.addresses:
-        try:
-            addresses.append(split_address(text))
-        except ValueError:
-            refuse("addresses", text, "HOST:PORT")
+    addresses = [address_of_flag("addresses", text) for text in flags.addresses]
     n = config.num_workers
     expect("addresses", " ".join(flags.addresses), len(addresses) == n, f"{n}, one a worker")
     if flags.worker is None or not 0 <= flags.worker < n:
         refuse("worker", flags.worker, f"0 to {n - 1}")
     coordinator = None
     if flags.coordinator is not None:
-        try:
-            coordinator = split_address(flags.coordinator)
-        except ValueError:
-            refuse("coordinator", flags.coordinator, "HOST:PORT")
+        coordinator = address_of_flag("coordinator", flags.coordinator)
     if config.record is not None and coordinator is None:
         requires("record", config.record, "--coordinator, which writes it")
     key = _key(flags.key_file, flags.no_authentication)

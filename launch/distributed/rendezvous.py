@@ -15,7 +15,7 @@ import socket
 import time
 from typing import Any
 
-from launch.cli.command_line import CommandError
+from launch.cli.command_line import CommandError, refuse
 
 _HELLO = "rps-jax rendezvous"
 _LONGEST = 1 << 16
@@ -76,6 +76,14 @@ def split_address(address: str) -> tuple[str, int]:
     except UnicodeError as error:
         raise ValueError(f"{address}: expected HOST:PORT ({error})") from None
     return host, int(found[3])
+
+
+def address_of_flag(name: str, text: str) -> tuple[str, int]:
+    """Returns host and port of a flag's value; raises `UsageError` if it is no address."""
+    try:
+        return split_address(text)
+    except ValueError:
+        refuse(name, text, "HOST:PORT")
 
 
 def own_address() -> str | None:
