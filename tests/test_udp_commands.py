@@ -62,6 +62,7 @@ UDP = ("--network", "udp", "--processes", "4")
         ([*UDP, "--", "--algorithm", "all-reduce"], "--algorithm all-reduce requires a reliable"),
         ([*UDP, "--", "--workers-per-device", "4"], "--workers-per-device 4 is not allowed with"),
         ([*UDP, "--", "--server", "stale"], "--server stale is not allowed with --network udp"),
+        ([*UDP, "--", "--profile", "x"], "--profile x is not allowed with --network udp"),
     ],
 )
 def test_what_cannot_be_over_udp_is_refused(argv, said, capsys):
