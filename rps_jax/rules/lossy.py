@@ -126,10 +126,9 @@ class LossyRule(Rule):
             tree: what stands for averages and messages before there were any.
         """
         stale = self.on_miss == "stale", self.keeps_sent
+        message = self.message(tree)
         return (
-            PolicyState(*(copied(self.message(tree)) if each else () for each in stale))
-            if any(stale)
-            else ()
+            PolicyState(*(copied(message) if each else () for each in stale)) if any(stale) else ()
         )
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
