@@ -32,7 +32,7 @@ from rps_jax.carrier import Carrier, MaskedCollectives
 from rps_jax.channels import Channel
 from rps_jax.checks import check_optimizer
 from rps_jax.draw import Assignment
-from rps_jax.keys import key_data, wrap_key
+from rps_jax.keys import key_data
 from rps_jax.rules import Rule, make_rule
 from rps_jax.step_exchange import StepExchange, on_params
 
@@ -287,7 +287,7 @@ def _exchange(carrier: Carrier, state: ExchangeState) -> StepExchange:
             f"state.key has shape {jnp.shape(state.key)}: expected (2,), that of one worker; a "
             "block of a shard_map keeps its leading axis"
         )
-    return StepExchange(carrier, wrap_key(state.key), state.step, state.channel)
+    return StepExchange(carrier, state.key, state.step, state.channel)
 
 
 def _after(state: ExchangeState, average: StepExchange, memory: Any) -> ExchangeState:

@@ -48,7 +48,8 @@ class StepExchange:
 
     Attributes:
         carrier: moves the blocks.
-        key: of the run.
+        key: uint32 `[2]`, that of the run, raw: a cond under vmap selects what its branches share,
+            and JAX takes a typed key for used then.
         step: its number.
         state: of the carrier.
         alongside: what is averaged together with the tree that the rule gives.
@@ -78,8 +79,10 @@ class StepExchange:
         cls, carrier: Carrier, state: TrainState, alongside: Any, record: bool
     ) -> "StepExchange":
         """Returns the exchange of the step that a state is at; `alongside` as above."""
-        key, channel_state, links = wrap_key(state.key), state.channel_state, state.links
-        return cls(carrier, key, state.step, channel_state, alongside, links, state.sent, record)
+        channel_state, links = state.channel_state, state.links
+        return cls(
+            carrier, state.key, state.step, channel_state, alongside, links, state.sent, record
+        )
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         """Averages a tree; see `rps_jax.rules.Average`."""
@@ -93,7 +96,7 @@ class StepExchange:
         both, fallback = (_Together(each, self.alongside) for each in (tree, otherwise))
         with jax.named_scope("exchange"):
             (tree, self.alongside), self._delivery, self.state = self.carrier.exchange(
-                self.state, self.key, self.step, both, fallback, server
+                self.state, wrap_key(self.key), self.step, both, fallback, server
             )
         if keeps:
             self.sent = sent_or_last(both, server.last, self._delivery, self.worker).model_state

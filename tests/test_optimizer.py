@@ -232,6 +232,15 @@ def test_the_first_state_can_be_donated(make):
     jax.jit(jax.vmap(one_worker, axis_name="w"), donate_argnums=(0, 1))(params, state)
 
 
+def test_keys_are_used_once():
+    optimizer = rps.optax_average_models(optax.sgd(0.1), CHANNEL, "w", local_steps=2)
+
+    params = jnp.zeros((4, 3))
+    state = jax.vmap(optimizer.init)(params)
+    with jax.debug_key_reuse(True):
+        jax.jit(jax.vmap(optimizer.update, axis_name="w"))(params, state, params)
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [
