@@ -16,6 +16,7 @@ from rps_jax.transport import packets
 ROOT = Path(__file__).parents[1]
 TRACE = f"--channel trace --trace {__file__}"  # Any file: it is not read.
 PROCESS = "--num-processes 2 --process-id 0"
+TRAINING = "training --output-dir results --"
 WAYS = ("over UD", "waiting")
 SLURM = {"SLURM_STEP_NODELIST": "host", "SLURM_NTASKS": "2"}
 OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://host:1", "OMPI_COMM_WORLD_SIZE": "2"}
@@ -190,6 +191,13 @@ def test_a_start_is_measured_without_compiled_programs_and_with_them(
         (bench, "workers --num-workers 3", "--num-workers 3: expected divisors of --batch-size"),
         (bench, "startup --processes 0", "--processes 0: expected at least 1"),
         (bench, "scale --num-workers 0", "--num-workers 0: expected at least 1"),
+        (bench, "overlap -- --num-workers 5", "--num-workers 5 is not allowed after --"),
+        (bench, "overlap -- --drop-rate 0.5", "--drop-rate 0.5 is not allowed after --"),
+        (bench, "overlap -- --local-steps 2", "--local-steps 2 requires --algorithm rps"),
+        (bench, "overlap -- --server stale", "--server stale requires --algorithm"),
+        (bench, f"{TRAINING} --algorithm=local", "--algorithm is not allowed after --"),
+        (bench, f"{TRAINING} --drop-rate 0.5", "--drop-rate 0.5 is not allowed with --network udp"),
+        (bench, f"{TRAINING} --local-steps 2", "--local-steps 2 requires --algorithm rps"),
         (bench, "wire --rates 0", "--rates 0.0: expected rates in [1, 10000] Mbps"),
         (bench, "wire --drop-rates 0.5", "--drop-rates 0.5: expected probabilities in [0, 0.3]"),
         (bench, "wire --num-workers 1", "--num-workers 1: expected at least 2"),

@@ -17,16 +17,18 @@ from typing import Annotated
 from launch.bed import Bed, Link
 from launch.benchmarks.beds import check_bed
 from launch.benchmarks.group import Group
-from launch.benchmarks.overlap_worker import WAYS
+from launch.benchmarks.overlap_worker import WAYS, of_way
 from launch.benchmarks.results import Row, check_results, median_ratio, write_results
-from launch.cli.command_line import Count, Within, read_command, split_arguments
-from launch.config import parse
+from launch.cli.command_line import Count, Within, check_untouched, read_command, split_arguments
+from launch.config import ONE_RUN_FLAGS, PRESETS, parse
 from launch.tasks.source import find_source
 
 _TURN = 5
 """Steps before it is the next alternative's turn."""
 _LINK_SHARE = 0.98
 """Of a link's rate, what workers send over UDP."""
+_OURS = ("algorithm", "num_workers", "channel", "drop_rate", "output_dir", "resume")
+"""Fields of flags of launch.train that the command decides itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,11 @@ def run(argv: Sequence[str]) -> int:
     own, of_training = split_arguments(argv)
     config = read_command(OverlapConfig, "launch.bench overlap", own, OverlapConfig())
     check_results(config.json)
+    base = parse(of_training)
+    check_untouched(base, PRESETS[base.preset], (*_OURS, *ONE_RUN_FLAGS))
+    of_ways = [of_way(way, of_training, config.num_workers) for way in WAYS]
     check_bed("overlap", None)
-    find_source(parse([*of_training, "--num-workers", str(config.num_workers)]))
+    find_source(of_ways[0])
     print(f"{'Mbps':>6}  {'':<22}{'median ms':>10}  {'over no exchange':>16}")
     rows: list[Row] = []
     for rate in config.rates:

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax.experimental import multihost_utils
 
 import rps_jax as rps
 from launch.benchmarks.group import COORDINATOR_PORT, FIRST_PORT, answer_requests
-from launch.config import parse
+from launch.config import TrainConfig, parse
 from launch.rules import make_rule
 from launch.tasks.source import find_source
 from launch.trainer.network import Network, Simulated
@@ -28,6 +29,20 @@ WAYS = {
     "overlap over UDP": "overlap",
 }
 """The alternatives, and their algorithms; over TCP where nothing else is said."""
+
+
+def of_way(way: str, flags: Sequence[str], num_workers: int) -> TrainConfig:
+    """Returns the configuration of an alternative, with these flags of launch.train.
+
+    Raises:
+        UsageError: They do not go with it.
+    """
+    over_udp, algorithm = way.endswith("UDP"), WAYS[way]
+    beside = () if over_udp or algorithm == "local" else ("--drop-rate", "0.1")
+    return parse(
+        [*flags, *beside, "--algorithm", algorithm, "--num-workers", str(num_workers)],
+        "udp" if over_udp else "collectives",
+    )
 
 
 class _InOne(Simulated):
@@ -56,15 +71,10 @@ class Worker:
         """
         jax.distributed.initialize(f"{addresses[0]}:{COORDINATOR_PORT}", len(addresses), host)
         self._alternatives = {}
-        for number, (way, algorithm) in enumerate(WAYS.items()):
-            over_udp = way.endswith("UDP")
-            beside = () if over_udp or algorithm == "local" else ("--drop-rate", "0.1")
-            config = parse(
-                [*flags, *beside, "--algorithm", algorithm, "--num-workers", str(len(addresses))],
-                "udp" if over_udp else "collectives",
-            )
+        for number, way in enumerate(WAYS):
+            config = of_way(way, flags, len(addresses))
             network: Network
-            if over_udp:
+            if config.network == "udp":
                 places = [(address, FIRST_PORT + number) for address in addresses]
                 joined = transport.join(places, host, bytes.fromhex(key), link_rate=link_rate)
                 mesh = rps.worker_mesh(1, devices=jax.local_devices())

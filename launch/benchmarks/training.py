@@ -30,15 +30,16 @@ from launch.benchmarks.beds import check_bed
 from launch.benchmarks.results import write_results
 from launch.cli.command_line import (
     CommandError,
-    UsageError,
     Within,
     exactly,
+    not_allowed,
     read_command,
     refuse,
     requires,
     split_arguments,
 )
-from launch.config import parse, stored_config
+from launch.cli.fields import names_given
+from launch.config import NetworkName, parse, stored_config
 from launch.reports.curves import STYLE
 from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source
@@ -60,14 +61,14 @@ class _Way:
         title: For people.
         flags: Of `launch.train`.
         line: How its curve is drawn.
-        over_tcp: Whether it goes over TCP, where the others go over UDP.
+        network: Of `launch.hosts`; collectives go over TCP.
         killed: Whether a worker is killed, and started again; at the highest drop rate alone.
     """
 
     title: str
     flags: tuple[str, ...]
     line: dict[str, Any]
-    over_tcp: bool = False
+    network: NetworkName = "udp"
     killed: bool = False
 
 
@@ -86,7 +87,10 @@ _WAYS = {
         killed=True,
     ),
     "tcp": _Way(
-        "all-reduce over TCP", ("--algorithm", "all-reduce"), {"color": "C1"}, over_tcp=True
+        "all-reduce over TCP",
+        ("--algorithm", "all-reduce"),
+        {"color": "C1"},
+        network="collectives",
     ),
 }
 
@@ -133,13 +137,17 @@ def run(argv: Sequence[str]) -> int:
     config = read_command(TrainingConfig, "launch.bench training", own, TrainingConfig())
     if config.output_dir is None:
         refuse("output_dir", None, "a folder for the results")
-    check_bed("training", None)
-    for flag in ("--output-dir", "--algorithm", "--message-dtype", "--num-workers"):
-        if flag in of_training:
-            raise UsageError(f"{flag} is not allowed after --")
+    for name in sorted(
+        {"output_dir", "algorithm", "message_dtype", "num_workers"} & names_given(of_training)
+    ):
+        not_allowed(name, None, "after --")
     if not of_training:
         requires("output_dir", config.output_dir, "flags of launch.train, after --")
-    find_source(parse([*of_training, "--num-workers", str(config.num_workers)]))
+    trainings = [
+        parse(_flags(of_training, config.num_workers, way), way.network) for way in _WAYS.values()
+    ]
+    check_bed("training", None)
+    find_source(trainings[0])
     check_can_write("output_dir", config.output_dir)
     runs = [
         _Run(mbps, drop_rate, name)
@@ -157,6 +165,11 @@ def run(argv: Sequence[str]) -> int:
                     hosts.train(each, _folder(config, each), of_training, config.most_seconds)
         _report(config, runs, of_training)
     return 0
+
+
+def _flags(of_training: Sequence[str], num_workers: int, way: _Way) -> list[str]:
+    """Returns the flags of launch.train of a training."""
+    return [*of_training, "--num-workers", str(num_workers), *way.flags]
 
 
 def _folder(config: TrainingConfig, each: _Run) -> RunDirectory:
@@ -205,9 +218,10 @@ class Hosts:
         """
         self._bed.set_link(Link(rate=1e6 * each.mbps, drop_rate=each.drop_rate))
         argv = [sys.executable, "-m", "launch.hosts", *self.flags, "--heartbeat-timeout", "120"]
-        argv += [] if each.way.over_tcp else ["--network", "udp", "--max-restarts", "1"]
-        argv += ["--", *of_training, "--num-workers", str(self._bed.num_hosts)]
-        argv += [*each.way.flags, "--output-dir", str(folder.path.absolute())]
+        argv += ["--network", each.way.network]
+        argv += ["--max-restarts", "1"] if each.way.killed else []
+        argv += ["--", *_flags(of_training, self._bed.num_hosts, each.way)]
+        argv += ["--output-dir", str(folder.path.absolute())]
         folder.clear()
         with subprocess.Popen(argv, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as launcher:
             try:
