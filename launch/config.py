@@ -251,7 +251,7 @@ def stored_config(output_dir: Path) -> TrainConfig:
         config = from_json(TrainConfig, values)
         check(config)
         return config
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         refuse("output_dir", output_dir, f"the folder of a run, with its {CONFIG_FILE}")
     except (OSError, ValueError, RecursionError, UsageError) as error:
         raise UsageError(f"--output-dir {output_dir}: {CONFIG_FILE}: {error}") from None

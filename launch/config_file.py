@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from launch.cli.command_line import UsageError, refuse
 from launch.cli.fields import Mark, fields_of, marked
+from launch.trainer.json_files import is_number
 
 if TYPE_CHECKING:
     from launch.config import TrainConfig
@@ -56,8 +57,7 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
             if isinstance(value, str) and _names_a_file(value):
                 return Path(value)
         elif option is float:
-            # Larger integers are no floating-point numbers.
-            if type(value) is float or (type(value) is int and abs(value) < 2**1000):
+            if is_number(value):
                 return float(value)
         elif type(value) is option:
             return value

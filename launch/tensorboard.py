@@ -97,7 +97,9 @@ def _write(writer: Any, line: dict[str, Any], num_workers: int) -> None:
     distances = line.get("distances")
     # A line of JSON may say anything.
     if isinstance(distances, list) and distances and all(map(is_number, distances)):
-        writer.add_histogram("distances", np.array(distances, float), step)
+        values = np.array(distances, float)
+        if np.isfinite(values).all():
+            writer.add_histogram("distances", values, step)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ LINE = {"step": 1, "epoch": 0.5, "train_loss": 1.0, "delivered_fraction": 0.9} |
 @pytest.mark.parametrize(
     "damaged",
     [b"5", b"{}", b"null", b"[" * 100_000, b"\xff", b'{"step": "1"}', b'{"step": 1, "epo']
-    + [json.dumps(LINE | change).encode() for change in ({"epoch": None}, {"step": 1.5})],
+    + [json.dumps(LINE | change).encode() for change in ({"epoch": None}, {"step": 1.5})]
+    + [json.dumps(LINE | change).encode() for change in ({"step": 2**63}, {"loss": 10**400})],
 )
 def test_a_damaged_line_of_metrics_is_named_and_the_others_are_kept(
     tmp_path: Path, damaged: bytes

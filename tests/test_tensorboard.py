@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import struct
 from collections import defaultdict
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_every_number_is_a_scalar_and_every_list_a_picture(
     "damaged",
     [
         3,
+        [math.nan],
         *(
             pytest.param(each, marks=pytest.mark.long)
             for each in ([], [None, 0.1], [[0.1], 0.2], [[[0.1]]])
@@ -94,6 +96,7 @@ def test_damaged_distances_are_left_out(run: Path, damaged: Any) -> None:
     [
         ([], "--output-dir: expected the folder of a run"),
         (["--output-dir", "absent"], "--output-dir absent: expected the folder of a run"),
+        (["--output-dir", __file__], f"--output-dir {__file__}: expected the folder of a run"),
     ],
 )
 def test_what_is_no_run_is_refused(

@@ -52,10 +52,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether a JSON value is a number, which a bool is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Returns whether a JSON value is a number that a float can be, which a bool is not."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**1000)
 
 
 def is_count(value: Any) -> bool:
-    """Returns whether a JSON value is an integer of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Returns whether a JSON value is an integer of 64 bits that is at least 0."""
+    return type(value) is int and 0 <= value < 2**63
