@@ -190,6 +190,7 @@ def test_a_start_is_measured_without_compiled_programs_and_with_them(
         (bench, "--json .", "--json .: expected a file"),
         (bench, "workers --num-workers 3", "--num-workers 3: expected divisors of --batch-size"),
         (bench, "startup --processes 0", "--processes 0: expected at least 1"),
+        (bench, "startup --processes 1 3", "--processes 3: expected divisors of 16 workers"),
         (bench, "scale --num-workers 0", "--num-workers 0: expected at least 1"),
         (bench, "overlap -- --num-workers 5", "--num-workers 5 is not allowed after --"),
         (bench, "overlap -- --drop-rate 0.5", "--drop-rate 0.5 is not allowed after --"),

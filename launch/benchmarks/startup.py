@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated
 
 from launch.benchmarks.results import Row, check_results, write_results
-from launch.cli.command_line import CommandError, Count, Within, read_command
+from launch.cli.command_line import CommandError, Count, Within, expect, read_command
+from launch.config import PRESETS
 from launch.trainer.run_directory import RunDirectory
 
 _POLL_SECONDS = 0.01
@@ -38,6 +39,10 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     config = read_command(StartupConfig, "launch.bench startup", argv, StartupConfig())
     check_results(config.json)
+    workers = PRESETS["digits"].num_workers
+    for processes in config.processes:
+        divides = workers % processes == 0
+        expect("processes", processes, divides, f"divisors of {workers} workers")
     print(f"{'processes':>9}  {'programs':<8}  {'median s':>8}")
     rows = []
     for processes in config.processes:
