@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     config = read_command(TensorBoardConfig, "launch.tensorboard", argv, TensorBoardConfig())
     if config.output_dir is None:
         raise UsageError("--output-dir: expected the folder of a run")
-    num_workers = stored_config(config.output_dir).num_workers
+    stored_config(config.output_dir)
     check_can_write("output_dir", config.output_dir)
     try:
         from tensorboardX import SummaryWriter
@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         while True:
             ended = not config.follow or run.summary.exists()
             lines = run.read_metrics()
+            num_workers = stored_config(config.output_dir).num_workers  # It may be resized.
             # A run that goes on from a checkpoint takes lines back: begin anew.
             if written is None or lines[: len(written)] != written:
                 open_writer.close()

@@ -71,6 +71,23 @@ def test_every_number_is_a_scalar_and_every_list_a_picture(
     assert set(read_events(run)["train_loss"]) == {line["step"] for line in lines[:-1]}
 
 
+def test_a_run_that_is_resized_is_followed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory(run)
+    directory.summary.unlink()
+    last = read_metrics(run)[-1]
+
+    def resize(seconds: float) -> None:
+        del seconds
+        directory.create(dataclasses.replace(PRESETS["linear"], num_workers=1))
+        of_one = {"delivered_by_link": [[[None]]] * 2, "arrivals": [0, 9]}
+        directory.append(last | {"step": 12} | of_one)
+        directory.summary.write_text("{}")
+
+    monkeypatch.setattr(launch.tensorboard.time, "sleep", resize)
+    assert launch.tensorboard.main(["--output-dir", str(run), "--follow"]) == 0
+    assert set(read_events(run)["delivered_by_link"]) == {3, 6, 12}
+
+
 @pytest.mark.parametrize(
     "damaged",
     [
