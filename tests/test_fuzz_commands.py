@@ -195,7 +195,7 @@ def some_flags(rng: random.Random, config: type) -> list[str]:
 
 def some_values(rng: random.Random, kind: Any) -> list[str]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         inner = next(argument for argument in arguments if argument is not type(None))
         return some_values(rng, inner) if rng.random() < 0.9 else ["None"]
     if origin is tuple:
