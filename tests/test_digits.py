@@ -27,3 +27,17 @@ def test_grey_levels_span_a_byte():
     image = digits.find().load().train["image"]
     assert (image.min(), image.max()) == (0, 255)
     assert len(np.unique(image)) == 17
+
+
+def test_images_and_labels_are_those_that_scikit_learn_reads():
+    from sklearn.datasets import load_digits  # Late: it takes a second.
+
+    dataset, theirs = digits.find().load(), load_digits()
+    images = np.rint(theirs.images * (255 / 16)).astype(np.uint8)
+    found = [
+        (label, image.tobytes())
+        for split in (dataset.train, dataset.test)
+        for label, image in zip(split["label"], split["image"], strict=True)
+    ]
+    expected = zip(theirs.target, (image.tobytes() for image in images), strict=True)
+    assert sorted(found) == sorted(expected)
