@@ -65,16 +65,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesSideByS
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_programs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Compiles fast rather than well, and once, here and in the processes that tests start.
-
-    Those of the long tests have the code generator that users have.
-    """
-    if request.config.getoption("long"):
-        jax.devices()  # This process has read the flags.
-        os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(OLDER_GENERATOR).strip()
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiles fast rather than well, and once, here and in the processes that tests start."""
     settings = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
