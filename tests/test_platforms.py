@@ -65,9 +65,9 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         ("linear", 1),
         *(
             pytest.param(preset, each, marks=pytest.mark.long)
-            for preset in PRESETS
+            for preset in PRESETS.keys() - {"cifar10-resnet110"}  # The other's, several times over.
             for each in (1, N)
-            if (preset, each) not in [("linear", 1), ("cifar10-resnet110", N)]
+            if (preset, each) != ("linear", 1)
         ),
     ],
 )
