@@ -78,10 +78,9 @@ def params(folder: Path, step: int) -> list[np.ndarray]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("algorithm", ["rps", "overlap"])
-def test_a_recorded_run_replays_in_the_simulation(tmp_path, algorithm):
+def test_a_recorded_run_replays_in_the_simulation(tmp_path):
     over_udp, simulated, trace = (tmp_path / name for name in ("udp", "simulated", "trace"))
-    flags = ["--algorithm", algorithm, "--epochs", "2"]
+    flags = ["--algorithm", "overlap", "--epochs", "2"]
     job = Job(over_udp, 2, *flags, "--record", str(trace))
     said = job.end()
     assert job.launcher.returncode == 0, said
@@ -113,10 +112,12 @@ def test_a_run_over_links_that_drop_replays_in_the_simulation(tmp_path, algorith
 
 
 def simulate(folder: Path, trace: Path, num_workers: int, *flags: str) -> None:
-    """Trains on one process, with the drops of a trace."""
+    """Trains in this process, with the drops of a trace."""
     argv = [*LINEAR, *flags, "--num-workers", str(num_workers), "--output-dir", str(folder)]
     argv += ["--channel", "trace", "--trace", str(trace)]
-    subprocess.run([sys.executable, "-m", "launch.train", *argv], env=ENVIRONMENT, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch.train, "start_devices", lambda *workers: None)
+        assert launch.train.main(argv) == 0
 
 
 def assert_same_run(over_udp: Path, simulated: Path, num_workers: int) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def test_the_coordinator_may_die_and_a_worker_may_freeze(tmp_path):
 
 @pytest.mark.long
 def test_a_run_goes_on_when_all_of_it_was_killed(tmp_path):
-    job = Job(tmp_path, 2, "--epochs", "40")
+    job = Job(tmp_path, 2, "--epochs", "16")
     job.wait_for_step(44)
     job.launcher.kill()  # Nothing stays behind.
     job.end()
@@ -200,7 +201,7 @@ def test_a_run_goes_on_when_all_of_it_was_killed(tmp_path):
     said = again.end()
     assert again.launcher.returncode == 0, said
     last = read_metrics(tmp_path)[-1]
-    assert (last["epoch"], last["workers"]) == (40, 2)
+    assert (last["epoch"], last["workers"]) == (16, 2)
     # Nor can the simulation go on with it.
     assert launch.train.main(["--resume", "--output-dir", str(tmp_path)]) == 2
 
