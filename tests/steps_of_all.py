@@ -36,7 +36,7 @@ def loss_fn(params, model_state, batch, key):
     return (error**2).mean(), {"mean": 0.9 * model_state["mean"] + 0.1 * hidden.mean(0)}
 
 
-def steps_of_all(mesh):
+def steps_of_all(mesh, algorithms=RULES):
     """Returns `{name: array [num_workers, ...]}` of all that the steps left behind, everywhere."""
     n = mesh.num_workers
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def steps_of_all(mesh):
     optimizer = optax.sgd(0.3, momentum=0.9)
     channel = Recorded(0.3)
     left_behind = {}
-    for algorithm in RULES:
+    for algorithm in algorithms:
         step = rps.make_train_step(loss_fn, optimizer, channel, mesh.axis_name, algorithm=algorithm)
 
         def step_of_worker(state, batches, step=step):

@@ -434,7 +434,8 @@ def test_strict_promotion_in_64_bits():
         delivery = rps.Delivery(*[jnp.ones((4, 4), bool)] * 3)
         average = functools.partial(rps.average_models, axis_name="workers")
         params = {"wide": jnp.arange(4.0), "narrow": jnp.arange(4, dtype=jnp.float32)}
-        averaged = jax.vmap(average, axis_name="workers")(params, delivery)
+        averaged = jax.jit(jax.vmap(average, axis_name="workers"))(params, delivery)
         np.testing.assert_array_equal(averaged["wide"], np.full(4, 1.5))
-        counts = rps.LinkCounts.zero(4).add(jax.tree.map(lambda mask: mask[0], delivery))
+        of_worker = rps.Delivery(*[np.ones(4, bool)] * 3)
+        counts = jax.jit(rps.LinkCounts.add)(rps.LinkCounts.zero(4), of_worker)
         assert counts.delivered.sum() == 8

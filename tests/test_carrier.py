@@ -158,7 +158,7 @@ def test_a_rule_averages_once_a_step():
         {"x": jnp.zeros(SIZE)}, {"mean": jnp.float32(0)}, optax.sgd(RATE), rps.Reliable(), N
     )
     with pytest.raises(ValueError, match="expected one exchange a step"):
-        jax.vmap(lambda batch: step(state, batch), axis_name="workers")(jnp.asarray(batches(0)))
+        jax.eval_shape(jax.vmap(lambda batch: step(state, batch), axis_name="workers"), batches(0))
 
 
 def test_a_rule_of_gradients_takes_no_local_steps():
@@ -173,7 +173,7 @@ def test_a_rule_of_gradients_takes_no_local_steps():
         algorithm=rule,
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"every=2: expected 1, for .* averages gradients"):
-        jax.vmap(lambda batch: step(state, batch), axis_name="workers")(jnp.asarray(batches(0)))
+        jax.eval_shape(jax.vmap(lambda batch: step(state, batch), axis_name="workers"), batches(0))
 
 
 def test_a_rule_has_a_memory_of_its_own():

@@ -49,7 +49,7 @@ def test_equal_models_are_at_distance_zero():
 def test_of_a_delivery_without_a_worker_s_own_nothing_of_others_has_arrived(packets):
     n = 4
     nothing = jnp.zeros((n, n, *packets), bool)
-    fraction = jax.vmap(lambda d: rps.delivered_fraction(d, "w"), axis_name="w")
+    fraction = jax.jit(jax.vmap(lambda d: rps.delivered_fraction(d, "w"), axis_name="w"))
     np.testing.assert_array_equal(fraction(rps.Delivery(*[nothing] * 3)), np.zeros((2, n)))
 
 

@@ -72,4 +72,4 @@ def test_bad_arguments_raise(make, message):
 def test_a_worker_that_is_not_there_is_refused():
     channel = rps.Outage(schedule=[[4, 0, 1]])
     with pytest.raises(ValueError, match="schedule has worker 4: expected 0 to 3"):
-        channel.sample(channel.init(4), jax.random.key(0), 0, 4)
+        jax.eval_shape(lambda key: channel.sample(channel.init(4), key, 0, 4), jax.random.key(0))

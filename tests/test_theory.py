@@ -89,7 +89,8 @@ def test_limits():
 )
 def test_real_exchanges_contract_and_drift_as_predicted(n, channel, expected):
     """Within five standard errors: fails by chance once in 1.7 million keys."""
-    measured = theory.measure(channel, n, num_exchanges=4000, seed=3)
+    # The fewer workers, the more an exchange varies.
+    measured = theory.measure(channel, n, num_exchanges=20_000 // n, seed=3)
     contraction = expected.alpha_1 - expected.alpha_2
     assert abs(measured.means.contraction - contraction) < 5 * measured.errors.contraction
     assert abs(measured.means.drift - expected.alpha_2) < 5 * measured.errors.drift

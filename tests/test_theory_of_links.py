@@ -57,7 +57,7 @@ def test_real_exchanges_over_links_that_differ_are_as_predicted(channel):
     """Within five standard errors: fails by chance once in 1.7 million keys."""
     n = channel.drop_rates.shape[-1]
     expected = theory.link_alphas(channel.drop_rates)
-    measured = theory.measure(channel, n, num_exchanges=4000, seed=3)
+    measured = theory.measure(channel, n, num_exchanges=2000, seed=3)
     contraction = expected.alpha_1 - expected.alpha_2
     assert abs(measured.means.contraction - contraction) < 5 * measured.errors.contraction
     assert abs(measured.means.drift - expected.alpha_2) < 5 * measured.errors.drift

@@ -254,9 +254,10 @@ def test_fragments_of_any_leaves_take_turns_and_send_their_part():
         return jax.tree.map(lambda x: x + 1, tree)
 
     one_more.delivery = rps.Delivery(*[np.ones(2, bool)] * 3)
+    on_params = jax.jit(lambda params, memory: rule.on_params(params, memory, one_more))
     memory, changed = rule.init(params), []
     for _ in range(4):
-        after, memory = rule.on_params(params, memory, one_more)
+        after, memory = on_params(params, memory)
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, params)
         changed.append([np.flatnonzero(after[name] != params[name]).tolist() for name in "abc"])
     first = [[0, 1, 2, 3], [0], []]
@@ -425,7 +426,7 @@ def test_a_state_of_another_rule_is_refused(algorithm, options, others):
     step = rps.make_train_step(loss_fn, optimizer, CHANNEL, "w", algorithm=algorithm, **options)
     of_all = jax.tree.map(lambda x: jnp.stack([x] * N), start(optimizer, **others))
     with pytest.raises(ValueError, match=r"state.rule_state has shapes .*: expected those of"):
-        jax.vmap(step, axis_name="w")(of_all, batches(0))
+        jax.eval_shape(jax.vmap(step, axis_name="w"), of_all, batches(0))
 
 
 def test_a_rule_that_needs_a_reliable_network_is_refused_another():
@@ -445,7 +446,7 @@ def test_errors_name_the_leaf_of_the_model_state():
     state = rps.init_train_state(params(), {"flag": jnp.array(True)}, optimizer, CHANNEL, N)
     of_all = jax.tree.map(lambda x: jnp.stack([x] * N), state)
     with pytest.raises(TypeError, match=r"leaf .model_state\['flag'\] has dtype bool"):
-        jax.vmap(step, axis_name="w")(of_all, batches(0))
+        jax.eval_shape(jax.vmap(step, axis_name="w"), of_all, batches(0))
 
 
 def loss_of_flag(params, model_state, batch, key):
