@@ -1,6 +1,7 @@
 """One of several JAX processes that share the workers; run by test_processes.py.
 
-python multiprocess_worker.py COORDINATOR NUM_PROCESSES PROCESS_ID DEVICES WORKERS_PER_DEVICE OUTPUT
+python multiprocess_worker.py COORDINATOR NUM_PROCESSES PROCESS_ID DEVICES WORKERS_PER_DEVICE \
+    OUTPUT RULE ...
 
 Writes to the folder OUTPUT: laws.npz and steps.npz.
 """
@@ -18,7 +19,7 @@ from steps_of_all import steps_of_all
 import rps_jax as rps
 
 
-def main(coordinator, num_processes, process_id, devices, workers_per_device, output):
+def main(coordinator, num_processes, process_id, devices, workers_per_device, output, *rules):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
     jax.distributed.initialize(coordinator, int(num_processes), int(process_id))
@@ -42,7 +43,7 @@ def main(coordinator, num_processes, process_id, devices, workers_per_device, ou
     for drop_rate in (0.0, 0.4, 1.0):
         result = program(mesh.put(local), np.float32(drop_rate))
         leaves += jax.tree.leaves(multihost_utils.process_allgather(result, tiled=True))
-    steps = steps_of_all(mesh)
+    steps = steps_of_all(mesh, rules)
     if jax.process_index() == 0:
         # float64 holds every value of the tree exactly, and any reader knows it.
         np.savez(Path(output, "laws.npz"), *[np.asarray(x).astype(np.float64) for x in leaves])

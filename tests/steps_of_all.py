@@ -1,4 +1,4 @@
-"""A few steps of every algorithm, for placements of the same workers to be compared by."""
+"""A few steps of algorithms, for placements of the same workers to be compared by."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
-from rps_jax.rules import RULES
 
 STEPS = 4
 
@@ -36,7 +35,7 @@ def loss_fn(params, model_state, batch, key):
     return (error**2).mean(), {"mean": 0.9 * model_state["mean"] + 0.1 * hidden.mean(0)}
 
 
-def steps_of_all(mesh, algorithms=RULES):
+def steps_of_all(mesh, algorithms):
     """Returns `{name: array [num_workers, ...]}` of all that the steps left behind, everywhere."""
     n = mesh.num_workers
     rng = np.random.default_rng(0)

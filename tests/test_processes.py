@@ -1,5 +1,6 @@
 """Several real processes: the laws, and the same training wherever the workers are."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -40,8 +41,11 @@ def run_processes(script, num_processes, *arguments):
 
 
 N = 8
-# Eight workers: processes x devices x workers on a device.
-PLACEMENTS = [(2, 4, 1), pytest.param((4, 1, 2), marks=pytest.mark.long)]
+# Eight workers: processes x devices x workers on a device; in the long run all rules.
+PLACEMENTS = [
+    ((2, 4, 1), ("rps", "gradient-averaging")),
+    pytest.param((4, 1, 2), tuple(rps.RULES), marks=pytest.mark.long),
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +53,19 @@ def results(tmp_path_factory):
     """Runs the processes of a placement, once."""
     folders = {}
 
-    def run(placement):
+    def run(placement, rules):
         if placement not in folders:
             folders[placement] = tmp_path_factory.mktemp("results")
-            run_processes("multiprocess_worker.py", *placement, folders[placement])
+            run_processes("multiprocess_worker.py", *placement, folders[placement], *rules)
         return folders[placement]
 
     return run
 
 
-@pytest.fixture(scope="module")
-def one_process():
+@functools.cache
+def one_process(rules):
     """What the steps leave behind with a device for each worker of one process."""
-    return steps_of_all(rps.worker_mesh(N, 1))
+    return steps_of_all(rps.worker_mesh(N, 1), rules)
 
 
 def assert_same_training(found, expected):
@@ -74,27 +78,30 @@ def assert_same_training(found, expected):
             np.testing.assert_allclose(found[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_every_algorithm_trains_alike_over_processes(placement, results, one_process):
-    assert_same_training(np.load(results(placement) / "steps.npz"), one_process)
+@pytest.mark.parametrize(("placement", "rules"), PLACEMENTS)
+def test_every_algorithm_trains_alike_over_processes(placement, rules, results):
+    assert_same_training(np.load(results(placement, rules) / "steps.npz"), one_process(rules))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers_per_device", [2, 8])
-def test_every_algorithm_trains_alike_with_virtual_workers(workers_per_device, one_process):
-    assert_same_training(steps_of_all(rps.worker_mesh(N, workers_per_device)), one_process)
+def test_every_algorithm_trains_alike_with_virtual_workers(workers_per_device):
+    rules = tuple(rps.RULES)
+    found = steps_of_all(rps.worker_mesh(N, workers_per_device), rules)
+    assert_same_training(found, one_process(rules))
 
 
-def test_messages_were_dropped_in_these_trainings(one_process):
-    sent = np.stack([one_process[f"rps['delivery-{i}'].sent"] for i in range(4)])
+def test_messages_were_dropped_in_these_trainings():
+    steps = one_process(PLACEMENTS[0][1])
+    sent = np.stack([steps[f"rps['delivery-{i}'].sent"] for i in range(4)])
     assert 0.5 < sent.mean() < 0.95
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_the_laws_hold_over_processes(placement, results):
+@pytest.mark.parametrize(("placement", "rules"), PLACEMENTS)
+def test_the_laws_hold_over_processes(placement, rules, results):
     n = N
     params = awkward_params(n)
-    loaded = np.load(results(placement) / "laws.npz")
+    loaded = np.load(results(placement, rules) / "laws.npz")
     structure = jax.tree.structure((params, rps.Delivery(0, 0, 0, 0)))
     leaves = [loaded[key] for key in loaded]
     runs = [
