@@ -28,9 +28,9 @@ from launch.trainer.schedule import Position
 ROOT = Path(__file__).parents[1]
 
 # Eleven steps an epoch; enough epochs to be met between two of them.
-SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "20")
+SMALL = ("--preset", "linear", "--num-workers", "4", "--batch-size", "32", "--epochs", "12")
 SMALL += ("--log-every", "3", "--checkpoint-every", "1")
-LAST_STEP = 220
+LAST_STEP = 132
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +75,11 @@ def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
     at_the_end |= {"delivered_by_link", "arrivals", "bursts"}
     of_workers = {"worst_worker_test_accuracy", "best_worker_test_accuracy"}
     assert [line["step"] for line in lines] == [
-        11 * epoch + step for epoch in range(20) for step in (3, 6, 9, 11)
+        11 * epoch + step for epoch in range(12) for step in (3, 6, 9, 11)
     ]
     for line in lines:
         expected = always | (at_the_end if line["step"] % 11 == 0 else set())
-        assert line.keys() == expected | (of_workers if line["step"] in (110, 220) else set())
+        assert line.keys() == expected | (of_workers if line["step"] in (110, 132) else set())
         assert line["epoch"] == pytest.approx(line["step"] / 11, abs=1e-4)
         assert 0 < line["delivered_fraction"] <= 1
         assert line["examples_per_second"] > 0
@@ -97,7 +97,7 @@ def test_the_folder_of_a_run(whole: tuple[Path, Any]) -> None:
         picture.load()
         assert picture.format == "PNG"
     steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir())
-    assert steps == [198, 209, 220]
+    assert steps == [110, 121, 132]
 
 
 def test_what_is_said_away_from_a_terminal(whole: tuple[Path, Any]) -> None:
@@ -184,7 +184,7 @@ def test_a_finished_run_resumes_to_the_same_summary(
         for f in (whole[0], folder)
     )
     assert before == after
-    assert "resuming at step 220 of 220" in capsys.readouterr().out
+    assert "resuming at step 132 of 132" in capsys.readouterr().out
 
     (folder / "metrics.jsonl").unlink()
     assert run(folder, "--resume") == 2
