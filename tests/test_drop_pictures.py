@@ -48,10 +48,12 @@ def test_bursts_go_on_from_exchange_to_exchange() -> None:
     assert counted.bursts.tolist() == [0, 0, 1] + [0] * (BURST_BINS - 3)
 
 
+add = jax.jit(rps.LinkCounts.add)
+
+
 def counted_by_workers(arrived: np.ndarray) -> dict[int, rps.LinkCounts]:
     """Lets each worker count exchanges `[exchanges, 2, n, n, packets]`, as it sees them."""
     n = arrived.shape[2]
-    add = jax.jit(rps.LinkCounts.add)
     counted = {worker: rps.LinkCounts.zero(n) for worker in range(n)}
     for reduce_scatter, all_gather in arrived:
         for worker in range(n):
@@ -83,11 +85,11 @@ def test_bursts_go_on_where_counts_begin_anew() -> None:
     arrived[:7, 1, 0, 1] = False
     before, after = counted_by_workers(arrived[:4])[1], rps.Delivery(*np.ones((3, 2), bool))
     assert LinkStatistics.of({1: before}, 2).mean_burst == 4
-    anew = before.begin_anew(np.bool_(True))
+    anew = jax.jit(rps.LinkCounts.begin_anew)(before, np.bool_(True))
     assert LinkStatistics.of({1: anew}, 2).arrivals.sum() == 0
     for reduce_scatter, all_gather in arrived[4:]:
         after = rps.Delivery(reduce_scatter[1], reduce_scatter[:, 1], all_gather[:, 1])
-        anew = anew.add(after)
+        anew = add(anew, after)
     statistics = LinkStatistics.of({1: anew}, 2)
     assert np.flatnonzero(statistics.bursts) == [2]  # Seven in a row, of which three are counted.
     assert statistics.mean_burst == 3

@@ -10,6 +10,8 @@ from many_exchanges import between_workers, drops_of
 
 import rps_jax as rps
 
+RUNS = 3000  # One for all, so that they share their programs.
+
 
 def check_mean(sample, expected, variance=None):
     """Checks the mean of independent numbers."""
@@ -21,7 +23,7 @@ def check_mean(sample, expected, variance=None):
 def test_the_drop_rate_holds_at_every_exchange_and_packet(rates, packets):
     good, bad = rates
     channel = rps.GilbertElliott(0.3, 4, packets, good, bad)
-    drops = between_workers(drops_of(channel, 4, steps=3, runs=1500))
+    drops = between_workers(drops_of(channel, 4, steps=3, runs=RUNS))
     for step in range(3):
         for packet in range(packets or 1):
             check_mean(drops[:, step, ..., packet], 0.3, 0.3 * 0.7)
@@ -29,7 +31,7 @@ def test_the_drop_rate_holds_at_every_exchange_and_packet(rates, packets):
 
 @pytest.mark.parametrize(("packets", "unit"), [(None, "packets"), (16, "packets")])
 def test_bursts_have_the_stated_mean_and_are_geometric(packets, unit):
-    mean_burst = 4
+    mean_burst = 4.0
     channel = rps.GilbertElliott(0.2, mean_burst, packets, burst_unit=unit)
     drops = between_workers(drops_of(channel, 6, steps=1600 // (packets or 1)))[0]
     sequences = np.moveaxis(drops, 0, 2).reshape(2 * 30, -1)  # Of packets, across exchanges.
@@ -61,17 +63,16 @@ def test_bursts_counted_in_exchanges_take_all_packets_of_a_message():
 
 
 def test_links_and_phases_are_independent_of_each_other():
-    runs, n = 3000, 4
-    drops = between_workers(drops_of(rps.GilbertElliott(0.3, 6), n, steps=2, runs=runs))[:, 1]
-    centred = (drops.reshape(runs, -1) - 0.3) / 0.21**0.5
-    correlation = centred.T @ centred / runs
-    assert np.abs(correlation[~np.eye(len(correlation), dtype=bool)]).max() < 5.5 / runs**0.5
+    drops = between_workers(drops_of(rps.GilbertElliott(0.3, 6), 4, steps=3, runs=RUNS))[:, 1]
+    centred = (drops.reshape(RUNS, -1) - 0.3) / 0.21**0.5
+    correlation = centred.T @ centred / RUNS
+    assert np.abs(correlation[~np.eye(len(correlation), dtype=bool)]).max() < 5.5 / RUNS**0.5
 
 
 def test_the_shortest_bursts_are_independent_drops():
     share = 0.25
     channel = rps.GilbertElliott(share, 1 / (1 - share))
-    drops = between_workers(drops_of(channel, 6, steps=1500))[0]
+    drops = between_workers(drops_of(channel, 6, steps=1600))[0]
     after = drops[1:][drops[:-1]]
     check_mean(after, share, share * (1 - share))
 
@@ -80,7 +81,7 @@ def test_the_shortest_bursts_are_independent_drops():
     ("rate", "dropped"), [(0.0, False), pytest.param(1.0, True, marks=pytest.mark.long)]
 )
 def test_all_or_nothing_is_dropped(rate, dropped):
-    drops = between_workers(drops_of(rps.GilbertElliott(rate, 3, packets=2), 3, steps=4))
+    drops = between_workers(drops_of(rps.GilbertElliott(rate, 3, packets=3), 4, steps=3, runs=RUNS))
     assert (drops == dropped).all()
 
 

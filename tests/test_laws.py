@@ -102,9 +102,9 @@ def test_a_sweep_of_a_channel_compiles_once(channel):
         return channel.sample(channel.init(n), key, 1, n)
 
     kind = EVERY_CHANNEL[channel](n)
-    sample(kind, KEY)
+    sample.trace(kind, KEY)
     halved = jax.tree.map(lambda x: x / 2 if isinstance(x, float) else x, kind)
-    sample(halved, KEY)
+    sample.trace(halved, KEY)
     assert len(traces) == 1
 
 
