@@ -288,7 +288,7 @@ def test_the_case_study_has_a_table_of_what_is_measured_before_anything_is_train
 def test_the_case_study_leaves_a_table_a_picture_and_numbers(bed: Bed, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     arguments = f"--web-loads 0.3 --seconds 4 --rounds 1 --num-parameters 50000 --training-seeds 0 \
-        --output-dir {folder} -- --epochs 1"
+        --output-dir {folder} -- --preset linear --epochs 1"
     # It trains, on devices of its own: in a process that has none yet.
     command = [sys.executable, "-m", "launch.bench", "colocation", *arguments.split()]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
