@@ -114,26 +114,37 @@ def test_what_a_worker_keeps_equals_the_enumeration(n, rate, gather_rate):
     assert theory.kept(n, rate, gather_rate) == pytest.approx((kept - 1) / (n - 1))
 
 
-@pytest.mark.parametrize(("variance", "dissimilarity"), [(1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
-def test_workers_settle_at_the_predicted_consensus_distance(variance, dissimilarity):
-    n, rate, learning_rate, size = 4, 0.3, 0.1, 400
-    bias_key, noise_key, drop_key = jax.random.split(jax.random.key(0), 3)
-    bias = jax.random.normal(bias_key, (n, size))
-    bias -= bias.mean(0, keepdims=True)
-    bias *= (dissimilarity * n / (bias**2).sum()) ** 0.5
+SETTLING = 4, 0.3, 0.1  # Workers, drop rate, learning rate.
+
+
+@jax.jit
+def squared_distances(bias, variance):
+    """Those after each of many steps by gradients `bias`, `[workers, size]`, and noise."""
+    n, drop_rate, learning_rate = SETTLING
+    noise_key, drop_key = jax.random.split(jax.random.key(0))
 
     def one_worker(params, grads, step):
-        delivery, _ = rps.draw_exchange(rps.Bernoulli(rate), (), drop_key, step, "workers")
+        delivery, _ = rps.draw_exchange(rps.Bernoulli(drop_rate), (), drop_key, step, "workers")
         return rps.average_models(params - learning_rate * grads, delivery, "workers")
 
     def step(params, step):
-        noise = jax.random.normal(jax.random.fold_in(noise_key, step), (n, size))
-        grads = bias + noise * (variance / size) ** 0.5
+        noise = jax.random.normal(jax.random.fold_in(noise_key, step), bias.shape)
+        grads = bias + noise * (variance / bias.shape[1]) ** 0.5
         params = jax.vmap(one_worker, (0, 0, None), axis_name="workers")(params, grads, step)
         return params, ((params - params.mean(0, keepdims=True)) ** 2).sum() / n
 
-    _, squared = jax.lax.scan(step, bias * 0, jax.numpy.arange(1600))
-    predicted = theory.steady_consensus_distance(n, rate, learning_rate, variance, dissimilarity)
+    return jax.lax.scan(step, bias * 0, jax.numpy.arange(1600))[1]
+
+
+@pytest.mark.parametrize(("variance", "dissimilarity"), [(1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
+def test_workers_settle_at_the_predicted_consensus_distance(variance, dissimilarity):
+    n, *_ = SETTLING
+    bias = np.random.default_rng(0).normal(size=(n, 400)).astype(np.float32)
+    bias -= bias.mean(0)
+    bias *= (dissimilarity * n / (bias**2).sum()) ** 0.5
+
+    squared = squared_distances(bias, variance)
+    predicted = theory.steady_consensus_distance(*SETTLING, variance, dissimilarity)
     # Batch means of 30 steps, many times the memory of the process, are as good as independent.
     batches = np.asarray(squared[100:]).reshape(50, -1).mean(1)
     error = batches.std(ddof=1) / len(batches) ** 0.5
