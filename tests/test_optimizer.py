@@ -69,10 +69,10 @@ def test_models_are_averaged_after_the_whole_chain(way, n):
 
     local = optax.adam(0.1)
     expected = {"x": np.zeros((n, SIZE), np.float32)}
-    state = jax.vmap(local.init)(expected)
+    state, update = jax.vmap(local.init)(expected), jax.jit(jax.vmap(local.update))
     for step in range(3):
         grads = {"x": expected["x"] - np.stack([target(jnp.int32(i)) for i in range(n)])}
-        updates, state = jax.vmap(local.update)(grads, state)
+        updates, state = update(grads, state)
         moved = optax.apply_updates(expected, updates)
         expected = reference.average_models(moved, jax.device_get(deliveries(step)))
     np.testing.assert_allclose(params["x"], expected["x"], rtol=1e-5, atol=1e-5)

@@ -58,7 +58,8 @@ def test_products_are_of_all_workers_wherever_they_are_the_newest_first(way, n, 
         return rps.update_products(state, axis)
 
     found = MAPPINGS[way](one_worker, n)(*(jax.tree.map(jnp.asarray, tree) for tree in trees))
-    sketches = np.stack([jax.vmap(sketch)(tree) for tree in trees])
+    sketch_all = jax.jit(jax.vmap(sketch))
+    sketches = np.stack([sketch_all(tree) for tree in trees])
     intervals = [sketches[first : first + every].sum(0) for first in range(0, steps, every)][::-1]
     mean = np.mean(intervals, axis=1)
     apart = intervals - mean[:, None]
