@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 import rps_jax as rps
-from launch.reports.drops import draw_drops
 from launch.trainer.hook import Hook
 
 
@@ -60,6 +59,8 @@ class DropRecorder(Hook):
             shifts = np.array(self._shifts, np.int32)
             trace = rps.Trace(arrived, self._packets, shifts=shifts)
             trace.save(self._path, self._description)
+            from launch.reports.drops import draw_drops  # Late: Matplotlib takes half a second.
+
             draw_drops(trace, self._title, picture_of(self._path))
 
     def on_metrics(self, metrics: rps.StepMetrics) -> None:

@@ -6,7 +6,6 @@ import rps_jax as rps
 from launch.channels import CHANNELS
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig, simulates_drops
-from launch.reports.curves import draw_curves
 from launch.reports.provenance import machine, versions
 from launch.trainer.json_files import is_number, write_json
 from launch.trainer.setup import Setup
@@ -43,6 +42,8 @@ def summarise(setup: Setup, wall_seconds: float) -> Summary:
         "versions": versions("jax", "flax", "optax", "numpy") | {"rps_jax": rps.__version__},
     }
     write_json(directory.summary, summary)
+    from launch.reports.curves import draw_curves  # Late: Matplotlib takes half a second.
+
     title = f"{setup.task.model_name} on {setup.data}: {setting(config)}"
     draw_curves(lines, setup.task.score, config.num_workers, title, directory.curves)
     return summary

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from launch.cli.command_line import CommandError
-from launch.reports.drops import draw_drops
 from launch.trainer.record import picture_of
 from rps_jax.transport import Exchanged
 from rps_jax.transport.recording import Recorded, trace_of_recorded
@@ -77,6 +76,8 @@ class Deliveries:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         trace.save(self._path)
         self._say_what_is_missing(len(trace.arrived))
+        from launch.reports.drops import draw_drops  # Late: Matplotlib takes half a second.
+
         draw_drops(trace, title, picture_of(self._path))
 
     def _say_what_is_missing(self, written: int) -> None:
