@@ -69,6 +69,7 @@ def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Compiles fast rather than well, and once, here and in the processes that tests start."""
     settings = {
         "jax_disable_most_optimizations": True,
+        "jax_traceback_in_locations_limit": 0,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
