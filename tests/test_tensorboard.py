@@ -6,6 +6,7 @@ import math
 import struct
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +84,8 @@ def test_a_run_that_is_resized_is_followed(run: Path, monkeypatch: pytest.Monkey
         directory.append(last | {"step": 12} | of_one)
         directory.summary.write_text("{}")
 
-    monkeypatch.setattr(launch.tensorboard.time, "sleep", resize)
+    # That of this module alone: others sleep in threads.
+    monkeypatch.setattr(launch.tensorboard, "time", SimpleNamespace(sleep=resize))
     assert launch.tensorboard.main(["--output-dir", str(run), "--follow"]) == 0
     assert set(read_events(run)["delivered_by_link"]) == {3, 6, 12}
 
