@@ -68,6 +68,17 @@ def draw_exchange(
     return delivery, state
 
 
+def rule_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Returns the key of what a rule draws in the exchange of one step, apart from its drops.
+
+    Args:
+        key: the key of the whole run, the same on every worker.
+        step: int32 scalar, the number of this step.
+    """
+    of_exchanges, _ = keys.split(keys.portable(key))
+    return jax.random.fold_in(jax.random.fold_in(of_exchanges, step), 2)
+
+
 def _check_state(channel: Channel, state: Any, num_workers: int) -> None:
     expected = jax.eval_shape(lambda: channel.init(num_workers))
     shapes, wanted = ([jnp.shape(x) for x in jax.tree.leaves(tree)] for tree in (state, expected))

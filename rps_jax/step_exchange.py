@@ -10,6 +10,7 @@ from rps_jax.averaging import sent_or_last
 from rps_jax.axis import as_own
 from rps_jax.carrier import Carrier
 from rps_jax.delivery import Delivery, in_packets, with_own
+from rps_jax.draw import rule_key
 from rps_jax.keys import wrap_key
 from rps_jax.metrics import count_incoming, fraction_of
 from rps_jax.rules import Rule
@@ -117,6 +118,11 @@ class StepExchange:
         """What arrived; see `rps_jax.rules.Average`."""
         assert self._delivery is not None  # as it is to be asked for afterwards
         return self._delivery
+
+    @property
+    def rule_key(self) -> jax.Array:
+        """A key for what a rule draws; see `rps_jax.rules.Average`."""
+        return rule_key(wrap_key(self.key), self.step)
 
 
 def on_params(rule: Rule, params: Any, memory: Any, average: StepExchange) -> tuple[Any, Any]:

@@ -121,11 +121,11 @@ def check_rule_state(rule: Rule, state: TrainState) -> None:
     """Raises `ValueError` if a state remembers what another rule or other options would."""
 
     def kind(tree: Any) -> Any:
-        return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+        leaves = [(jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(tree)]
+        return jax.tree.structure(tree), leaves
 
-    if kind(state.rule_state) != kind(jax.eval_shape(rule.init, state.params)):
-        shapes = jax.tree.map(jnp.shape, state.rule_state)
+    if (found := kind(state.rule_state)) != kind(jax.eval_shape(rule.init, state.params)):
         raise ValueError(
-            f"state.rule_state has shapes {shapes}: expected those of {rule}, of init_train_state "
-            "with the algorithm and the options of the step"
+            f"state.rule_state has leaves {found[1]}: expected those of {rule}, of "
+            "init_train_state with the algorithm and the options of the step"
         )

@@ -11,7 +11,9 @@ import reference
 from jax.sharding import PartitionSpec as P
 
 import rps_jax as rps
+from rps_jax.draw import rule_key
 from rps_jax.keys import key_data, wrap_key
+from rps_jax.rounding import dithered
 from rps_jax.rules import RULES
 from rps_jax.servers import Server
 
@@ -74,11 +76,12 @@ class Average:
     """The exchange of one step in NumPy, as a definition calls it, by the reference rules.
 
     Of the models, only `part` is exchanged; none where it is None. `state` is the model state.
-    What is rounded away of values in messages stays with the worker, if they are models.
+    What models are moved by in messages, dither and rounding, stays with the worker.
     """
 
-    def __init__(self, delivery, part, old, before, after, policies, model_state):
-        self.delivery, self.part, self.old, self.policies = delivery, part, old, policies
+    def __init__(self, step, delivery, part, old, before, after, policies, model_state):
+        self.step, self.delivery, self.part = step, delivery, part
+        self.old, self.policies = old, policies
         self.before, self.state, self.alongside = before, after, model_state == "exchange"
 
     def __call__(self, values, first=START, reliable=False, overlaps=False, models=True):
@@ -87,6 +90,10 @@ class Average:
             return values
         on_miss, server, server_drop_rate, dtype = self.policies
         message, first = (x.astype(dtype or np.float32) for x in (values, first))
+        if models and dtype:
+            key = rule_key(wrap_key(key_data(0)), self.step)
+            of_worker = jax.vmap(lambda x: dithered(x, dtype, key))
+            message[self.part] = np.asarray(of_worker(values[self.part])).astype(dtype)
         old_average, old_sent = (self.old.setdefault(i, first.copy()) for i in range(2))
         missed = {"own": message, "zero": 0 * message, "stale": old_average}[on_miss]
         own, after = self.before if overlaps else self.state, self.state
@@ -158,6 +165,7 @@ def by_hand(
         part = np.s_[:, turn * SIZE // fragments : (turn + 1) * SIZE // fragments]
         after = {"mean": 0.9 * state["mean"] + 0.1 * batch.mean(1), "calls": state["calls"] + 1}
         average = Average(
+            step,
             jax.device_get(deliveries(step, assignment)),
             None if (step + 1) % every else part,
             *(old, state, after, policies, model_state),
@@ -425,7 +433,7 @@ def test_a_state_of_another_rule_is_refused(algorithm, options, others):
     optimizer = optax.sgd(RATE)
     step = rps.make_train_step(loss_fn, optimizer, CHANNEL, "w", algorithm=algorithm, **options)
     of_all = jax.tree.map(lambda x: jnp.stack([x] * N), start(optimizer, **others))
-    with pytest.raises(ValueError, match=r"state.rule_state has shapes .*: expected those of"):
+    with pytest.raises(ValueError, match=r"state.rule_state has leaves .*: expected those of"):
         jax.eval_shape(jax.vmap(step, axis_name="w"), of_all, batches(0))
 
 

@@ -187,7 +187,7 @@ class Worker:
         carrier = transport.Datagrams(watched)
 
         def once(stop: bool) -> bool:
-            jax.block_until_ready(average(carrier, self._rule, self._params))
+            jax.block_until_ready(average(carrier, self._rule, self._params, jnp.int32(0)))
             return stop
 
         return once

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.checks import BELOW_ONE, check_number
+from rps_jax.rounding import rounded
 from rps_jax.rules.rule import Average, Rule
 from rps_jax.servers import SERVERS, Server, ServerName
 
@@ -92,21 +93,13 @@ class LossyRule(Rule):
         return self.server == "stale"
 
     def sends(self, params: Any) -> Any:
-        """Returns what is averaged in one exchange, as it is sent."""
-        return self.message(params)
+        """Returns what is averaged in one exchange, in the dtypes of messages."""
+        return self._rounded(params)
 
-    def message(self, tree: Any) -> Any:
-        """Returns a tree as it is sent: wider floating leaves rounded to the dtype of messages."""
-        if self.message_dtype is None:
-            return tree
-        narrow = jnp.dtype(self.message_dtype)
-
-        def rounded(x: Any) -> Any:
-            dtype = jnp.result_type(x)
-            wider = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > narrow.itemsize
-            return jnp.asarray(x, narrow) if wider else x
-
-        return jax.tree.map(rounded, tree)
+    def message(self, tree: Any, average: Average) -> Any:
+        """Returns a tree as it is sent in one exchange."""
+        del average
+        return self._rounded(tree)
 
     def adopt(self, tree: Any, message: Any, average: Any) -> Any:
         """Returns what a worker makes of the average of rounded messages, in its own dtypes.
@@ -126,14 +119,14 @@ class LossyRule(Rule):
             tree: what stands for averages and messages before there were any.
         """
         stale = self.on_miss == "stale", self.keeps_sent
-        message = self.message(tree)
-        return (
-            PolicyState(*(copied(message) if each else () for each in stale)) if any(stale) else ()
-        )
+        if not any(stale):
+            return ()
+        message = self._rounded(tree)
+        return PolicyState(*(copied(message) if each else () for each in stale))
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages a tree by these policies; returns it, and the memory."""
-        old, message = memory or PolicyState(), self.message(tree)
+        old, message = memory or PolicyState(), self.message(tree, average)
         otherwise = {
             "own": lambda: message,
             "zero": lambda: jax.tree.map(jnp.zeros_like, message),
@@ -149,3 +142,6 @@ class LossyRule(Rule):
             arrived if self.on_miss == "stale" else (),
             () if last is None else average.sent_or_last(message, last),
         )
+
+    def _rounded(self, tree: Any) -> Any:
+        return tree if self.message_dtype is None else rounded(tree, self.message_dtype)

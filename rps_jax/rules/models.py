@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.checks import check_count
+from rps_jax.rounding import dithered, rounded
 from rps_jax.rules.lossy import LossyRule, Missed
 from rps_jax.rules.rule import Average
 
@@ -41,11 +42,16 @@ class AverageModels(LossyRule):
         """Returns what is remembered: `()` if nothing."""
         return self.remember(params)
 
+    def message(self, tree: Any, average: Average) -> Any:
+        """Returns a model as it is sent in one exchange; see `rps_jax.rounding`."""
+        if self.message_dtype is None:
+            return tree
+        return rounded(dithered(tree, self.message_dtype, average.rule_key), self.message_dtype)
+
     def adopt(self, tree: Any, message: Any, average: Any) -> Any:
         """Returns the average of rounded messages, plus what was rounded away of the worker's own.
 
-        So steps that are too small for the rounding add up. Where no average arrived, the model
-        stays what it is, bit for bit.
+        Where no average arrived, the model stays what it is, bit for bit.
         """
 
         def kept(own: Any, mine: jax.Array, new: jax.Array) -> jax.Array:

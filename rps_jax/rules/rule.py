@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Protocol
 
+import jax
+
 from rps_jax.delivery import Delivery
 from rps_jax.servers import RECEIVED, Server
 
@@ -20,6 +22,11 @@ class Average(Protocol):
     @property
     def delivery(self) -> Delivery:
         """What arrived; to be asked for after the call."""
+        ...
+
+    @property
+    def rule_key(self) -> jax.Array:
+        """A key for what a rule draws: the same on every worker, another in every exchange."""
         ...
 
 

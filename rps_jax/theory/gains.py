@@ -95,7 +95,7 @@ def gains(
     if num_workers == 1:
         return Gains(np.zeros((ages, ages)), np.zeros((ages, ages)), np.zeros(ages))
     made = rules.make_rule(rule, **options)
-    if isinstance(made, LossyRule):
+    if isinstance(made, LossyRule) and made.message_dtype is not None:
         made = dataclasses.replace(made, message_dtype=None)
     plain = type(made) is rules.AverageModels and (made.server, made.on_miss) == ("received", "own")
     # A subclass may draw otherwise.

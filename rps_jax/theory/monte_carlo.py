@@ -10,7 +10,7 @@ import numpy as np
 from rps_jax import averaging, rules
 from rps_jax.channels import Channel, Reliable
 from rps_jax.delivery import Delivery
-from rps_jax.draw import Assignment, draw_exchange
+from rps_jax.draw import Assignment, draw_exchange, rule_key
 from rps_jax.servers import RECEIVED, Server
 from rps_jax.theory.policies import Moments
 
@@ -176,7 +176,7 @@ class Simulation:
 
         def one_worker(models: jax.Array, memory: Any, state: Any) -> Any:
             delivery, state = draw_exchange(self.channel, state, key, step, _AXIS, self.assignment)
-            average = _Average(delivery, jax.lax.axis_index(_AXIS))
+            average = _Average(delivery, jax.lax.axis_index(_AXIS), rule_key(key, step))
 
             def one_model(model: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
                 model, memory = self.rule.on_gradients(model, memory, average)
@@ -194,6 +194,7 @@ class _Average:
 
     delivery: Delivery
     worker: jax.Array
+    rule_key: jax.Array
 
     def __call__(self, tree: Any, otherwise: Any, server: Server = RECEIVED) -> Any:
         return averaging.average_or_else(tree, otherwise, self.delivery, _AXIS, server=server)

@@ -165,17 +165,28 @@ class Datagrams(Carrier):
         shift[...], away[...] = seen.shift, seen.away
 
 
-def average(carrier: Datagrams, rule: AverageModels, tree: Any) -> Any:
+def is_traced(tree: Any) -> bool:
+    """Returns whether a pytree is of a function that is being compiled."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def average(carrier: Datagrams, rule: AverageModels, tree: Any, step: jax.Array) -> Any:
     """Averages a pytree in the network's next exchange; what is missed stays one's own.
 
     Returns when the exchange is over; inside of a compiled function, it is for the caller to wait.
+
+    Args:
+        carrier: of the network.
+        rule: without a memory.
+        tree: of numbers.
+        step: int32 scalar, from which the rounding of messages draws.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-        return _average(carrier, rule, tree)
+    if is_traced(tree):
+        return _average(carrier, rule, tree, step)
     _INTERRUPTS.pop(carrier.network, None)
     try:
         # JAX would return at once, and the network could be left before the exchange.
-        return jax.block_until_ready(_average(carrier, rule, tree))
+        return jax.block_until_ready(_average(carrier, rule, tree, step))
     except jax.errors.JaxRuntimeError:
         if interrupt := _INTERRUPTS.pop(carrier.network, None):
             raise interrupt from None
@@ -183,6 +194,6 @@ def average(carrier: Datagrams, rule: AverageModels, tree: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _average(carrier: Datagrams, rule: AverageModels, tree: Any) -> Any:
-    average = StepExchange(carrier, key=key_data(0), step=jnp.int32(0), state=())
+def _average(carrier: Datagrams, rule: AverageModels, tree: Any, step: jax.Array) -> Any:
+    average = StepExchange(carrier, key_data(0), step, state=())
     return rule.on_params(tree, (), average)[0]

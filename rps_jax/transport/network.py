@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rps_jax.draw import Assignment
 from rps_jax.rules import AverageModels
 from rps_jax.rules.lossy import MessageDtype
-from rps_jax.transport.carrier import Datagrams, Exchanged, average
+from rps_jax.transport.carrier import Datagrams, Exchanged, average, is_traced
 from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
@@ -114,7 +115,13 @@ class Network:
         # Compiled programs refer to this network for as long as JAX keeps them.
         self._inbox.clear()
 
-    def average_models(self, params: Any, *, message_dtype: MessageDtype | None = None) -> Any:
+    def average_models(
+        self,
+        params: Any,
+        *,
+        message_dtype: MessageDtype | None = None,
+        step: jax.Array | int | None = None,
+    ) -> Any:
         """RPS over the network: averages the workers' models; what is missed stays one's own.
 
         To be called by every worker with pytrees of the same structure, shapes and dtypes. Returns
@@ -124,6 +131,8 @@ class Network:
             params: this worker's pytree of arrays, floating or integer.
             message_dtype: what wider floating values are rounded to in messages, "bfloat16" or
                 "float16"; see `rps_jax.rules.AverageModels`.
+            step: number of this exchange, the same on every worker, from which the rounding draws;
+                by default counted here, but inside of a compiled function.
 
         Returns:
             The same structure, shapes and dtypes.
@@ -131,10 +140,18 @@ class Network:
         Raises:
             RuntimeError: the network is not entered as a context manager, or was left.
             TypeError: a leaf that has no average.
-            ValueError: a leaf that is cut over several devices, or another dtype of messages.
+            ValueError: a leaf that is cut over several devices, another dtype of messages, or no
+                step where one is needed.
         """
         self._check_joined()
         rule = AverageModels(message_dtype=message_dtype)
+        if step is None:
+            if message_dtype is not None and is_traced(params):
+                raise ValueError(
+                    "step=None: expected the number of the exchange, with message_dtype inside of "
+                    "a compiled function"
+                )
+            step = self._next
         for path, leaf in jax.tree.leaves_with_path(params):
             traced = isinstance(leaf, jax.core.Tracer)
             if isinstance(leaf, jax.Array) and not traced and len(leaf.sharding.device_set) > 1:
@@ -142,7 +159,7 @@ class Network:
                     f"leaf {jax.tree_util.keystr(path) or 'params'} lies on "
                     f"{len(leaf.sharding.device_set)} devices: expected one, this worker's"
                 )
-        return average(Datagrams(self), rule, params)
+        return average(Datagrams(self), rule, params, jnp.int32(step))
 
     @property
     def next_exchange(self) -> int:
