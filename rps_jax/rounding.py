@@ -1,13 +1,15 @@
 """Rounding of the values in messages, by which no small step is lost.
 
-A worker that goes on with average(round(x)) + (x - round(x)) keeps what was rounded away of its own
-model. But the average is rounded as well, when it is sent back: by itself that would take away
-what fewer than half of the workers have moved by, and where all move by less than a spacing of the
-rounded numbers in many steps, nothing would ever be learnt. So all add the same dither before they
-round: subtractive dither, Schuchman, "Dither Signals and Their Effect on Quantization Noise", IEEE
-Transactions on Communication Technology 12(4), 1964. Uniform over a period of the rounding, it
-makes the mean of the models move as it would without rounding, on average over the exchanges. That
-period is two spacings, as ties are rounded to the even number.
+The average of rounded models is rounded again when it is sent back, which takes away what fewer
+than half of the workers have moved by: where all move by less than a spacing of the rounded numbers
+in many steps, nothing would ever be learnt. So all add the same dither before they round, and take
+it off the average: subtractive dither, Schuchman, "Dither Signals and Their Effect on Quantization
+Noise", IEEE Transactions on Communication Technology 12(4), 1964. Uniform over a period of the
+rounding, it makes the mean of the models move as it would without rounding, on average over the
+exchanges. That period is two spacings, as ties are rounded to the even number.
+
+A worker whose own message says the same as the average keeps its model. So models that are equal
+stay what they are; and the mean, which rounding moves at random, is moved half as far.
 """
 
 from typing import Any
@@ -32,7 +34,7 @@ def rounded(tree: Any, dtype: Any) -> Any:
     )
 
 
-def dithered(tree: Any, dtype: Any, key: jax.Array) -> Any:
+def with_dither(tree: Any, dtype: Any, key: jax.Array) -> Any:
     """Returns a tree of which `rounded` loses nothing on average.
 
     Args:
@@ -40,9 +42,18 @@ def dithered(tree: Any, dtype: Any, key: jax.Array) -> Any:
         dtype: what they will be rounded to.
         key: the same on every worker, and another in every exchange.
     """
+    return _moved(tree, dtype, key, 1)
+
+
+def without_dither(tree: Any, dtype: Any, key: jax.Array) -> Any:
+    """Returns averages of what was rounded with dither, in the dtypes of before, without it."""
+    return _moved(tree, dtype, key, -1)
+
+
+def _moved(tree: Any, dtype: Any, key: jax.Array, sign: int) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     moved = [
-        _dithered(jnp.asarray(x), dtype, jax.random.fold_in(key, leaf))
+        x + sign * _dither(jnp.asarray(x), dtype, jax.random.fold_in(key, leaf))
         if _is_wider(x, dtype)
         else x
         for leaf, x in enumerate(leaves)
@@ -55,9 +66,8 @@ def _is_wider(x: Any, dtype: Any) -> bool:
     return jnp.issubdtype(own, jnp.floating) and own.itemsize > jnp.dtype(dtype).itemsize
 
 
-def _dithered(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
-    dither = 2 * uniform(key, x.shape) - 1
-    return x + dither.astype(x.dtype) * _spacing(x, dtype)
+def _dither(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    return (2 * uniform(key, x.shape) - 1).astype(x.dtype) * _spacing(x, dtype)
 
 
 def _spacing(x: jax.Array, dtype: Any) -> jax.Array:

@@ -98,7 +98,7 @@ def test_the_error_is_that_of_rounding_messages_and_averages(dtype):
     found = averaged(rps.rules.AverageModels(message_dtype=dtype), {"x": values}, drop_rate=0.0)
     eps = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(found["x"] - values.mean(0), 0, atol=1.51 * eps)
-    assert np.abs(found["x"].mean(0) - values.mean(0)).max() < 0.51 * eps
+    assert np.abs(found["x"].mean(0) - values.mean(0)).max() < 1.01 * eps
 
 
 def test_gradients_are_the_same_on_every_worker():

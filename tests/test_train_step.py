@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import rps_jax as rps
 from rps_jax.draw import rule_key
 from rps_jax.keys import key_data, wrap_key
-from rps_jax.rounding import dithered
+from rps_jax.rounding import with_dither, without_dither
 from rps_jax.rules import RULES
 from rps_jax.servers import Server
 
@@ -76,7 +76,7 @@ class Average:
     """The exchange of one step in NumPy, as a definition calls it, by the reference rules.
 
     Of the models, only `part` is exchanged; none where it is None. `state` is the model state.
-    What models are moved by in messages, dither and rounding, stays with the worker.
+    Models are dithered before they are rounded; one whose message is the average stays.
     """
 
     def __init__(self, step, delivery, part, old, before, after, policies, model_state):
@@ -90,10 +90,10 @@ class Average:
             return values
         on_miss, server, server_drop_rate, dtype = self.policies
         message, first = (x.astype(dtype or np.float32) for x in (values, first))
-        if models and dtype:
+        if rounds := bool(models and dtype):
             key = rule_key(wrap_key(key_data(0)), self.step)
-            of_worker = jax.vmap(lambda x: dithered(x, dtype, key))
-            message[self.part] = np.asarray(of_worker(values[self.part])).astype(dtype)
+            dithered = jax.vmap(lambda x: with_dither(x, dtype, key))(values[self.part])
+            message[self.part] = np.asarray(dithered).astype(dtype)
         old_average, old_sent = (self.old.setdefault(i, first.copy()) for i in range(2))
         missed = {"own": message, "zero": 0 * message, "stale": old_average}[on_miss]
         own, after = self.before if overlaps else self.state, self.state
@@ -110,9 +110,12 @@ class Average:
             self.old["state"] = self.old["state"] | old_state
         self.state = after | {name: state[name] + after[name] - own[name] for name in state}
         old_average[self.part] = average
-        rest = values - message.astype(np.float32) if models else np.zeros_like(values)
+        new = average.astype(np.float32)
+        if rounds:
+            plain = jax.vmap(lambda x: without_dither(x, dtype, key))(new)
+            new = np.where(average == message[self.part], values[self.part], plain)
         values = values.copy()
-        values[self.part] = average.astype(np.float32) + rest[self.part]
+        values[self.part] = new
         return values
 
 

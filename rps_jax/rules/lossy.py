@@ -96,21 +96,22 @@ class LossyRule(Rule):
         """Returns what is averaged in one exchange, in the dtypes of messages."""
         return self._rounded(params)
 
-    def message(self, tree: Any, average: Average) -> Any:
-        """Returns a tree as it is sent in one exchange."""
+    def before_rounding(self, tree: Any, average: Average) -> Any:
+        """Returns what is rounded to make a message of a tree."""
         del average
-        return self._rounded(tree)
+        return tree
 
-    def adopt(self, tree: Any, message: Any, average: Any) -> Any:
-        """Returns what a worker makes of the average of rounded messages, in its own dtypes.
+    def after_rounding(self, tree: Any, message: Any, arrived: Any, average: Average) -> Any:
+        """Returns what a worker makes of the average of rounded messages.
 
         Args:
             tree: the worker's own.
             message: the same as it was sent.
-            average: of the messages; where none arrived, what stands in for it.
+            arrived: the average, in the dtypes of `tree`; where none arrived, what stands for it.
+            average: the exchange.
         """
-        del message
-        return jax.tree.map(lambda own, new: new.astype(jnp.result_type(own)), tree, average)
+        del tree, message, average
+        return arrived
 
     def remember(self, tree: Any) -> Any:
         """Returns what is remembered before the first exchange: `()` if nothing.
@@ -126,7 +127,8 @@ class LossyRule(Rule):
 
     def exchange(self, tree: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages a tree by these policies; returns it, and the memory."""
-        old, message = memory or PolicyState(), self.message(tree, average)
+        old, rounds = memory or PolicyState(), self.message_dtype is not None
+        message = self._rounded(self.before_rounding(tree, average) if rounds else tree)
         otherwise = {
             "own": lambda: message,
             "zero": lambda: jax.tree.map(jnp.zeros_like, message),
@@ -135,7 +137,10 @@ class LossyRule(Rule):
         last = old.sent if self.keeps_sent else None
         server = Server(self.server, self.server_drop_rate, last)
         arrived = average(message, otherwise=otherwise, server=server)
-        averaged = arrived if self.message_dtype is None else self.adopt(tree, message, arrived)
+        averaged = arrived
+        if rounds:
+            wide = jax.tree.map(lambda own, new: new.astype(jnp.result_type(own)), tree, arrived)
+            averaged = self.after_rounding(tree, message, wide, average)
         if not memory:
             return averaged, memory
         return averaged, PolicyState(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.checks import check_count
-from rps_jax.rounding import dithered, rounded
+from rps_jax.rounding import with_dither, without_dither
 from rps_jax.rules.lossy import LossyRule, Missed
 from rps_jax.rules.rule import Average
 
@@ -42,26 +42,21 @@ class AverageModels(LossyRule):
         """Returns what is remembered: `()` if nothing."""
         return self.remember(params)
 
-    def message(self, tree: Any, average: Average) -> Any:
-        """Returns a model as it is sent in one exchange; see `rps_jax.rounding`."""
-        if self.message_dtype is None:
-            return tree
-        return rounded(dithered(tree, self.message_dtype, average.rule_key), self.message_dtype)
+    def before_rounding(self, tree: Any, average: Average) -> Any:
+        """Adds the dither that all workers share; see `rps_jax.rounding`."""
+        return with_dither(tree, self.message_dtype, average.rule_key)
 
-    def adopt(self, tree: Any, message: Any, average: Any) -> Any:
-        """Returns the average of rounded messages, plus what was rounded away of the worker's own.
+    def after_rounding(self, tree: Any, message: Any, arrived: Any, average: Average) -> Any:
+        """Takes the dither off the average; one that is the worker's own message changes nothing.
 
-        Where no average arrived, the model stays what it is, bit for bit.
+        So where no average arrived, the model stays what it is, bit for bit.
         """
+        plain = without_dither(arrived, self.message_dtype, average.rule_key)
 
-        def kept(own: Any, mine: jax.Array, new: jax.Array) -> jax.Array:
-            dtype = jnp.result_type(own)
-            rest = own - mine.astype(dtype)
-            # Of a worker that is no longer finite, nothing is kept.
-            average = new.astype(dtype) + jnp.where(jnp.isfinite(rest), rest, 0)
-            return jnp.where(new == mine, own, average)
+        def chosen(own: Any, mine: jax.Array, new: jax.Array, plain: jax.Array) -> jax.Array:
+            return jnp.where(new == mine.astype(new.dtype), own, plain)
 
-        return jax.tree.map(kept, tree, message, average)
+        return jax.tree.map(chosen, tree, message, arrived, plain)
 
     def on_params(self, params: Any, memory: Any, average: Average) -> tuple[Any, Any]:
         """Averages the locally updated model."""
