@@ -57,6 +57,7 @@ class StepExchange:
         links: what is counted; `()` if nothing.
         sent: what the servers have of the model state; `()` if they keep nothing.
         record: whether `seen` has the arrivals.
+        number: of the exchange, where the network numbers them itself; None for that of the step.
         seen: what arrived; None before the exchange.
         worker: index of the worker.
     """
@@ -69,6 +70,7 @@ class StepExchange:
     links: Any = ()
     sent: Any = ()
     record: bool = False
+    number: jax.Array | None = None
     seen: Seen | None = dataclasses.field(default=None, init=False)
     _delivery: Delivery | None = dataclasses.field(default=None, init=False)
 
@@ -95,9 +97,10 @@ class StepExchange:
             last = _Together(server.last, self.sent if keeps else self.alongside)
             server = dataclasses.replace(server, last=last)
         both, fallback = (_Together(each, self.alongside) for each in (tree, otherwise))
+        number = self.step if self.number is None else self.number
         with jax.named_scope("exchange"):
             (tree, self.alongside), self._delivery, self.state = self.carrier.exchange(
-                self.state, wrap_key(self.key), self.step, both, fallback, server
+                self.state, wrap_key(self.key), number, both, fallback, server
             )
         if keeps:
             self.sent = sent_or_last(both, server.last, self._delivery, self.worker).model_state
@@ -144,9 +147,9 @@ def on_params(rule: Rule, params: Any, memory: Any, average: StepExchange) -> tu
     def exchange(
         params: Any, memory: Any, state: Any, alongside: Any, links: Any, sent: Any
     ) -> Any:
-        step = average.step // rule.every if numbers_exchanges else average.step
+        number = average.step // rule.every if numbers_exchanges else None
         changed = {"state": state, "alongside": alongside, "links": links, "sent": sent}
-        traced = dataclasses.replace(average, step=step, **changed)
+        traced = dataclasses.replace(average, number=number, **changed)
         params, memory = rule.on_params(params, memory, traced)
         return *values(params, memory, traced), as_own(traced.seen, average.worker)
 

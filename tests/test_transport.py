@@ -212,6 +212,18 @@ def loss_fn(params, model_state, batch, key):
     return 0.5 * jnp.sum((params["x"] - batch) ** 2), model_state
 
 
+def simulate(rule, optimizer, channel, initial, batches):
+    """The state after the same training over a simulated network, and the metrics of its steps."""
+    step = rps.make_train_step(loss_fn, optimizer, channel, "workers", algorithm=rule)
+    one = rps.init_train_state(initial, (), optimizer, channel, N, algorithm=rule)
+    state = jax.tree.map(lambda x: jnp.stack([x] * N), one)
+    train_step, steps = jax.jit(jax.vmap(step, axis_name="workers")), []
+    for batch in batches:
+        state, metrics = train_step(state, jnp.float32(batch))
+        steps.append(metrics)
+    return jax.device_get((state, steps))
+
+
 @pytest.mark.parametrize(
     "rule",
     [
@@ -238,38 +250,38 @@ def test_the_law_of_the_wire(rule):
 
     done = run_workers(work, unruly={"drop": 0.2})
     trace = transport.trace_of([records for _, records, _ in done])
-    step = rps.make_train_step(loss_fn, optimizer, trace, "workers", algorithm=rule)
-    one = rps.init_train_state(initial, (), optimizer, trace, N, algorithm=rule)
-    state = jax.tree.map(lambda x: jnp.stack([x] * N), one)
-    train_step = jax.jit(jax.vmap(step, axis_name="workers"))
-    for number, batch in enumerate(batches):
-        state, metrics = train_step(state, jnp.asarray(batch))
+    state, simulated = simulate(rule, optimizer, trace, initial, batches)
+    for number, metrics in enumerate(simulated):
         of_workers = [delivered[number] for _, _, delivered in done]
         np.testing.assert_allclose(np.mean(metrics.delivered), np.mean(of_workers), rtol=1e-5)
         assert np.mean(of_workers) < 1
-    assert_close(stacked([params for params, _, _ in done]), jax.device_get(state.params))
+    assert_close(stacked([params for params, _, _ in done]), state.params)
 
 
 def test_a_worker_that_is_ahead_is_heard_under_local_steps_too():
     """Exchanges are numbered one by one, so that the others' next one is the next."""
     every, optimizer = 4, optax.sgd(0.1)
-    rule = rps.rules.AverageModels(local_steps=every)
+    rule = rps.rules.AverageModels(local_steps=every, message_dtype="float16")
     initial = {"x": jnp.zeros(3000)}
+    batches = np.arange(5 * every)[:, None, None] + np.arange(N)[:, None] + np.zeros(3000)
 
     def work(network, worker):
         carrier = transport.Datagrams(network)
         step = jax.jit(rps.make_step(loss_fn, optimizer, rule, carrier))
         state: Any = rps.init_train_state(initial, (), optimizer, carrier, N, algorithm=rule)
-        for number in range(5 * every):
+        for batch in batches:
             if worker == 0:
                 time.sleep(0.01)
-            state, _ = step(state, jnp.full(3000, float(worker + number)))
+            state, _ = step(state, jnp.float32(batch[worker]))
             jax.block_until_ready(state)
-        return network.records
+        return network.records, state.params
 
-    for records in run_workers(work, deadline=5.0):
+    done = run_workers(work, deadline=5.0)
+    for records, _ in done:
         assert [seen.exchange for seen in records] == list(range(5))
         assert all(seen.received.all() and seen.gathered.all() for seen in records)
+    simulated = simulate(rule, optimizer, rps.Reliable(), initial, batches)[0].params
+    assert_close(stacked([params for _, params in done]), simulated)
 
 
 def test_exchanges_of_one_network_come_one_after_the_other():
