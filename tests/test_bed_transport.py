@@ -1,5 +1,6 @@
 """The transport on real links: what they drop is what the simulation replays."""
 
+import fcntl
 import json
 import os
 import signal
@@ -145,6 +146,9 @@ class Process:
             text=True,
             env=environment | {"JAX_PLATFORMS": "cpu"},
         )
+        assert self.popen.stdout
+        # A worker that is not listened to for a while is not to wait for that.
+        fcntl.fcntl(self.popen.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
 
     def said(self) -> dict[str, Any]:
         """Returns what it says next."""
