@@ -1,5 +1,7 @@
 """Values that are rounded in messages: what stays with a worker, and what is sent."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,13 +131,12 @@ def test_what_is_narrow_or_whole_is_sent_as_it_is():
 def test_half_as_much_goes_over_a_network():
     models = np.random.default_rng(0).uniform(1, 2, size=(N, 20_000)).astype(np.float32)
 
-    def work(network, worker, dtype):
+    def work(dtype, network, worker):
         averaged = network.average_models({"x": jnp.asarray(models[worker])}, message_dtype=dtype)
         return averaged, network.bytes_sent
 
     wide, half = (
-        run_workers(lambda *of: work(*of, dtype), deadline=20.0)  # noqa: B023
-        for dtype in (None, "float16")
+        run_workers(functools.partial(work, dtype), deadline=20.0) for dtype in (None, "float16")
     )
     found = stacked([averaged for averaged, _ in half])["x"]
     np.testing.assert_allclose(found, models.mean(0, keepdims=True).repeat(N, 0), atol=2e-3)

@@ -219,7 +219,7 @@ class Hosts:
         self._bed.set_link(Link(rate=1e6 * each.mbps, drop_rate=each.drop_rate))
         argv = [sys.executable, "-m", "launch.hosts", *self.flags, "--heartbeat-timeout", "120"]
         argv += ["--network", each.way.network]
-        argv += ["--max-restarts", "1"] if each.way.killed else []
+        argv += ["--max-restarts", "1"] if each.way.network == "udp" else []
         argv += ["--", *_flags(of_training, self._bed.num_hosts, each.way)]
         argv += ["--output-dir", str(folder.path.absolute())]
         folder.clear()
