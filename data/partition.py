@@ -66,7 +66,7 @@ def _draw_counts(
 ) -> np.ndarray:
     """Counts per class of draws made one by one, each from the classes that still have examples."""
     counts = np.zeros_like(available)
-    while missing := num_draws - counts.sum():
+    while missing := num_draws - int(counts.sum()):
         weights = np.where(counts < available, proportions, 0.0)
         if not weights.sum() > 0:
             # All of the worker's proportions underflowed, or its classes are used up.

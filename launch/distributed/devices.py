@@ -40,8 +40,8 @@ def start_devices(num_workers: int, workers_per_device: int | None) -> None:
             "workers_per_device", workers_per_device, wanted <= _LARGEST_HOST, f"at least {least}"
         )
     jax.config.update("jax_num_cpu_devices", wanted)
-    if jax.__version_info__ >= (0, 11):
-        return  # XLA ends the process on a flag that it does not know, and may drop these.
+    if jax.__version_info__ >= (0, 12, 1):
+        return  # XLA ends the process on a flag that it does not know; those before know these.
     # Many devices on few cores wait for one another: let a starved thread be late.
     patience = (
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "

@@ -40,14 +40,14 @@ def draw_arrivals(axes: Axes, arrivals: np.ndarray, num_workers: int) -> None:
     """Draws how many workers' packets arrived at servers: counts, as `in_full` groups them."""
     edges = np.append(group_starts(num_workers + 1), num_workers + 1) - 0.5
     _draw_bars(axes, edges, arrivals, "workers that arrive at a server")
-    fewest = edges[np.flatnonzero(arrivals).min(initial=len(arrivals) - 1)]
+    fewest = float(edges[min(np.flatnonzero(arrivals).tolist(), default=len(arrivals) - 1)])
     axes.set_xlim(max(fewest - 1.5, -0.5), num_workers + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_bursts(axes: Axes, bursts: np.ndarray) -> None:
     """Draws how many packets were dropped in a row: counts of `BURST_BINS` bins."""
-    shown = max(3, int(np.flatnonzero(bursts).max(initial=0)) + 1)
+    shown = max([2, *np.flatnonzero(bursts).tolist()]) + 1
     _draw_bars(axes, np.arange(shown + 1) - 0.5, bursts[:shown], "packets dropped in a row")
     labels = ["1", *(f"{2**b}-{2 ** (b + 1) - 1}" for b in range(1, BURST_BINS - 1))]
     labels.append(f"{2 ** (BURST_BINS - 1)}-")

@@ -56,10 +56,10 @@ class LinkStatistics(NamedTuple):
     def in_short(self) -> dict[str, float]:
         """Returns what is in every line of metrics."""
         known = self.delivered[np.isfinite(self.delivered)]
-        reached = np.flatnonzero(self.arrivals)
+        reached = np.flatnonzero(self.arrivals).tolist()
         return {
             "delivered_worst_link": round(float(known.min(initial=1.0)), 6),
-            "fewest_arrivals": int(reached.min(initial=len(self.arrivals) - 1)),
+            "fewest_arrivals": min(reached, default=len(self.arrivals) - 1),
             "mean_burst_length": round(self.mean_burst, 4),
         }
 

@@ -102,7 +102,7 @@ def measure(
             lambda step, now: simulation.exchange(now[0], now[1], now[2], drop_key, step),
             start,
         )
-        return state, jnp.stack(_moments(before, after))
+        return state, _moments(before, after)
 
     _, measured = jax.lax.scan(sample, first, (jnp.arange(num_exchanges), jnp.asarray(begins)))
     values = np.asarray(measured, np.float64)
@@ -113,22 +113,15 @@ def measure(
     return Measured(Moments(*map(float, means)), Moments(*map(float, errors)), replicas)
 
 
-def _moments(before: jax.Array, after: jax.Array) -> Moments:
-    """Returns what became of models `[workers, 2, size]`, of which the second are equal."""
+def _moments(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Returns `Moments`, in order, of models `[workers, 2, size]`; the second models are equal."""
     n = len(before)
     mean_before, mean = (x.mean(0, keepdims=True) for x in (before, after))
     spread = jnp.sum((after - mean) ** 2, (0, 2))
     moved = n * jnp.sum((mean - mean_before) ** 2, (0, 2))
     kept = jnp.sum(after * before, (0, 2))
-    apart, equal = jnp.sum(before**2, (0, 2))
-    return Moments(
-        contraction=spread[0] / apart,
-        drift=moved[0] / apart,
-        kept=kept[0] / apart,
-        equal_spread=spread[1] / equal,
-        equal_drift=moved[1] / equal,
-        equal_kept=kept[1] / equal,
-    )
+    moments_2x3 = jnp.stack([spread, moved, kept], axis=1) / jnp.sum(before**2, (0, 2))[:, None]
+    return moments_2x3.ravel()
 
 
 @dataclasses.dataclass(frozen=True)
