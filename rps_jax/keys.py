@@ -70,12 +70,27 @@ def randint(key: jax.Array, bound: int) -> jax.Array:
     return ((high % span * factor + low % span) % span).astype(jnp.int32)
 
 
+def coarse_symmetric(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns float32 numbers of 16 random bits, uniform over (-1, 1) with mean 0.
+
+    Four of a hash, where `uniform` makes one of it: for dither, of which every parameter has its own.
+    """
+    size = math.prod(shape)
+    words = _hashes(key, -(-size // 4))
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16]).ravel()[:size]
+    return ((halves.astype(jnp.float32) + 0.5) * 2.0**-15 - 1).reshape(shape)
+
+
 def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns random uint32 numbers: of element i, one word of the hash of i."""
+    first, second = _hashes(key, math.prod(shape))
+    return (first ^ second).reshape(shape)
 
-    def word(index: jax.Array) -> jax.Array:
-        data = jax.random.key_data(jax.random.fold_in(key, index))
-        return data[0] ^ data[1]
 
-    indices = jnp.arange(math.prod(shape), dtype=jnp.uint32)
-    return jax.vmap(word)(indices).reshape(shape)
+def _hashes(key: jax.Array, num_hashes: int) -> jax.Array:
+    """Returns the hashes of 0, 1, ..., uint32 `[2, num_hashes]`."""
+
+    def hash_of(index: jax.Array) -> jax.Array:
+        return jax.random.key_data(jax.random.fold_in(key, index))
+
+    return jax.vmap(hash_of, out_axes=1)(jnp.arange(num_hashes, dtype=jnp.uint32))

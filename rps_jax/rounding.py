@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rps_jax.keys import uniform
+from rps_jax.keys import coarse_symmetric
 
 
 def rounded(tree: Any, dtype: Any) -> Any:
@@ -67,11 +68,15 @@ def _is_wider(x: Any, dtype: Any) -> bool:
 
 
 def _dither(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
-    return (2 * uniform(key, x.shape) - 1).astype(x.dtype) * _spacing(x, dtype)
+    return coarse_symmetric(key, x.shape).astype(x.dtype) * _spacing(x, dtype)
 
 
 def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
     """Returns how far apart the numbers of a dtype are where each number lies."""
-    narrow = jnp.finfo(dtype)
-    exponent = jnp.where(x == 0, narrow.minexp, jnp.frexp(x)[1] - 1)
-    return jnp.ldexp(jnp.asarray(narrow.eps, x.dtype), jnp.maximum(exponent, narrow.minexp))
+    wide, narrow = jnp.finfo(x.dtype), jnp.finfo(dtype)
+    # The bits of the exponent alone are the power of two below a number: frexp takes far longer.
+    exponent = np.array(((1 << wide.nexp) - 1) << wide.nmant, f"uint{wide.bits}")
+    bits = jax.lax.bitcast_convert_type(x, exponent.dtype)
+    power = jax.lax.bitcast_convert_type(bits & exponent, x.dtype)
+    power = jnp.clip(power, jnp.asarray(narrow.tiny, x.dtype), jnp.asarray(narrow.max, x.dtype))
+    return power * jnp.asarray(narrow.eps, x.dtype)

@@ -86,9 +86,10 @@ class Layout:
                 values[0] = _mean_of_integers(values, count)
                 continue
             narrow = values.dtype.itemsize < np.dtype(np.float32).itemsize
-            total = values[0].astype(np.float32 if narrow else values.dtype, copy=False)
+            wide = np.dtype(np.float32) if narrow else values.dtype
+            total = values[0].astype(wide, copy=False)
             for value in values[1:]:
-                total += value
+                total += value.astype(wide, copy=False)  # += casts halves five times as slowly.
             total /= count.astype(total.dtype)
             values[0] = total
         return rows[0]
