@@ -36,7 +36,9 @@ class PlanConfig:
     bad_drop_rate: Annotated[float, Within(0, 1, "a probability in [0, 1]")] = 1
     """The same while it is bad."""
     num_parameters: Annotated[int, Within(1, 2**40)] = 1_700_000
-    """Size of the model, of float32."""
+    """Size of the model."""
+    bytes_per_parameter: Annotated[int, Within(1, 8)] = 4
+    """As it is sent: 4 of float32, 2 of `--message-dtype float16`."""
     link_rate: Annotated[float, Within(1e-3, 1e7, "a rate in [0.001, 10^7] Mbps")] = 1000
     """Of a worker's link, in each direction; Mbps."""
     round_trip: Annotated[float, Within(0, 1e5)] = 1
@@ -54,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
     from rps_jax import theory
     from rps_jax.transport.packets import MTU, payload_of
 
-    block_bytes = 4 * math.ceil(config.num_parameters / n)
+    block_bytes = config.bytes_per_parameter * math.ceil(config.num_parameters / n)
     packets = math.ceil(block_bytes / payload_of(MTU))
     whole = theory.whole_block(p, packets, config.mean_burst, good, bad)
     bursts = ""
@@ -62,8 +64,8 @@ def run(argv: Sequence[str]) -> int:
         inside = f", {good:.3g} on good links, {bad:.3g}" if (good, bad) != (0, 1) else ""
         bursts = f"{inside} in bursts of {config.mean_burst:g}"
     print(
-        f"{n} workers, {config.num_parameters:,} parameters, {config.link_rate:g} Mbps, "
-        f"{config.round_trip:g} ms\n"
+        f"{n} workers, {config.num_parameters:,} parameters of {config.bytes_per_parameter} bytes, "
+        f"{config.link_rate:g} Mbps, {config.round_trip:g} ms\n"
         f"{p:.3g} of all packets dropped{bursts}\n"
         f"a message of {packets:,} packet{'s' * (packets > 1)} arrives whole with probability "
         f"{whole:.4g}\n"

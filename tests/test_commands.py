@@ -48,14 +48,15 @@ def test_a_plan_of_a_network_fits_on_a_screen(burst, capsys):
     assert over_udp < waiting
 
 
-def test_a_plan_counts_the_bytes_of_small_packets_and_no_rounding(capsys):
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_plan_counts_the_bytes_of_small_packets_and_no_rounding(size, capsys):
     flags = ["--num-workers", "16", "--num-parameters", "1600", "--drop-rate", "0.999"]
-    assert theory.main(["plan", *flags]) == 0
+    assert theory.main(["plan", *flags, "--bytes-per-parameter", str(size)]) == 0
     lines = capsys.readouterr().out.splitlines()
     (of_rps,) = (line.split() for line in lines if "(RPS)" in line)
     assert of_rps[5] == "0"  # Equal models stay equal.
     over_udp, _ = (float(line.split()[-1]) for line in lines if line[2:9] in WAYS)
-    a_message = 100 * 4 + packets.MTU - packets.payload_of(packets.MTU)
+    a_message = 100 * size + packets.MTU - packets.payload_of(packets.MTU)
     assert over_udp == pytest.approx(2 * 15 * 8 * a_message / 1e9, rel=1e-3)
 
 
