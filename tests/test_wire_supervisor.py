@@ -58,7 +58,7 @@ def supervised_run(tmp_path, *bodies, max_restarts=0, silence=60.0):
     return ending, shown
 
 
-def stopped_run(tmp_path, lines, *bodies):
+def stopped_run(tmp_path, lines, *bodies, silence=60.0):
     """Runs scripts that are asked to stop when so many lines were shown."""
     shown, commands = [], scripts(tmp_path, *bodies)
 
@@ -68,7 +68,7 @@ def stopped_run(tmp_path, lines, *bodies):
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=stop, daemon=True).start()
-    return supervise_members(commands, tmp_path / "logs", 60.0, shown.append, 0), shown
+    return supervise_members(commands, tmp_path / "logs", silence, shown.append, 0), shown
 
 
 KILLED_ONCE = "if len(lives(NUMBER)) == 1: os.kill(os.getpid(), 9)\n"
@@ -154,3 +154,10 @@ def test_workers_that_have_saved_nothing_are_named(tmp_path):
     begins = "print('begins', flush=True); time.sleep(60)"
     ending, _ = stopped_run(tmp_path, 5, fails, saves, "sys.exit(7)", begins, saves)
     assert ending == Ending(128 + signal.SIGINT, ("member 0", "member 2", "member 3"))
+
+
+@pytest.mark.long
+def test_a_worker_that_hangs_does_not_hold_up_a_stop(tmp_path):
+    saves = WAITS.format(128 + signal.SIGTERM)
+    ending, _ = stopped_run(tmp_path, 2, saves, FREEZES, saves, silence=3.0)
+    assert ending == Ending(128 + signal.SIGINT, ("member 1",))

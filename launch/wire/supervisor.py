@@ -73,7 +73,7 @@ def supervise_members(
                 coordinator.look_after(silence, alone=alone)
                 if coordinator.is_done or (alone and coordinator.failure):
                     return _end(members, silence)
-            return _stop(members, signals)
+            return _stop(members, signals, silence)
         finally:
             for member in members:
                 member.process.kill()
@@ -117,6 +117,10 @@ class _Member:
         """Returns whether it runs, and has been silent for longer than so many seconds."""
         silent = self.process.silent(time.monotonic(), silence)
         return silent > 0 and self.process.status() is None
+
+    def works(self, silence: float) -> bool:
+        """Returns whether it runs, and does not hang."""
+        return self.process.status() is None and not self.hangs(silence)
 
     def look_after(self, silence: float, *, alone: bool = False) -> None:
         """Starts it again if it has failed, or hangs, and may be started again.
@@ -190,32 +194,29 @@ def _end(members: Sequence[_Member], silence: float) -> Ending:
     """
     *workers, coordinator = members
 
-    def works(worker: _Member) -> bool:
-        return worker.process.status() is None and not worker.hangs(silence)
-
     until = time.monotonic() + _LAST_WORDS_SECONDS
-    while time.monotonic() < until and any(map(works, workers)):
+    while time.monotonic() < until and any(worker.works(silence) for worker in workers):
         time.sleep(_POLL_SECONDS)
     if coordinator.failure is not None:
         raise coordinator.failure
     return Ending(0)
 
 
-def _stop(members: Sequence[_Member], signals: StopSignals) -> Ending:
-    """Asks all that run to stop, and waits until they have ended.
+def _stop(members: Sequence[_Member], signals: StopSignals, silence: float) -> Ending:
+    """Asks all that run to stop, and waits until they have ended, but for those that hang.
 
     Raises:
         JobFailed: One has not ended in time.
     """
     number, began = signals.first, time.monotonic()
-    running = [member.process for member in members if member.process.status() is None]
-    for process in running:
-        process.signal(_STOP)
-    while left := [process for process in running if process.status() is None]:
+    for member in members:
+        if member.process.status() is None:
+            member.process.signal(_STOP)
+    while left := [member for member in members if member.works(silence)]:
         time.sleep(_POLL_SECONDS)
         if signals.insisted or time.monotonic() - began > STOP_SECONDS:
             seconds, name = time.monotonic() - began, signal_name(number)
             how = f"did not stop within {seconds:.0f} s of {name}, and was ended"
-            raise left[0].failed(how, 128 + number)
+            raise left[0].process.failed(how, 128 + number)
     unsaved = tuple(member.process.name for member in members[:-1] if not member.has_saved)
     return Ending(128 + number, unsaved)
