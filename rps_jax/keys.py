@@ -73,7 +73,7 @@ def randint(key: jax.Array, bound: int) -> jax.Array:
 def coarse_symmetric(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns float32 numbers of 16 random bits, uniform over (-1, 1) with mean 0.
 
-    Four of a hash, where `uniform` makes one of it: for dither, of which every parameter has its own.
+    Four of a hash, where `uniform` makes one: for dither, of which every parameter has its own.
     """
     size = math.prod(shape)
     words = _hashes(key, -(-size // 4))
