@@ -81,6 +81,12 @@ def test_hostile_bytes_do_not_stop_the_coordinator(reception):
     assert reporter.close(patient=True) == 0
 
 
+def all_of(caller):
+    """What a caller is told until the coordinator ends the connection."""
+    with caller.makefile("rb") as told:
+        return told.read()
+
+
 def beginning(worker, length_of_header):
     """What a worker that has no key might say, after 16 bytes of its own."""
     return bytes(16) + struct.pack("!IIQ", worker, length_of_header, 0)
@@ -97,10 +103,29 @@ def test_who_has_the_key_is_heard_among_many_who_have_not(monkeypatch, reception
         assert reporter.close(patient=True) == 0
 
 
-def test_a_long_greeting_is_not_waited_for(reception):
+def test_where_all_have_the_key_one_more_is_not_admitted(monkeypatch, reception):
+    monkeypatch.setattr(reports, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(reception, "_most_connections", 1)
+    for worker in range(2):
+        reporter = reporter_to(reception, worker)
+        assert reporter.start(20)
+        with socket.create_connection(("localhost", reception.port), timeout=5) as caller:
+            assert all_of(caller) == b""
+        assert reporter.close(patient=True) == 0
+
+
+def test_a_long_greeting_is_not_waited_for_and_said_once(reception, capsys):
+    for _ in range(2):
+        with socket.create_connection(("localhost", reception.port), timeout=5) as caller:
+            caller.sendall(beginning(0, 1 << 20))
+            assert len(all_of(caller)) == 16
+    assert capsys.readouterr().out.count("has another key, or is no worker of this run") == 1
+
+
+def test_a_caller_that_says_nothing_is_not_waited_for(monkeypatch, reception):
+    monkeypatch.setattr(reports, "_GREETING_SECONDS", 0.1)
     with socket.create_connection(("localhost", reception.port), timeout=5) as caller:
-        caller.sendall(beginning(0, 1 << 20))
-        assert len(caller.recv(17, socket.MSG_WAITALL)) == 16
+        assert len(all_of(caller)) == 16
 
 
 def test_a_slow_greeting_is_not_waited_for(monkeypatch, reception):
@@ -164,6 +189,65 @@ def test_what_a_coordinator_said_once_is_said_once(monkeypatch, worker, again):
         connection = Connection(second, KEY, 10)
         connection.call(worker)
         assert (connection.receive() is not None) == ((worker, again) == (1, b"a"))
+
+
+def test_a_worker_that_was_greeted_may_say_much_and_be_silent_for_long(monkeypatch, reception):
+    monkeypatch.setattr(reports, "_RETRY_SECONDS", 0.05)
+    reporter = reporter_to(reception)
+    much = {"exchanges": list(range(20_000))}
+    reporter.tell("deliveries", much)
+    assert reporter.start(20)
+    events = [reception.events.get(timeout=20) for _ in range(2)]
+    assert [(event.kind, event.header) for event in events] == [
+        ("greeting", {}),
+        ("deliveries", much),
+    ]
+    (opened,) = reception._connections
+    assert opened.gettimeout() is None
+    assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert reporter.close(patient=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("challenge", "told", "heard"),
+    [
+        (b"c", ["first", "second"], [True, True]),
+        (b"c", ["first", "first"], [True, False]),
+        (b"c", ["second"], [False]),
+        (b"c", ["answer"], [False]),
+        (b"d", ["first"], [False]),
+    ],
+)
+def test_a_message_is_heard_in_its_place_direction_and_connection(
+    monkeypatch, challenge, told, heard
+):
+    """Whoever is between a worker and the coordinator may tell it again, or send it back."""
+    random = iter([b"c" * 16, b"a" * 16, challenge * 16])
+    monkeypatch.setattr(messages.secrets, "token_bytes", lambda count: next(random))
+    begun, said = b"a" * 16 + struct.pack("!I", 1), {}
+    ends = [socket.socketpair() for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for each in itertools.chain(*ends):
+            stack.enter_context(each)
+        between, (coordinator, worker, another) = zip(
+            *((end, Connection(other, KEY, 10)) for end, other in ends), strict=True
+        )
+        to_coordinator, to_worker, to_another = between
+        to_coordinator.sendall(begun)
+        coordinator.answer()
+        to_worker.sendall(to_coordinator.recv(16))
+        worker.call(1)
+        assert to_worker.recv(20) == begun
+        for name, teller, end in (
+            ("first", worker, to_worker),
+            ("second", worker, to_worker),
+            ("answer", coordinator, to_coordinator),
+        ):
+            teller.send({"kind": name})
+            said[name] = end.recv(1000)
+        to_another.sendall(begun + b"".join(said[name] for name in told))
+        another.answer()
+        assert [another.receive() is not None for _ in told] == heard
 
 
 def test_a_port_of_one_address_is_open_there_alone():
