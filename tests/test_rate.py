@@ -114,6 +114,19 @@ def test_a_report_of_nothing_says_nothing_of_the_rate():
         assert pacer.bits_per_second == before
 
 
+@pytest.mark.parametrize("capacity", [20e6, 500e6])
+def test_a_pacer_follows_the_reports_of_what_was_sent(capacity):
+    pacer, rates = Pacer(1.0), []
+    feedback = Feedback(pacer, Rate())
+    for number in range(60):
+        rates.append(pacer.bits_per_second)
+        seconds = 8e6 / rates[-1]
+        feedback.sent(number, 0, PACKETS, 10**6, seconds)
+        packets = round(PACKETS * min(1.0, capacity / rates[-1]))
+        feedback.heard([Report(number, 0, packets, seconds)] * 3, anyone=True)
+    assert 0.8 < statistics.median(rates[-20:]) / capacity < 1.3
+
+
 def test_a_deadline_that_was_too_short_is_longer_at_once():
     deadline = Deadline(5.0)
     for _ in range(20):

@@ -343,6 +343,44 @@ def test_what_average_models_returns_is_averaged_when_the_network_is_left():
         assert np.isfinite(params["x"]).all()
 
 
+def test_what_is_sent_is_paced_and_reported_by_those_who_get_it():
+    params = {"x": jnp.zeros(20_000)}
+
+    def work(network, worker):
+        paced, sent, heard = [], [], []
+        pacer, feedback = network._pacer, network._feedback
+        spied = (
+            (pacer, "wait", paced, lambda num_bytes: [num_bytes]),
+            (feedback, "sent", sent, lambda *arguments: [arguments[:4]]),
+            (feedback, "heard", heard, lambda reports, anyone: reports),
+        )
+        for owner, name, seen, of_call in spied:
+            setattr(owner, name, spy(getattr(owner, name), seen, of_call))
+        for _ in range(3):
+            network.average_models(params)
+        return paced, sent, heard, network._sealer.overhead
+
+    layout = layout_of(params, N, transport.packets.payload_of(transport.packets.MTU))
+    phases = [(exchange, phase) for exchange in range(3) for phase in range(2)]
+    for paced, sent, heard, overhead in run_workers(work, deadline=20.0):
+        num_bytes = (N - 1) * layout.packets * (layout.length + overhead)
+        assert sum(paced) == len(phases) * num_bytes
+        assert sent == [(*place, layout.packets, num_bytes) for place in phases]
+        assert heard
+        assert {(seen.exchange, seen.phase) for seen in heard} <= set(phases[:-1])
+        assert {seen.packets for seen in heard} == {layout.packets}
+
+
+def spy(function, seen, of_call):
+    """The function, which adds what is to be seen of each call."""
+
+    def spied(*arguments, **options):
+        seen.extend(of_call(*arguments, **options))
+        return function(*arguments, **options)
+
+    return spied
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32", "int32"])
 def test_integers_are_averaged_to_the_nearest(dtype):
     values = np.array([[200, 0], [255, 1], [100, 1]]).astype(dtype)

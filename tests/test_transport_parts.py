@@ -3,7 +3,10 @@
 import errno
 import hmac
 import itertools
+import random
 import socket
+import sys
+import time
 from collections import Counter
 
 import jax
@@ -15,6 +18,7 @@ from datagrams import KEY, N, addresses, hostile, params_of, sealed
 import rps_jax as rps
 from rps_jax import transport
 from rps_jax.transport import inbox as inbox_module
+from rps_jax.transport import pacing
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.inbox import Inbox
 from rps_jax.transport.layout import Layout, layout_of
@@ -152,7 +156,7 @@ def test_few_datagrams_are_kept_before_the_first_exchange(monkeypatch):
     monkeypatch.setattr(inbox_module, "_MOST_WAITING", 120)
     sealer = Sealer(7, None)
     inbox = Inbox(0, N, sealer)
-    for exchange in range(9):
+    for exchange in (*range(9), 8):
         for start in range(0, 60, 20):
             rows = np.zeros((20, 8), np.uint8)
             inbox.take(sealer.seal(0, exchange, 1, 0, rows, start))
@@ -227,10 +231,11 @@ def test_datagrams_go_one_by_one_where_the_system_takes_none_joined(error):
         """As Linux, where the way goes by IPsec."""
 
         def __init__(self, inner):
-            self._inner = inner
+            self._inner, self.refused = inner, 0
 
         def sendmsg(self, buffers, control, *arguments):
             if control:
+                self.refused += 1
                 raise OSError(error, "not joined")
             return self._inner.sendmsg(buffers, control, *arguments)
 
@@ -239,12 +244,50 @@ def test_datagrams_go_one_by_one_where_the_system_takes_none_joined(error):
 
     sender, receiver = (DatagramSocket(("127.0.0.1", 0)) for _ in range(2))
     sender._socket = WithoutJoined(sender._socket)
-    sender.send(np.zeros((5, 1200), np.uint8), receiver.address)
-    assert sender.bytes_sent == 5 * 1200
-    assert sum(len(datagrams) for datagrams, _ in receiver.receive()) == 5
+    for _ in range(2):
+        sender.send(np.zeros((5, 1200), np.uint8), receiver.address)
+    assert sender._socket.refused == (sys.platform == "linux")  # It is not tried again.
+    assert sender.bytes_sent == 10 * 1200
+    assert sum(len(datagrams) for datagrams, _ in receiver.receive()) == 10
     assert sender.path_mtu is None  # Of the loopback, 65,536 bytes.
     sender.close()
     receiver.close()
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_datagrams_are_told_when_they_came(offload):
+    sender, receiver = (DatagramSocket(("127.0.0.1", 0), offload=offload) for _ in range(2))
+    came, began = [], time.monotonic()
+    for _ in range(3):
+        sender.send(np.zeros((2, 60), np.uint8), receiver.address)
+        came.extend(each for _, seconds in receiver.receive() for each in seconds)
+    elapsed = time.monotonic() - began
+    sender.close()
+    receiver.close()
+    assert len(came) == 6
+    assert came == sorted(came)
+    assert 0 < came[-1] - came[0] < 2 * elapsed
+
+
+def test_no_more_is_sent_than_a_link_carries_but_for_a_short_burst(monkeypatch):
+    rng, rate, now, sent = random.Random(0), 8e6, [5.0], []
+
+    def sleep(seconds):
+        now[0] += seconds + rng.choice([0.0, 1e-4, 3e-3])  # Waking up takes a while.
+
+    monkeypatch.setattr(pacing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pacing.time, "sleep", sleep)
+    pacer = pacing.Pacer(rate)
+    for _ in range(500):
+        now[0] += rng.choice([0.0, 0.0, 0.0, 1e-3, 0.05])
+        num_bytes = rng.randrange(1, 1500)
+        pacer.wait(num_bytes)
+        sent.append((now[0], 8 * num_bytes / rate))
+    for first, (began, _) in enumerate(sent):
+        of_link = 0.0  # Of all between two: the first may have been late, the last is on its way.
+        for at, seconds in sent[first + 1 :]:
+            assert of_link < at - began + 2.2e-3
+            of_link += seconds
 
 
 @pytest.mark.parametrize("offload", [True, False])
