@@ -1,14 +1,18 @@
 """Joining a network of datagrams: what is refused, where a worker binds, when it has joined."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from datagrams import KEY, addresses
 
+import rps_jax as rps
 from rps_jax import transport
+from rps_jax.transport.layout import layout_of
 from rps_jax.transport.sockets import DatagramSocket
 
 
@@ -24,13 +28,19 @@ def test_a_model_on_several_devices_is_refused():
 
 
 def test_a_network_is_to_be_entered():
-    network = transport.join(addresses(1), 0, KEY)
-    with pytest.raises(RuntimeError, match="the network is not joined: expected"):
-        network.average_models({"x": jnp.ones(3)})
-    with network:
-        network.average_models({"x": jnp.ones(3)})
-    with pytest.raises(RuntimeError, match="the network is not joined: expected"):
-        network.average_models({"x": jnp.ones(3)})
+    network, params = transport.join(addresses(1), 0, KEY), {"x": jnp.ones(3)}
+    exchanges = (
+        lambda: network.average_models(params),
+        lambda: network.exchange(0, np.zeros((1, 1, 12), np.uint8), layout_of(params, 1, 100)),
+    )
+    for joined in (False, True, False):
+        with network if joined else contextlib.nullcontext():
+            for exchange in exchanges:
+                if joined:
+                    exchange()
+                else:
+                    with pytest.raises(RuntimeError, match="the network is not joined: expected"):
+                        exchange()
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
@@ -60,6 +70,7 @@ def test_an_interrupt_of_an_exchange_is_raised_as_itself(monkeypatch, interrupt)
         ({"run": -1}, ValueError, "run=-1: expected an integer in"),
         ({"run": 1.5}, ValueError, "run=1.5: expected an integer in"),
         ({"seed": "x"}, ValueError, "seed='x': expected an integer"),
+        ({"assignment": "other"}, ValueError, "assignment='other': expected"),
         ({"worker": "0"}, ValueError, "worker='0': expected one of the 3 addresses"),
         ({"key": "k" * 24}, ValueError, "key is of type str: expected 16 to 64 bytes"),
         ({"addresses": [("a", 1)] * 65536}, ValueError, "there are 65536: expected 65535 at the"),
@@ -76,6 +87,13 @@ def test_bad_arguments_raise(options, error, message):
     arguments = {"addresses": addresses(), "worker": 0, "key": KEY} | options
     with pytest.raises(error, match=message):
         transport.join(**arguments)
+
+
+def test_a_state_of_another_number_of_workers_is_refused():
+    with transport.join(addresses(2), 0, KEY) as network:
+        carrier = transport.Datagrams(network)
+        with pytest.raises(ValueError, match="num_workers=3: expected 2, those of the network"):
+            rps.init_train_state({}, (), optax.sgd(0.1), carrier, 3)
 
 
 def test_numbers_of_numpy_are_those_of_python():

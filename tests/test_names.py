@@ -108,6 +108,7 @@ def test_who_sends_does_not_wait_for_names(known, monkeypatch):
             sender.send(DATAGRAMS, ("second", 4100))
         sender.send(DATAGRAMS, ("second", 4100))
     assert threading.current_thread() not in by
+    assert all(thread.daemon for thread in by)  # None keeps a process from its end.
 
 
 def test_numbers_are_not_looked_up_again():

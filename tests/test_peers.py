@@ -131,6 +131,35 @@ def test_workers_that_all_listen_listen_no_longer():
         assert away.listens == listens
 
 
+def test_it_listens_until_it_has_heard_the_model_or_there_is_none_to_hear():
+    rng, away, nothing = np.random.default_rng(0), CatchingUp(), np.zeros((3, 4), bool)
+    assert not away.listens
+    stale = rng.random((3, 4)) < 0.7
+    away.begin(stale)
+    while stale.any():
+        assert away.listens
+        heard = rng.random((3, 4)) < 0.4
+        away.heard(heard, all_listen=False)
+        stale &= ~heard
+    assert not away.listens
+    # What nobody serves is not waited for without end, nor what is exchanged no longer.
+    for gathered, most in ((nothing, 30), (nothing[1:], 1)):
+        away.begin(~nothing)
+        for _ in range(most):
+            away.heard(gathered, all_listen=False)
+        assert not away.listens
+
+
+@pytest.mark.parametrize("assignment", ["random", "fixed"])
+def test_what_a_worker_that_was_away_has_to_hear_is_what_others_serve(assignment):
+    me = 1
+    network = transport.join(addresses(), me, KEY, assignment=assignment)
+    shifts = {network._shift(exchange) for exchange in range(50)}
+    by_others = [any((block + shift) % N != me for shift in shifts) for block in range(N)]
+    assert network._of_others(4).tolist() == [[served] * 4 for served in by_others]
+    network._socket.close()
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_worker_whose_cable_was_down_does_not_lead_those_who_were_together(count):
     """Alone it runs ahead, and its model goes astray: of two that is what there is, else not."""
