@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.distributed.process import Command, JobFailed
+from launch.trainer import preemption
+from launch.wire import supervisor
 from launch.wire.supervisor import Ending, supervise_members
 
 ROOT = Path(__file__).parents[1]
@@ -59,13 +61,14 @@ def supervised_run(tmp_path, *bodies, max_restarts=0, silence=60.0):
 
 
 def stopped_run(tmp_path, lines, *bodies, silence=60.0):
-    """Runs scripts that are asked to stop when so many lines were shown."""
+    """Runs scripts that are asked to stop when so many lines were shown, or at each such number."""
     shown, commands = [], scripts(tmp_path, *bodies)
 
     def stop():
-        while len(shown) < lines:
-            time.sleep(0.02)
-        signal.raise_signal(signal.SIGINT)
+        for number in [lines] if isinstance(lines, int) else lines:
+            while len(shown) < number:
+                time.sleep(0.02)
+            signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=stop, daemon=True).start()
     return supervise_members(commands, tmp_path / "logs", silence, shown.append, 0), shown
@@ -161,3 +164,15 @@ def test_a_worker_that_hangs_does_not_hold_up_a_stop(tmp_path):
     saves = WAITS.format(128 + signal.SIGTERM)
     ending, _ = stopped_run(tmp_path, 2, saves, FREEZES, saves, silence=3.0)
     assert ending == Ending(128 + signal.SIGINT, ("member 1",))
+
+
+@pytest.mark.parametrize("lines", [1, (1, 2)])
+def test_who_does_not_stop_in_time_or_when_asked_again_is_ended(tmp_path, monkeypatch, lines):
+    if lines == 1:
+        monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(preemption, "_SAME_REQUEST_SECONDS", 0.001)
+    deaf = "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+    deaf += "print('there', flush=True); time.sleep(60)"
+    with pytest.raises(JobFailed, match=r"member 0 did not stop within .* s of SIGINT") as failed:
+        stopped_run(tmp_path, lines, deaf, "time.sleep(60)")
+    assert failed.value.exit_status == 128 + signal.SIGINT
