@@ -76,7 +76,7 @@ def test_what_is_no_report_is_none(damage):
         Report.of(whole | damage, b"", 2)
 
 
-def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
+def test_models_and_deliveries_come_back_from_their_bytes(tmp_path, capsys):
     config = PRESETS["linear"]
     setup = set_up(config, find_source(config), tmp_path)
     one = jax.tree.map(lambda leaf: leaf[:1] + 1, setup.initial)
@@ -89,7 +89,7 @@ def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
     with pytest.raises(ValueError, match="expected"):
         models.check_model(setup, content[1:])
 
-    rng, kept = np.random.default_rng(0), deliveries.Deliveries(2, tmp_path / "trace")
+    rng, kept = np.random.default_rng(0), deliveries.Deliveries(2, tmp_path / "new" / "trace")
     for worker in range(2):
         records = [
             Exchanged(number, np.empty(0), *(rng.random((2, 2, 3)) < 0.5), shift=number % 2)
@@ -98,7 +98,8 @@ def test_models_and_deliveries_come_back_from_their_bytes(tmp_path):
         for header, payload in deliveries.encode(records):
             kept.add(worker, header, payload)
     kept.save("2 workers")
-    assert rps.Trace.load(tmp_path / "trace").arrived.shape[0] == 3
+    assert rps.Trace.load(tmp_path / "new" / "trace").arrived.shape[0] == 3
+    assert "has 3 of 5 exchanges: not those of which nothing was" in capsys.readouterr().out
 
 
 def test_many_deliveries_are_told_in_pieces():
@@ -125,18 +126,25 @@ def test_deliveries_take_little_more_memory_than_on_the_wire(tmp_path):
         tracemalloc.stop()
 
 
+def of_run(tmp_path, monkeypatch, **changes):
+    """A coordinator of two workers, its setup, a worker's metrics, and the lines that it writes."""
+    config = dataclasses.replace(PRESETS["linear"], num_workers=2, **changes)
+    setup, written = set_up(config, find_source(config), tmp_path), []
+    monkeypatch.setattr(
+        setup.directory.__class__, "append", lambda self, line: written.append(line)
+    )
+    line = {"step": 10, "links": None} | dict.fromkeys(REPORTED[1:], 1.0)
+    return coordinator._Coordinator(setup, [], lambda line: None), setup, line, written
+
+
 def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):
     """The end does not wait for long, but takes what is there."""
     monkeypatch.setattr(coordinator, "_ALONE_SECONDS", 0.05)
-    config = dataclasses.replace(PRESETS["linear"], num_workers=2, record=tmp_path / "trace")
-    setup = set_up(config, find_source(config), tmp_path)
-    of_run = coordinator._Coordinator(setup, [], lambda line: None)
-    monkeypatch.setattr(of_run, "_measure", lambda step, reports: time.sleep(0.2) or {})
-    monkeypatch.setattr(setup.directory.__class__, "append", lambda self, line: None)
+    made, setup, line, written = of_run(tmp_path, monkeypatch, record=tmp_path / "trace")
+    monkeypatch.setattr(made, "_measure", lambda step, reports: time.sleep(0.2) or {})
     record = Exchanged(0, np.empty(0), *np.ones((2, 2, 3), bool), shift=0)
     ((delivered, payload),) = deliveries.encode([record])
     model = bytes(models.model_bytes(setup))
-    line = {"step": 10, "links": None} | dict.fromkeys(REPORTED[1:], 1.0)
     events = queue.Queue()
     for worker in range(2):
         for kind, header, content in (
@@ -147,9 +155,43 @@ def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):
             ("done", {}, b""),
         ):
             events.put(Event(kind, worker, header, content))
-    of_run.run(events, lambda: 0)
-    of_run.deliveries.save("2 workers")
+    made.run(events, lambda: 0)
+    made.deliveries.save("2 workers")
     assert rps.Trace.load(tmp_path / "trace").arrived.shape[0] == 1
+    assert [(each["step"], each["workers"]) for each in written] == [(10, 2)]
+
+
+def test_what_was_reported_is_written_when_the_run_is_stopped(tmp_path, monkeypatch):
+    made, setup, line, written = of_run(tmp_path, monkeypatch)
+    monkeypatch.setattr(made, "_measure", lambda step, reports: {})
+    events = queue.Queue()
+    for worker in range(2):
+        events.put(Event("greeting", worker, {}, b""))
+    # The other is there, and waited for.
+    events.put(Event("metrics", 0, line, bytes(models.model_bytes(setup))))
+    made.run(events, events.empty)
+    assert [(each["step"], each["workers"]) for each in written] == [(10, 1)]
+    assert made.reached == 10
+
+
+def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path, monkeypatch):
+    config = dataclasses.replace(PRESETS["linear"], num_workers=2)
+    source = find_source(config)
+    directory = set_up(config, source, tmp_path).directory
+    directory.create(config)
+    names = ("epoch", "train_loss", "delivered_fraction", "examples_per_second")
+    line = dict.fromkeys((*names, "consensus_distance"), 1.0)
+    directory.append(line | {"step": 1})
+    with directory.metrics.open("a") as file:
+        file.write('{"step": 2, ')
+
+    def run(self, events, stopped):
+        self._setup.directory.append(line | {"step": self.reached + 1})
+
+    monkeypatch.setattr(coordinator._Coordinator, "run", run)
+    with pytest.raises(coordinator.WorkersGone, match="no worker has reported step"):
+        coordinator.coordinate(config, source, tmp_path, free_port(), bytes(16))
+    assert [each["step"] for each in directory.read_metrics()] == [1, 2]
 
 
 def test_a_coordinator_does_not_go_on_with_another_run(tmp_path):
