@@ -248,6 +248,17 @@ def test_a_save_that_fails_is_an_error_and_leaves_the_earlier_ones(
     assert checkpoints.newest(reports.append) == (5, {})
 
 
+def test_a_process_that_has_gone_is_no_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: object, **options: object) -> None:
+        raise jax.errors.JaxRuntimeError("process 1 has gone")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", gone)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="process 1 has gone"):
+        Checkpoints(tmp_path).save(6, state(6), {})
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written") as error:

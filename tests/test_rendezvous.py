@@ -102,7 +102,10 @@ def test_a_port_that_is_taken_is_named() -> None:
             rendezvous(f"127.0.0.1:{port}", 2, 0, 1.0, gloo=True)
 
 
-def test_a_stranger_at_the_port_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("says", [b"", b"{}\n", b"[]\n", b'{"hello": "world"}\n'])
+def test_a_stranger_at_the_port_does_not_count(
+    says: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
     listening = threading.Event()
     listen = socket.create_server
@@ -117,7 +120,9 @@ def test_a_stranger_at_the_port_does_not_count(monkeypatch: pytest.MonkeyPatch) 
     with ThreadPoolExecutor() as pool:
         answered = pool.submit(_call, port, 0)
         assert listening.wait(20.0)
-        with socket.create_connection(("127.0.0.1", port)):
+        with socket.create_connection(("127.0.0.1", port), timeout=5.0) as stranger:
+            stranger.sendall(says)
+            assert stranger.recv(1) == b""
             _call(port, 1)
             answered.result()
 
