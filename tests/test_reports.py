@@ -281,6 +281,23 @@ def test_what_waits_for_a_coordinator_is_bounded_in_bytes():
         put(small)
 
 
+def test_whoever_waits_for_room_is_told_when_nothing_is_taken_any_more():
+    event, refused = Event("done", 0, {}, b""), threading.Event()
+    events = Events(most=3, most_bytes=100)
+    for _ in range(3):
+        events.put(event)
+
+    def put():
+        with pytest.raises(ConnectionError):
+            events.put(event)
+        refused.set()
+
+    threading.Thread(target=put, daemon=True).start()
+    assert not refused.wait(0.1)
+    events.close()
+    assert refused.wait(20)
+
+
 def test_reports_wait_for_a_coordinator_that_comes_back():
     port = free_port()
     reporter = Reporter(("localhost", port), KEY, 0, {})
