@@ -1,5 +1,6 @@
 """Parts of a run over UDP, each by itself; tests/test_wire.py has whole runs."""
 
+import contextlib
 import dataclasses
 import queue
 import time
@@ -8,6 +9,7 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
+from datagrams import KEY, addresses
 
 import rps_jax as rps
 from launch.cli.command_line import UsageError
@@ -15,9 +17,12 @@ from launch.config import PRESETS
 from launch.distributed.ports import free_port
 from launch.tasks.source import find_source
 from launch.trainer.setup import set_up
-from launch.wire import coordinator, deliveries, models
+from launch.wire import coordinator, deliveries, greeting, models
 from launch.wire.events import Event
 from launch.wire.lines import REPORTED, Lines, Report, merged
+from launch.wire.reports import Reception, Reporter
+from launch.wire.worker import _Reports, train_worker
+from rps_jax import transport
 from rps_jax.links import BURST_BINS
 from rps_jax.transport import Exchanged
 
@@ -202,3 +207,23 @@ def test_a_coordinator_does_not_go_on_with_another_run(tmp_path):
     setup.directory.create(dataclasses.replace(config, learning_rate=7.0))
     with pytest.raises(UsageError, match=r"--learning-rate .* the run in"):
         coordinator.coordinate(config, source, tmp_path, free_port(), bytes(16))
+
+
+def test_a_worker_of_another_configuration_is_refused_before_it_trains(tmp_path):
+    config = dataclasses.replace(PRESETS["linear"], num_workers=1, epochs=1)
+    source = find_source(config)
+    setup = set_up(dataclasses.replace(config, learning_rate=7.0), source, tmp_path)
+    of_run = Event("greeting", 0, greeting.greeting(setup), b"")
+    assert greeting.refusal(of_run, setup) is None
+    said = r"worker 0 on .* has --learning-rate .* instead of 7\.0, as the coordinator has"
+    reception = Reception(free_port(), KEY, 1, 0, lambda greeted: greeting.refusal(greeted, setup))
+    with contextlib.closing(reception), transport.join(addresses(1), 0, KEY) as network:
+        place = "localhost", reception.port
+        with pytest.raises(UsageError, match=said):
+            train_worker(config, source, tmp_path / "run", network, place, KEY)
+        assert network.next_exchange == 0
+        # A coordinator that comes late finds out later.
+        reporter = Reporter(place, KEY, 0, {"same": {}})
+        assert reporter.start(20)
+        with pytest.raises(UsageError, match="as the coordinator has"):
+            _Reports(network, reporter, lambda line: None).write({}, setup.initial)
