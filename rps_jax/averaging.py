@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rps_jax.axis import AxisName, axis_names, axis_size, kinds
-from rps_jax.blocks import empty_like, to_pieces
+from rps_jax.blocks import to_pieces
 from rps_jax.checks import check_integer
 from rps_jax.delivery import Delivery, in_packets, with_own
 from rps_jax.exchange import Masks, exchange
@@ -116,7 +116,7 @@ def all_reduce(params: Any, axis_name: AxisName) -> Any:
     def mean(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
         if not leaf.size:
-            return empty_like(leaf)
+            return jnp.zeros(leaf.shape, leaf.dtype)  # the same on all workers to JAX, too
         total = jax.lax.psum(summands(leaf), axis_names(axis_name))
         return mean_of_sum(total, num_workers, leaf.dtype)
 

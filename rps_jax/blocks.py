@@ -115,7 +115,8 @@ def _by_dtype(
     Of the empty ones none do.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    leaves = [jnp.asarray(leaf) if jnp.size(leaf) else empty_like(leaf) for leaf in leaves]
+    # Empty ones anew: one that is handed on ends XLA on CPUs (jax 0.11.2).
+    leaves = [jnp.asarray(leaf) if jnp.size(leaf) else jnp.zeros_like(leaf) for leaf in leaves]
     groups: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
         if leaf.size:
@@ -136,8 +137,3 @@ def _cut_leaf(leaf: jax.Array, start: int, elements: int, group: int) -> list[Pi
             rows = flat[begin - start : end - start].reshape(count, -1)
             pieces.append(Piece(rows, slice(first, first + count), group))
     return pieces
-
-
-def empty_like(leaf: Any) -> jax.Array:
-    """Returns a leaf without elements anew: one that is handed on ends XLA on CPUs (jax 0.11.2)."""
-    return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))

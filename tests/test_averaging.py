@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference
 from jax.sharding import PartitionSpec as P
@@ -193,6 +194,26 @@ def test_a_worker_hears_itself_whatever_the_delivery_says():
 )
 def test_empty_trees_pass(empty):
     assert_identical(run("vmap", 2, empty, 0.5)[0]["models"], empty)
+
+
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_leaves_without_elements_stay_each_worker_s_own(local_steps):
+    params = awkward_params(4)
+
+    def steps(axis, params):
+        rule = {"local_steps": local_steps}
+        optimizer = rps.optax_average_models(optax.identity(), rps.Bernoulli(0.3), axis, **rule)
+
+        def step(state, _):
+            delivery, _ = rps.draw_exchange(rps.Bernoulli(0.3), (), KEY, 0, axis)
+            params = rps.average_models(state[0], delivery, axis)
+            return (params, optimizer.update(params, state[1], params)[1]), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=2)[0][0]
+
+    # jax 0.11.2 cannot compile any such scan.
+    result = jax.eval_shape(MAPPINGS["shard_map"](steps, 4), params)
+    assert jax.tree.map(jnp.shape, result) == jax.tree.map(jnp.shape, params)
 
 
 def test_shift_says_who_serves_which_block():
