@@ -103,6 +103,7 @@ class MaskedCollectives(Carrier):
 
     def worker(self) -> jax.Array:
         """Returns this worker's place on the axis."""
+        axis_size(self.axis_name)  # Raises where the axis is not bound.
         return jax.lax.axis_index(axis_names(self.axis_name))
 
     def exchange(

@@ -304,6 +304,14 @@ def test_a_state_of_another_number_of_workers_is_refused():
         jax.vmap(optimizer.update, axis_name="w")(jnp.zeros((4, 2)), state)
 
 
+def test_an_axis_that_nothing_has_named_is_refused():
+    optimizer = rps.optax_average_models(optax.sgd(0.1), CHANNEL, "w")
+    params = jnp.zeros((4, 2))
+    state = jax.vmap(optimizer.init)(params)
+    with pytest.raises(ValueError, match="axis_name='w': 'w' is not bound here; expected"):
+        jax.vmap(optimizer.update, axis_name="workers")(params, state, params)
+
+
 def test_a_state_with_a_leading_axis_is_refused():
     optimizer = rps.optax_average_gradients(CHANNEL, "w")
     state = jax.vmap(optimizer.init)(jnp.zeros((1, 2)))
