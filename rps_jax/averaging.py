@@ -52,7 +52,8 @@ def average_models(
         at its server, or this worker's own.
 
     Raises:
-        ValueError: an unbound axis, or a delivery or shift of the wrong shape or dtype.
+        ValueError: an unbound axis, a delivery or shift of the wrong shape or dtype, or a leaf that
+            lies over an axis of `AxisType.Explicit`.
         TypeError: a leaf that has no average (a boolean, a PRNG key).
 
     >>> params = {"w": jnp.arange(4.0)}  # one scalar each
@@ -140,6 +141,7 @@ def average_or_else(
     delivery = in_packets(delivery, num_workers)
     check_integer("shift", shift)
     check_leaves(tree)
+    _check_not_explicit(tree)
     if server.name == "stale":
         last: Any = jax.tree.structure(server.last)
         if last != jax.tree.structure(tree):
@@ -193,6 +195,19 @@ def _in_blocks(
     masks = (delivery.sent, delivery.gathered, myself)
     sent, gathered, mine = (jnp.roll(mask, -shift, axis=0) for mask in masks)
     return sent, gathered, mine
+
+
+def _check_not_explicit(tree: Any) -> None:
+    """Raises `ValueError` for a leaf that lies over an axis of `AxisType.Explicit`."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        # JAX does not know how packets of it would lie.
+        kind = jax.typeof(leaf)
+        if any(kind.sharding.spec):
+            raise ValueError(
+                f"leaf {jax.tree_util.keystr(path) or 'params'} has type {kind}, over an explicit "
+                "axis: expected a mesh with axis_types of AxisType.Auto, or a shard_map that is "
+                "manual over that axis, too"
+            )
 
 
 def check_leaves(tree: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from mappings import MAPPINGS, awkward_params, every_place, mesh
 
@@ -376,6 +377,22 @@ def test_output_sharding_is_the_input_sharding():
     np.testing.assert_allclose(
         result, np.broadcast_to(params.mean(0), params.shape), rtol=1e-6, atol=1e-6
     )
+
+
+def test_a_leaf_over_an_explicit_axis_is_refused():
+    axis_types = (jax.sharding.AxisType.Explicit,) * 2
+    grid = jax.make_mesh((2, 2), ("workers", "tp"), axis_types=axis_types)
+    params = {"w": jax.device_put(jnp.zeros((2, 4)), NamedSharding(grid, P("workers", "tp")))}
+    everything = rps.Delivery(*[jnp.ones(2, bool)] * 3)
+    average = jax.shard_map(
+        lambda p: rps.average_models(p, everything, "workers"),
+        mesh=grid,
+        in_specs=P("workers"),
+        out_specs=P("workers"),
+        axis_names={"workers"},
+    )
+    with pytest.raises(ValueError, match=r"leaf \['w'\] has type .*, over an explicit axis: "):
+        jax.jit(average)(params)
 
 
 @pytest.mark.parametrize(
