@@ -16,6 +16,7 @@ from run_workers import run_workers
 from rps_jax import transport
 from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.layout import layout_of
+from rps_jax.transport.peers import ALONE, Peers
 
 
 class Cable:
@@ -121,6 +122,42 @@ def test_the_outer_optimizer_of_a_worker_that_was_away_begins_anew():
         *others, last = threads.map(work, range(3))
     np.testing.assert_allclose(np.array(others), 100.0, rtol=1e-5)
     np.testing.assert_allclose(last[-1], 100.0, rtol=1e-5)
+
+
+def test_a_worker_that_is_alone_goes_to_two_who_are_not_and_else_follows_whoever_leads():
+    peers, one, two, three = Peers(4), np.array([1]), np.array([2]), np.array([3])
+    alone = np.array([ALONE])
+    peers.next_exchange(first=True)
+    assert peers.alone
+    assert peers.follows(one, alone)
+    assert not peers.find(one, 7, 0)  # It has only begun: the ends of the others lead it.
+    for exchange in (1, 0):
+        peers.are_in_step(one, exchange)
+    peers.next_exchange(first=False)
+    for _ in range(4):  # Until the other was not there in as many exchanges.
+        assert not peers.alone
+        assert not peers.find(two, 20, 40)
+        assert not peers.find(three, 20, 40)
+        assert peers.meeting == -1
+        assert peers.follows(two, np.array([0]))
+        assert peers.follows(one, alone)
+        assert not peers.follows(two, alone)
+        peers.next_exchange(first=False)
+    assert peers.alone
+    assert peers.follows(two, alone)
+    assert not peers.find(one, 1, 40)  # It was there: anyone may have kept what was said.
+    assert peers.find(one, 20, 40)
+    assert peers.meeting == -1
+    assert peers.find(two, 19, 40)
+    assert peers.meeting == 19
+    assert peers.find(three, 60, 40)
+    assert peers.meeting == 20
+    assert not peers.returned
+    peers.next_exchange(first=False)
+    assert peers.returned
+    assert not peers.alone
+    peers.next_exchange(first=False)
+    assert not peers.returned
 
 
 def test_workers_that_all_listen_listen_no_longer():

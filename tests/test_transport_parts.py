@@ -22,7 +22,8 @@ from rps_jax.transport import pacing
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.inbox import Inbox
 from rps_jax.transport.layout import Layout, layout_of
-from rps_jax.transport.packets import Sealer
+from rps_jax.transport.packets import EVERYONE, Sealer
+from rps_jax.transport.peers import ALONE, HERE
 from rps_jax.transport.sockets import DatagramSocket
 
 
@@ -141,6 +142,62 @@ def test_nobody_waits_for_a_worker_of_which_only_old_datagrams_come():
     take(5)
     inbox.open_exchange(6, 5, 8)
     assert inbox.close_phase(0, 0.0)[2]
+
+
+def test_who_says_that_it_is_there_is_met_and_ends_nothing():
+    sealer, inbox = Sealer(7, None), Inbox(0, 3, Sealer(7, None))
+
+    def says(*said):
+        ends = [
+            sealer.seal(0, 0, source, 0, np.zeros((1, 0), np.uint8), place, last=True)
+            for source, place in said
+        ]
+        inbox.take(np.concatenate(ends))
+
+    assert inbox.heard_nobody()
+    says((1, HERE))
+    assert inbox.meet(0.0) == [2]
+    assert not inbox.heard_nobody()
+    says((2, HERE))
+    assert inbox.meet(0.0) == []
+    inbox.open_exchange(0, 4, 8)
+    assert inbox.still_to_come() == 4
+    says((1, HERE), (2, 0))
+    assert inbox.in_vain()[0].tolist() == [False, False, True]
+    assert inbox.close_phase(0, 0.0)[2]
+    says((1, 0))
+    assert inbox.counts == {"accepted": 4, "late": 1}
+
+
+def test_all_listen_where_those_who_are_heard_take_no_part():
+    sealer, inbox = Sealer(7, None), Inbox(0, 3, Sealer(7, None))
+    for exchange, (ends, rows_of, all_listen) in enumerate(
+        [
+            ({}, [], False),
+            ({1: ALONE}, [], True),
+            ({1: ALONE, 2: ALONE}, [], True),
+            ({1: ALONE, 2: 0}, [], False),
+            ({1: ALONE}, [2], False),
+        ]
+    ):
+        inbox.open_exchange(exchange, 4, 8)
+        for source, place in ends.items():
+            row = np.zeros((1, 0), np.uint8)
+            inbox.take(sealer.seal(0, exchange, source, 0, row, place, last=True))
+        for source in rows_of:
+            rows = np.zeros((4, 8), np.uint8)
+            inbox.take(sealer.seal(1, exchange, source, EVERYONE, rows))
+        assert inbox.all_listen() == all_listen
+
+
+def test_once_another_has_begun_nobody_is_met_any_more():
+    sealer, inbox = Sealer(7, None), Inbox(0, 3, Sealer(7, None))
+    inbox.take(sealer.seal(0, 0, 1, 0, np.zeros((4, 8), np.uint8)))
+    assert inbox.meet(0.0) == []
+    inbox.give_up_unmet()
+    inbox.open_exchange(0, 4, 8)
+    # Worker 2 is not waited for until it is heard.
+    assert not inbox.close_phase(0, 0.0)[2]
 
 
 def test_datagrams_of_another_length_or_pytree_are_counted():
