@@ -16,6 +16,7 @@ from launch.reports.results import print_summary
 from launch.tasks.source import find_source
 from launch.trainer.optimizer import make_optimizer
 from launch.trainer.recorder import Window
+from launch.trainer.resume import is_progress, progress_of
 from launch.trainer.schedule import Schedule
 from launch.trainer.setup import set_up
 
@@ -123,3 +124,31 @@ def test_the_learning_rate_follows_the_run(schedule, expected) -> None:
         update, state = optimizer.update(jnp.float32(1), state)
         rates.append(-float(update) / 0.5)
     np.testing.assert_allclose([rates[0], rates[6], rates[8], rates[12]], expected, atol=1e-6)
+
+
+PROGRESS = {"num_workers": 4, "steps_per_epoch": 5, "window": [[1.0, None], [1.0, 0.5, 2.0]]} | {
+    "wall_seconds": 1.0,
+    "averages": {"train_loss": 1.0, "delivered_fraction": 0.5},
+    "data_digest": "00000000",
+    "deciding": {},
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{name: None} for name in PROGRESS]
+    + [{"num_workers": 0}, {"steps_per_epoch": 0}, {"averages": {"train_loss": 1.0, "x": "1"}}]
+    + [{"window": [[1.0, None], step]} for step in (5, [1.0], [1.0, "1"], [None, 1.0])]
+    + [{"window": [[1.0, 0.5, None]]}, {"window": [[1.0] * 4]}],
+)
+def test_progress_that_no_run_saves_is_none(damage) -> None:
+    assert is_progress(PROGRESS)
+    assert not is_progress(PROGRESS | damage)
+
+
+def test_a_checkpoint_holds_progress(tmp_path) -> None:
+    config = PRESETS["linear"]
+    setup = set_up(config, find_source(config), tmp_path)
+    progress = progress_of(setup, PROGRESS["window"], 1.0, PROGRESS["averages"])
+    assert progress.keys() == PROGRESS.keys()
+    assert is_progress(progress)
