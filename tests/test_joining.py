@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from datagrams import KEY, addresses
+from datagrams import KEY, addresses, sealed
 
 import rps_jax as rps
 from rps_jax import transport
+from rps_jax.transport import joining
 from rps_jax.transport.layout import layout_of
+from rps_jax.transport.packets import Sealer
 from rps_jax.transport.sockets import DatagramSocket
 
 
@@ -108,6 +110,21 @@ def test_numbers_of_numpy_are_those_of_python():
     with ThreadPoolExecutor(2) as threads:
         for found in threads.map(run, range(2)):
             np.testing.assert_array_equal(found, 0.5)
+
+
+def test_what_is_asked_of_the_socket_reaches_it(monkeypatch):
+    asked = {}
+
+    def opened(*arguments, **options):
+        asked.update(options)
+        return DatagramSocket(*arguments, **options)
+
+    monkeypatch.setattr(joining, "DatagramSocket", opened)
+    for choice in (False, True):
+        with transport.join(addresses(1), 0, KEY, lower_effort=choice, offload=not choice, run=7):
+            assert (asked["lower_effort"], asked["offload"]) == (choice, not choice)
+    for run, wanted in ((7, True), (8, False)):
+        assert asked["wanted"](memoryview(sealed(Sealer(run, KEY))[0])) == wanted
 
 
 def test_a_port_that_is_taken_is_said():

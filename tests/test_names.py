@@ -37,8 +37,8 @@ def opened(*arguments, **options):
     made.close()
 
 
-def receiver(place):
-    made = socket.socket(type=socket.SOCK_DGRAM)
+def receiver(place, family=socket.AF_INET):
+    made = socket.socket(family, socket.SOCK_DGRAM)
     made.bind(place)
     made.settimeout(0.02)
     return made
@@ -91,6 +91,27 @@ def test_a_name_may_be_known_late_and_change(known, own, offload):
             with receiver(("127.0.0.3", there[1])) as after:
                 assert sent_until_it_comes(sender, there, after) == DATAGRAMS[0].tobytes()
             assert sender.path_mtu is None
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "to"),
+    [("first", [], "127.0.0.1"), ("::1", [], "::1"), ("both", ["second"], "127.0.0.1")],
+)
+@pytest.mark.parametrize("lower_effort", [False, True])
+def test_lower_effort_is_said_in_every_family(known, own, others, to, lower_effort):
+    known |= {"first": ["127.0.1.1"], "both": ["::1", "127.0.0.1"], "second": []}
+    is_6 = ":" in to
+    with receiver((to, 0), socket.AF_INET6 if is_6 else socket.AF_INET) as there:
+        if is_6:
+            there.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        else:
+            there.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        there.settimeout(5.0)
+        places = [(other, 4100) for other in others]
+        with opened((own, 0), places, lower_effort=lower_effort) as sender:
+            sender.send(DATAGRAMS, (to, there.getsockname()[1]))
+        _, [(_, _, said)], _, _ = there.recvmsg(1000, 1000)
+        assert said[0] >> 2 == lower_effort  # Of RFC 8622, the code point is 1.
 
 
 def test_who_sends_does_not_wait_for_names(known, monkeypatch):

@@ -13,12 +13,13 @@ from run_workers import run_workers
 from rps_jax import transport
 
 
-@pytest.mark.parametrize("unlike", ["seed", "mtu", "tree"])
+@pytest.mark.parametrize("unlike", ["seed", "mtu", "tree", "assignment"])
 def test_workers_that_exchange_something_else_are_not_averaged(unlike):
     places, params = addresses(2), {"w": jnp.arange(1000.0)}
 
     def run(worker):
-        options = {unlike: 1000 + worker} if unlike != "tree" else {}
+        values = {"assignment": ("random", "fixed")[worker]}
+        options = {unlike: values.get(unlike, 1000 + worker)} if unlike != "tree" else {}
         mine = {"v": params["w"]} if unlike == "tree" and worker else params
         with transport.join(places, worker, KEY, deadline=20.0, **options) as network:
             (averaged,) = network.average_models(mine).values()

@@ -20,6 +20,7 @@ from launch.trainer.run_directory import RunDirectory
 from launch.wire.flags import UdpFlags, read_key
 from launch.wire.job import udp_job
 from launch.wire.supervisor import Ending
+from rps_jax import transport
 
 ROOT = Path(__file__).parents[1]
 KEY = b"0123456789abcdef"
@@ -89,6 +90,38 @@ def test_a_worker_is_told_what_it_lacks(argv, said, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert launch.udp.main([*argv, *["--"][: "--" not in argv], "--num-workers", "2"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("dscp", ["le", "default"])
+def test_what_a_worker_is_given_reaches_its_network(tmp_path, monkeypatch, dscp):
+    asked = {}
+
+    def join(*arguments, **options):
+        asked.update(options, arguments=arguments)
+        raise OSError("enough")
+
+    monkeypatch.setattr(transport, "join", join)
+    for name in ("start_devices", "take_gpu"):
+        monkeypatch.setattr(launch.udp, name, lambda *_: None)
+    path = tmp_path / "key"
+    path.write_text(KEY.hex())
+    path.chmod(0o600)
+    own = ["--worker", "1", "--addresses", "a:1", "b:2", "--key-file", str(path), "--dscp", dscp]
+    own += ["--mtu", "1500", "--deadline", "2", "--link-rate", "1e6"]
+    of_training = ["--preset", "linear", "--num-workers", "2", "--output-dir", str(tmp_path)]
+    of_training += ["--seed", "3", "--assignment", "fixed", "--start-timeout", "4"]
+    assert launch.udp.main(["worker", *own, "--", *of_training]) == 2
+    assert asked == {
+        "arguments": ([("a", 1), ("b", 2)], 1, KEY),
+        "seed": 3,
+        "link_rate": 1e6,
+        "deadline": 2.0,
+        "mtu": 1500,
+        "start_timeout": 4.0,
+        "lower_effort": dscp == "le",
+        "assignment": "fixed",
+        "record": False,
+    }
 
 
 @pytest.mark.parametrize("own", ["worker --worker 0 --addresses a:1", "coordinator"])
