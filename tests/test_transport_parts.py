@@ -144,6 +144,37 @@ def test_nobody_waits_for_a_worker_of_which_only_old_datagrams_come():
     assert inbox.close_phase(0, 0.0)[2]
 
 
+def test_an_exchange_has_what_came_of_it_and_nothing_else():
+    sealer, inbox, packets, clock = Sealer(7, None), Inbox(0, 2, Sealer(7, None)), 6, [0.0]
+
+    def take(exchange, *places):
+        for place in places:
+            clock[0] += 1e-6
+            row = np.full((1, 8), exchange, np.uint8)
+            inbox.take(sealer.seal(0, exchange, 1, 0, row, place), clock[0])
+
+    early, ahead = [], 0
+    for number in range(9):
+        exchange, elsewhere = inbox.open_exchange(number + ahead, packets, 8)
+        if elsewhere:
+            early, ahead = [], exchange - number
+        came = [(number + 1) % 4, (number + 2) % 4]
+        take(exchange, *came)
+        found, seconds = inbox.received(0)
+        assert found[1] == len({*early, *came})
+        assert seconds[1] < 5e-6
+        clock[0] += 1.0
+        rows, arrived, _ = inbox.close_phase(0, 0.0)
+        assert np.flatnonzero(arrived[1]).tolist() == sorted({*early, *came})
+        assert (rows[1][arrived[1]] == exchange).all()
+        early = [number % packets]
+        take(exchange + 1, *early)
+        if number in (3, 6):  # By an odd and an even number of exchanges.
+            end = np.zeros((1, 0), np.uint8)
+            inbox.take(sealer.seal(0, exchange + 5 + number, 1, 0, end, last=True), clock[0])
+    assert ahead == 7 + 10
+
+
 def test_who_says_that_it_is_there_is_met_and_ends_nothing():
     sealer, inbox = Sealer(7, None), Inbox(0, 3, Sealer(7, None))
 
