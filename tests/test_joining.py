@@ -1,6 +1,7 @@
 """Joining a network of datagrams: what is refused, where a worker binds, when it has joined."""
 
 import contextlib
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -43,6 +44,15 @@ def test_a_network_is_to_be_entered():
                 else:
                     with pytest.raises(RuntimeError, match="the network is not joined: expected"):
                         exchange()
+
+
+def test_a_network_that_was_left_holds_no_models():
+    """Compiled programs refer to it for as long as JAX keeps them."""
+    layout = layout_of({"x": jnp.ones(3)}, 1, 100)
+    with transport.join(addresses(1), 0, KEY) as network:
+        held = weakref.ref(network.exchange(0, np.zeros((1, 1, 12), np.uint8), layout).rows)
+        assert held() is not None
+    assert held() is None
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
