@@ -74,7 +74,14 @@ def test_a_host_that_is_not_there_is_named() -> None:
         rendezvous("absent.invalid:1", 2, 1, 1.0, gloo=True)
 
 
-def test_something_else_at_the_coordinators_address_is_named() -> None:
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (b"220 ready\r\n", "what answers is no process of this job"),
+        (b'{"hello": "rps-jax rendezvous"}\n', r"process 0 at .* has gone while it waited for"),
+    ],
+)
+def test_something_else_at_the_coordinators_address_is_named(says: bytes, told: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         other.settimeout(10)
@@ -82,14 +89,15 @@ def test_something_else_at_the_coordinators_address_is_named() -> None:
         def greet() -> None:
             while True:
                 try:
-                    with other.accept()[0] as caller:
-                        caller.sendall(b"220 ready\r\n")
+                    with other.accept()[0] as caller, caller.makefile("rb") as heard:
+                        heard.readline()
+                        caller.sendall(says)
                 except OSError:
                     return
 
         thread = threading.Thread(target=greet)
         thread.start()
-        with pytest.raises(RendezvousError, match="what answers is no process of this job"):
+        with pytest.raises(RendezvousError, match=told):
             rendezvous(address, 2, 1, 1.0, gloo=True)
         other.shutdown(socket.SHUT_RDWR)  # Wakes the thread, as close does not.
         thread.join()
