@@ -336,8 +336,10 @@ def test_a_trace_and_its_resume(
     arrive = write_trace(drops)
     flags = (*SHORT, "--log-every", "1", "--channel", "trace", "--trace", str(drops))
 
+    monkeypatch.setenv("COLUMNS", "40")
     assert run(tmp_path / "whole", *flags) == 0
-    assert "4 workers, rps, drops as in drops.npz" in capsys.readouterr().out
+    said = "\n4 workers, rps, drops as in drops.npz,\n  on 4 x cpu\n"
+    assert said in capsys.readouterr().out
     delivered = [line["delivered_fraction"] for line in read_metrics(tmp_path / "whole")]
     np.testing.assert_allclose(delivered, np.resize(arrive, 22), rtol=1e-6)
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["drop_rate"] is None

@@ -12,7 +12,7 @@ from typing import Any
 
 import rps_jax as rps
 from data import Source
-from launch.cli.command_line import UsageError
+from launch.cli.command_line import UsageError, wrapped
 from launch.config import TrainConfig
 from launch.config_file import deciding
 from launch.distributed.consistency import refuse_together
@@ -67,10 +67,8 @@ def train(
             print(text, flush=True)
 
     examples = f"{source.num_train:,} training examples"
-    say(
-        f"{setup.task.model_name} on {source.description}, {examples}\n"
-        f"{setting(config)}, on {setup.devices}"
-    )
+    say(f"{setup.task.model_name} on {source.description}, {examples}")
+    say(wrapped(f"{setting(config)}, on {setup.devices}"))
     checkpoints = Checkpoints(setup.directory.checkpoints, keep_checkpoints, is_progress)
     with _only_writer(setup):
         start = resume(setup, checkpoints, say) if config.resume else begin(setup)
