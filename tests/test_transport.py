@@ -55,9 +55,11 @@ def test_without_drops_it_is_the_mean(offload, key):
 def test_packets_may_be_small_and_large(mtu, offload):
     def work(network, worker):
         assert network.payload_bytes == mtu - 94
-        return network.average_models(params_of(worker)), network.records
+        averaged = network.average_models(params_of(worker))
+        assert network.link_rate == 2e9
+        return averaged, network.records
 
-    done = run_workers(work, offload=offload, mtu=mtu, deadline=20.0)
+    done = run_workers(work, offload=offload, mtu=mtu, link_rate=2e9, deadline=20.0)
     models = stacked([params_of(worker) for worker in range(N)])
     assert_close(stacked([params for params, _ in done]), reference.all_reduce(models))
     assert done[0][1][0].received.shape == (N, 6 if mtu == 576 else 1)
@@ -128,6 +130,18 @@ def test_when_everything_is_dropped_every_worker_keeps_its_own_and_none_waits_lo
             jax.tree.map(np.testing.assert_array_equal, result, params_of(worker))
         # Two phases of an exchange; then nobody is waited for who has never been heard.
         assert seconds < 30
+
+
+def test_who_hears_nobody_knows_of_its_own_packets_alone():
+    params = {"x": jnp.arange(2000.0)}
+    with transport.join(addresses(2), 1, KEY, deadline=0.1, start_timeout=0.1) as network:
+        exchange = jax.jit(transport.Datagrams(network).exchange)
+        with pytest.warns(UserWarning, match="has heard no other"):
+            averaged, delivery, _ = jax.block_until_ready(exchange((), (), 0, params, params))
+    np.testing.assert_array_equal(averaged["x"], params["x"])
+    for mask in delivery.masks:
+        assert mask.shape == (2, layout_of(params, 2, network.payload_bytes).packets)
+        np.testing.assert_array_equal(mask, np.broadcast_to([[False], [True]], mask.shape))
 
 
 def test_pytrees_of_different_sizes_may_take_turns():
