@@ -110,11 +110,13 @@ def test_a_port_that_is_taken_is_named() -> None:
             rendezvous(f"127.0.0.1:{port}", 2, 0, 1.0, gloo=True)
 
 
-@pytest.mark.parametrize("says", [b"", b"{}\n", b"[]\n", b'{"hello": "world"}\n'])
+@pytest.mark.parametrize(
+    "says", [b"", b"{}\n", b"[]\n", b"\xff\n", b"[" * 20_000 + b"\n", b'{"hello": "world"}\n']
+)
 def test_a_stranger_at_the_port_does_not_count(
     says: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_PATIENCE", 3.0 if says else 0.2)
     listening = threading.Event()
     listen = socket.create_server
 

@@ -250,6 +250,17 @@ def test_a_message_is_heard_in_its_place_direction_and_connection(
         assert [another.receive() is not None for _ in told] == heard
 
 
+@pytest.mark.parametrize("header", [b"{", b"\xff", b"[]", b"5", b"[" * 60_000])
+def test_what_is_no_message_is_none(header):
+    """Without a key, it may come from anyone."""
+    caller, opened = socket.socketpair()
+    with caller, opened:
+        caller.sendall(beginning(1, len(header)) + header + bytes(32))
+        connection = Connection(opened, None, 10)
+        assert connection.answer() == 1
+        assert connection.receive() is None
+
+
 def test_a_port_of_one_address_is_open_there_alone():
     reception = Reception(free_port(), KEY, 1, 1000, lambda greeted: None, "127.0.0.1")
     with contextlib.closing(reception):

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from launch.cli.command_line import CommandError, refuse
+from launch.trainer.json_files import DamagedError, parse_object
 
 _HELLO = "rps-jax rendezvous"
 _LONGEST = 1 << 16
@@ -231,14 +232,12 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 def _receive(connection: socket.socket, deadline: float) -> dict[str, Any] | None:
     """Returns the next message, None if there comes none of a process of a job."""
     received = b""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, DamagedError):
         while not received.endswith(b"\n") and len(received) < _LONGEST:
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
             part = connection.recv(1)  # No more than this message; they are few and short.
             if not part:
                 return None
             received += part
-        message = json.loads(received)
-        if isinstance(message, dict) and message.get("hello") == _HELLO:
-            return message
+        return parse_object(received, lambda message: message.get("hello") == _HELLO)
     return None

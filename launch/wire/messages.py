@@ -23,6 +23,8 @@ import struct
 import time
 from typing import Any
 
+from launch.trainer.json_files import DamagedError, parse_object
+
 _LENGTHS, _INDEX = struct.Struct("!IQ"), struct.Struct("!I")
 _TAG_BYTES, _RANDOM_BYTES = 32, 16
 _LONGEST_HEADER, _LONGEST_GREETING = 1 << 20, 1 << 16
@@ -90,10 +92,8 @@ class Connection:
         self._received += 1
         if not hmac.compare_digest(tag, expected):
             return None
-        with contextlib.suppress(ValueError):
-            header = json.loads(encoded)
-            if isinstance(header, dict):
-                return header, payload
+        with contextlib.suppress(DamagedError):
+            return parse_object(encoded, lambda header: True), payload
         return None
 
     def keep(self) -> None:
