@@ -119,6 +119,14 @@ def test_a_job_without_a_result_fails(tmp_path, bodies, status, restarts):
     assert failed.value.exit_status == status
 
 
+def test_workers_go_on_without_a_coordinator_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "_LAST_WORDS_SECONDS", 0.0)
+    finishes = "wait_while(lambda: runs(2)); time.sleep(0.3); open(f'{FOLDER}/end', 'w')"
+    with pytest.raises(JobFailed, match="member 2 ended with status 5"):
+        supervised_run(tmp_path, "", finishes, "wait_while(lambda: runs(0)); sys.exit(5)")
+    assert (tmp_path / "lives" / "end").exists()
+
+
 FREEZES = "time.sleep(0.5); os.kill(os.getpid(), signal.SIGSTOP)"  # After a heartbeat.
 
 
