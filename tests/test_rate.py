@@ -114,6 +114,18 @@ def test_a_report_of_nothing_says_nothing_of_the_rate():
         assert pacer.bits_per_second == before
 
 
+def test_few_phases_in_a_row_without_reports_change_nothing():
+    pacer = Pacer(1.0)
+    feedback = Feedback(pacer, Rate())
+    start = pacer.bits_per_second
+    for number in range(40):
+        seconds = 8e6 / pacer.bits_per_second
+        feedback.sent(number, 0, PACKETS, 10**6, seconds)
+        said = [Report(number, 0, PACKETS, seconds)] * 3 if number % 4 == 3 else []
+        feedback.heard(said, anyone=True)
+        assert pacer.bits_per_second >= start
+
+
 @pytest.mark.parametrize("capacity", [20e6, 500e6])
 def test_a_pacer_follows_the_reports_of_what_was_sent(capacity):
     pacer, rates = Pacer(1.0), []
