@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import queue
+import signal
 import time
 import tracemalloc
 
@@ -16,6 +17,7 @@ from launch.cli.command_line import UsageError
 from launch.config import PRESETS
 from launch.distributed.ports import free_port
 from launch.tasks.source import find_source
+from launch.trainer.preemption import Stopped
 from launch.trainer.setup import set_up
 from launch.wire import coordinator, deliveries, greeting, models
 from launch.wire.events import Event
@@ -167,17 +169,53 @@ def test_what_comes_while_a_line_is_evaluated_counts(tmp_path, monkeypatch):
     assert [(each["step"], each["workers"]) for each in written] == [(10, 2)]
 
 
-def test_what_was_reported_is_written_when_the_run_is_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("of_other", "waits"),
+    [(["greeting"], True), (["greeting", "gone"], False), (["greeting", "greeting", "gone"], True)],
+)
+def test_a_line_waits_for_the_connected_and_is_written_when_the_run_is_stopped(
+    tmp_path, monkeypatch, of_other, waits
+):
+    monkeypatch.setattr(coordinator, "_MEETING_SECONDS", 0.0)
     made, setup, line, written = of_run(tmp_path, monkeypatch)
     monkeypatch.setattr(made, "_measure", lambda step, reports: {})
-    events = queue.Queue()
-    for worker in range(2):
-        events.put(Event("greeting", worker, {}, b""))
-    # The other is there, and waited for.
+    events, before = queue.Queue(), []
+    for kind in of_other:
+        events.put(Event(kind, 1, {}, b""))
+    events.put(Event("greeting", 0, {}, b""))
     events.put(Event("metrics", 0, line, bytes(models.model_bytes(setup))))
-    made.run(events, events.empty)
+
+    def stopped():
+        before.append(len(written))
+        return events.empty()
+
+    made.run(events, stopped)
+    assert before[-1] == (0 if waits else 1)
     assert [(each["step"], each["workers"]) for each in written] == [(10, 1)]
     assert made.reached == 10
+
+
+@pytest.mark.parametrize("exchanges", [0, 2])
+def test_a_coordinator_that_is_stopped_writes_the_trace_of_what_there_is(
+    tmp_path, monkeypatch, exchanges
+):
+    config = dataclasses.replace(PRESETS["linear"], num_workers=2, record=tmp_path / "trace")
+    records = [
+        Exchanged(number, np.empty(0), *np.ones((2, 2, 3), bool), shift=0)
+        for number in range(exchanges)
+    ]
+
+    def run(self, events, stopped):
+        for worker in range(2):
+            for header, payload in deliveries.encode(records):
+                self.deliveries.add(worker, header, payload)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(coordinator._Coordinator, "run", run)
+    with pytest.raises(Stopped) as stopped:
+        coordinator.coordinate(config, find_source(config), tmp_path, free_port(), bytes(16))
+    assert (stopped.value.exit_status, stopped.value.report()) == (128 + signal.SIGTERM, "")
+    assert config.record.exists() == (exchanges > 0)
 
 
 def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path, monkeypatch):
