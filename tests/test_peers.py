@@ -282,6 +282,7 @@ def test_a_worker_that_starts_with_a_number_too_large_goes_to_the_others():
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:worker .* has heard no other")  # On a busy machine.
 def test_a_worker_that_was_away_takes_part_when_it_has_heard_the_whole_model() -> None:
     away, exchanges = N - 1, 70
     missed = threading.Event()
