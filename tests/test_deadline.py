@@ -86,6 +86,9 @@ def test_a_worker_waits_for_the_last_message_or_the_deadline():
     np.testing.assert_allclose(strict.seconds[both], 2 * deadline, rtol=1e-6)
     alone, _ = views(rps.Deadline(math.inf), 1)
     assert alone.seconds == 0
+    slow_to_itself = np.where(np.eye(n, dtype=bool), 1e3, 1.0)
+    others, _ = views(rps.Deadline(math.inf, 0.01, 0.0, slow_to_itself), n)
+    np.testing.assert_allclose(others.seconds, 2 * 0.01, rtol=1e-6)
 
 
 def test_a_deadline_that_follows_is_median_and_mads_and_drops_from_the_first_exchange():

@@ -101,6 +101,7 @@ def test_traced_numbers_that_cannot_be_keep_the_drop_rate():
         ({"drop_rate": None}, "drop_rate=None: expected a probability"),
         ({"mean_burst": 0.5}, "mean_burst=0.5: expected at least 1"),
         ({"drop_rate": 0.9}, r"mean_burst=8.0: expected at least 9, for drop_rate=0.9 keeps"),
+        ({"drop_rate": np.array([0.1, 0.9])}, "mean_burst=8.0: expected at least 9, for drop_rate"),
         ({"good_drop_rate": 0.2}, r"drop_rate=0.1: expected a number in \[0.2, 1.0\]"),
         ({"bad_drop_rate": 0.05}, r"drop_rate=0.1: expected a number in \[0.0, 0.05\]"),
         ({"bad_drop_rate": 0.0}, "bad_drop_rate=0.0: expected more than good_drop_rate=0.0"),

@@ -68,6 +68,7 @@ def test_racks_are_good_inside_and_bad_between():
             lambda: rps.PerLink.one_bad_link(3, 0, 3, 0.1),
             "destination=3: expected a worker",
         ),
+        (lambda: rps.PerLink.one_bad_link(3, -1, 0, 0.1), "source=-1: expected a worker, 0 to 2"),
         (lambda: rps.PerLink.one_bad_worker(3, -1, 0.1), "worker=-1: expected a worker, 0 to 2"),
         (lambda: rps.PerLink.racks([], 0, 1), r"sizes=\[\]: expected the number of workers"),
         (lambda: rps.PerLink.racks([2, 0], 0, 1), r"sizes=\[2 0\]: expected at least 1 worker"),
