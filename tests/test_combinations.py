@@ -1,6 +1,7 @@
 """Channels made of others."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from many_exchanges import between_workers, drops_of
@@ -76,22 +77,51 @@ def test_a_schedule_needs_its_boundaries():
         rps.Schedule((rps.Reliable(), rps.Reliable()), ())
 
 
-def test_a_schedule_keeps_who_served_what():
+def deliveries(channel):
+    """The first three exchanges of four workers, as worker 0 sees them."""
+    sample = jax.jit(lambda state, key: channel.sample(state, key, 0, 4))
+    state = channel.init(4)
+    for exchange in range(3):
+        delivery, state = sample(state, jax.random.key(exchange))
+        yield delivery
+
+
+def test_a_combination_keeps_who_served_what():
     trace = rps.Trace(
         np.full((3, 2, 4, 4, 1), 255, np.uint8), 5, shifts=np.array([1, 2, 3], np.int32)
     )
 
     def shifts(channel):
-        sample = jax.jit(lambda state, key: channel.sample(state, key, 0, 4))
-        state = channel.init(4)
-        for exchange in range(3):
-            delivery, state = sample(state, jax.random.key(exchange))
-            yield int(delivery.shift)
+        return [int(delivery.shift) for delivery in deliveries(channel)]
 
-    assert list(shifts(rps.Schedule((trace,), ()))) == [1, 2, 3]
+    assert shifts(rps.Schedule((trace,), ())) == [1, 2, 3]
     first, *rest = shifts(rps.Schedule((rps.Reliable(), trace), (1,)))
     assert 0 <= first < 4
     assert rest == [2, 3]
+    assert shifts(rps.Either(trace, rps.Reliable())) == [1, 2, 3]
+    assert shifts(rps.Either(rps.Reliable(), trace)) == [1, 2, 3]
+
+
+def test_a_combination_waits_for_the_slower_part_or_for_whose_turn_it_is():
+    class Waits:
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def init(self, num_workers):
+            return ()
+
+        def sample(self, state, key, worker, num_workers):
+            masks = [jnp.ones(num_workers, bool)] * 3
+            return rps.Delivery(*masks, seconds=jnp.float32(self.seconds)), state
+
+    fast, slow = Waits(1), Waits(3)
+
+    def waits(channel):
+        return [float(delivery.seconds) for delivery in deliveries(channel)]
+
+    assert waits(rps.Either(slow, fast)) == [3, 3, 3]
+    assert waits(rps.Either(rps.Reliable(), fast)) == [1, 1, 1]
+    assert waits(rps.Schedule((slow, rps.Reliable(), fast, slow), (0, 1, 2))) == [0, 1, 3]
 
 
 def test_a_channel_does_not_have_to_say_how_many_packets_it_has():
