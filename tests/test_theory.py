@@ -105,6 +105,8 @@ def test_real_exchanges_contract_and_drift_as_predicted(n, channel, expected):
         (lambda: theory.alphas(4, 1.1), r"drop_rate=1.1: expected a probability in \[0, 1\]"),
         (lambda: theory.alphas(4, 0.1, -1), "all_gather_drop_rate=-1: expected a probability"),
         (lambda: theory.measure(rps.Reliable(), 1), "num_workers=1: expected at least 2"),
+        (lambda: theory.rounds_until_all(1.0, 4), "drop_rate=1.0: expected a probability in"),
+        (lambda: theory.rounds_until_all(0.1, 0), "packets=0: expected at least 1"),
     ],
 )
 def test_bad_arguments_raise(call, message):

@@ -64,6 +64,15 @@ def test_real_exchanges_over_links_that_differ_are_as_predicted(channel):
     assert measured.errors.contraction < 0.05 * contraction
 
 
+def test_each_exchange_is_measured_on_models_of_its_own():
+    """Within five standard errors, which are of the models: drops are always the same."""
+    channel = rps.PerLink.one_bad_link(3, 0, 1, drop_rate=1.0)
+    expected = theory.link_alphas(channel.drop_rates)
+    found = theory.measure(channel, 3, num_exchanges=50, assignment="fixed")
+    error = found.means.contraction - (expected.alpha_1 - expected.alpha_2)
+    assert abs(error) < 5 * found.errors.contraction
+
+
 @pytest.mark.parametrize(
     ("rate", "packets", "burst", "good", "bad"),
     [(0.1, 6, 3.0, 0, 1), (0.6, 4, 1.5, 0, 1), (0.2, 1, 8, 0, 1), (0.2, 5, 3.0, 0.1, 0.7)],

@@ -12,9 +12,17 @@ from rps_jax import theory
 from rps_jax.updates import BUCKETS, INTERVALS, sketch
 
 
-def test_products_of_sketches_are_those_of_the_updates_on_average_over_the_signs():
-    """Within five standard errors: fails by chance once in 1.7 million keys."""
-    one, two = np.random.default_rng(0).normal(size=(2, 10 * BUCKETS)).astype(np.float32) + 1
+@pytest.mark.parametrize(("rows", "noise"), [(128, 1), (4, 0)])
+def test_products_of_sketches_are_those_of_the_updates_on_average_over_the_signs(
+    monkeypatch, rows, noise
+):
+    """Within five standard errors: fails by chance once in 1.7 million keys.
+
+    Of few rows, not all coordinates are looked at: they are alike, then.
+    """
+    monkeypatch.setattr("rps_jax.updates._ROWS", rows)
+    normal = np.random.default_rng(0).normal(size=(2, 10 * BUCKETS)).astype(np.float32)
+    one, two = 1 + noise * normal
     names = [str(number) for number in range(20)]
     sketch_all = jax.jit(lambda x: jnp.stack([sketch({name: x}) for name in names]))
     products = np.sum(sketch_all(one) * sketch_all(two), axis=1)
@@ -96,6 +104,29 @@ def test_gains_of_a_channel_that_draws_its_own_are_measured():
 
     found = theory.gains(Nothing(0.1), 3, 1, num_exchanges=2)
     np.testing.assert_allclose(found.apart, 1, rtol=1e-5)
+
+
+def test_gains_with_fixed_servers_are_those_of_exchanges_with_fixed_servers():
+    n, rate = 4, 0.3
+    exact = theory.burst_contractions(n, rate, 1 / (1 - rate), 2)  # Independent drops.
+    found = theory.gains(rps.Bernoulli(rate), n, 2, assignment="fixed")
+    np.testing.assert_allclose(found.apart.diagonal(), exact, rtol=0.08)
+    assert exact[1] > 1.1 * exact[0] ** 2
+
+
+@pytest.mark.parametrize("ongoing", [False, True])
+def test_the_predicted_distance_is_that_of_exchanges_without_chance(ongoing):
+    """Each leaves half of what two workers differ by; a tenth as much of what they share parts."""
+    updates = np.random.default_rng(0).normal(size=(2, INTERVALS))  # One number, the newest first.
+    mean = updates.mean(0)
+    apart = updates[0] - mean
+    left = 0.5 ** np.arange(1, INTERVALS + 1)
+    gains = theory.Gains(np.outer(left, left), np.outer(0.1 * left, 0.1 * left), left)
+    products = rps.UpdateProducts(np.outer(apart, apart), np.outer(mean, mean))
+    old = slice(int(ongoing), INTERVALS)
+    left = left[: INTERVALS - ongoing]
+    squared = (ongoing * apart[0] + left @ apart[old]) ** 2 + (0.1 * left @ mean[old]) ** 2
+    assert theory.predicted_distance(gains, products, ongoing) == pytest.approx(squared**0.5)
 
 
 @pytest.mark.long
