@@ -458,6 +458,11 @@ def test_a_leaf_over_an_explicit_axis_is_refused():
             TypeError,
             r"leaf \['mask'\] has dtype bool: expected a floating",
         ),
+        (
+            lambda p, _: rps.consensus_distance({"mask": p > 0}, "workers"),
+            TypeError,
+            r"leaf \['mask'\] has dtype bool: expected a floating",
+        ),
     ],
 )
 def test_bad_arguments_raise_at_trace_time(call, error, message):

@@ -55,6 +55,18 @@ def test_every_channel_of_the_registry_can_be_made(channel):
         pytest.fail(f"give {channel} its options in OPTIONS: {error}")
 
 
+@pytest.mark.parametrize(
+    "make", [*CHANNELS.values(), lambda n: rps.Deadline(0.02)], ids=[*CHANNELS, "fixed deadline"]
+)
+def test_an_array_is_refused_where_one_number_is_expected(make):
+    leaves, structure = jax.tree.flatten(make(4))
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, int | float):
+            several = structure.unflatten([*leaves[:place], np.full(2, leaf), *leaves[place + 1 :]])
+            with pytest.raises(ValueError, match=r"\w+ has shape \(2,\): expected a scalar"):
+                several.sample(several.init(4), KEY, 0, 4)
+
+
 @functools.cache
 def views(name, way, n, steps=3):
     """All workers' deliveries, step by step: masks `[step, worker, other, packet]`."""
@@ -235,10 +247,11 @@ def test_without_drops_every_worker_has_the_mean(algorithm):
 @pytest.mark.parametrize("algorithm", LOSSY)
 def test_without_arrivals_every_worker_trains_as_if_it_were_alone(algorithm):
     models, metrics = trained(algorithm, "vmap", 1.0, MEAN, APART)
-    alone, _ = trained(algorithm, "vmap", 1.0, MEAN[:1], APART[:1])
+    alone, of_one = trained(algorithm, "vmap", 1.0, MEAN[:1], APART[:1])
     np.testing.assert_allclose(models[:1], alone, rtol=1e-6)
     assert np.abs(models - MEAN).max() > 0.1
     np.testing.assert_array_equal(metrics.delivered, np.zeros((2, N)))
+    np.testing.assert_array_equal(of_one.delivered, np.ones((2, 1)))  # There is nobody to hear.
 
 
 @pytest.mark.parametrize("algorithm", LOSSY)

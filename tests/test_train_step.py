@@ -254,17 +254,20 @@ def test_a_poison_in_the_model_state_that_was_dropped_reaches_no_one():
     np.testing.assert_allclose(state.model_state, np.tile(server_has.mean(0), (N, 1)), rtol=1e-6)
 
 
+def one_more(tree, otherwise, server):
+    """An exchange that brings one more of everything."""
+    del otherwise, server
+    return jax.tree.map(lambda x: x + 1, tree)
+
+
+one_more.delivery = rps.Delivery(*[np.ones(2, bool)] * 3)
+
+
 def test_fragments_of_any_leaves_take_turns_and_send_their_part():
     rule = rps.rules.DiLoCo(local_steps=6, fragments=3)
     params = {"a": jnp.arange(10.0).reshape(2, 5), "b": jnp.float32(3), "c": jnp.zeros((0, 2))}
     sends = jax.eval_shape(rule.sends, params)
     assert [leaf.shape for leaf in jax.tree.leaves(sends)] == [(4,), (1,), (0,)]
-
-    def one_more(tree, otherwise, server):
-        del otherwise, server
-        return jax.tree.map(lambda x: x + 1, tree)
-
-    one_more.delivery = rps.Delivery(*[np.ones(2, bool)] * 3)
     on_params = jax.jit(lambda params, memory: rule.on_params(params, memory, one_more))
     memory, changed = rule.init(params), []
     for _ in range(4):
@@ -273,6 +276,13 @@ def test_fragments_of_any_leaves_take_turns_and_send_their_part():
         changed.append([np.flatnonzero(after[name] != params[name]).tolist() for name in "abc"])
     first = [[0, 1, 2, 3], [0], []]
     assert changed == [first, [[4, 5, 6, 7], [], []], [[8, 9], [], []], first]
+
+
+def test_an_outer_optimizer_is_given_the_change_and_the_anchor():
+    outer = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
+    rule, anchor = rps.rules.DiLoCo(outer=outer), jnp.arange(3.0)
+    after, _ = rule.on_params(anchor, rule.init(anchor), one_more)
+    np.testing.assert_allclose(after, anchor - 0.1 * (-1 + 0.5 * anchor), rtol=1e-6)
 
 
 def test_local_steps_send_nothing():
