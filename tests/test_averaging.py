@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from mappings import MAPPINGS, awkward_params, every_place, mesh
 
 import rps_jax as rps
+from rps_jax.averaging import sent_or_last
 
 KEY = jax.random.key(7)
 NO_PACKETS = rps.Delivery(*[jnp.ones((4, 0), bool)] * 3)
@@ -316,14 +317,16 @@ def test_workers_over_several_devices_exchange_shards(check_vma):
         jax.shard_map,
         mesh=grid,
         in_specs=(specs, P()),
-        out_specs=(specs, P("workers")),
+        out_specs=(specs, specs, P("workers")),
         check_vma=check_vma,
     )
     def average(params, drop_rate):
         mine = jax.tree.map(lambda x: x[0], params)
         delivery, _ = rps.draw_exchange(rps.Bernoulli(drop_rate), (), KEY, 0, "workers")
         averaged = rps.average_models(mine, delivery, "workers")
-        return jax.tree.map(lambda x: x[None], (averaged, delivery))
+        nothing, me = jax.tree.map(jnp.zeros_like, mine), jax.lax.axis_index("workers")
+        heard = sent_or_last(mine, nothing, delivery, me)
+        return jax.tree.map(lambda x: x[None], (averaged, heard, delivery))
 
     apart = [["cut"], ["whole"]] if check_vma else [["cut", "whole"]]
     text = average.lower(placed, 0.3).compile().as_text()
@@ -331,12 +334,12 @@ def test_workers_over_several_devices_exchange_shards(check_vma):
     assert len(re.findall(r" all-gather(?:-start)?\(", text)) == len(apart)
     assert re.findall(r"(\S+) all-reduce\(", text) == ["s32[4,1]{1,0}"]
 
-    unsharded, _ = average(placed, 0.0)
+    unsharded, *_ = average(placed, 0.0)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, np.broadcast_to(b.mean(0), b.shape), rtol=1e-5),
         unsharded, params,
     )  # fmt: skip
-    averaged, delivery = average(placed, 0.3)
+    averaged, heard, delivery = average(placed, 0.3)
     assert not np.asarray(delivery.sent).all()
     for name, leaf in averaged.items():
         assert leaf.sharding.is_equivalent_to(placed[name].sharding, leaf.ndim)
@@ -349,12 +352,15 @@ def test_workers_over_several_devices_exchange_shards(check_vma):
     for shard in range(shards):
         rows = slice(5 * shard, 5 * shard + 5)
         local = {"cut": params["cut"][:, rows], "whole": params["whole"]}
-        expected = {}
+        expected, of_servers = {}, {}
         for names in apart:
             together = {name: local[name] for name in names}
+            nothing = jax.tree.map(np.zeros_like, together)
             expected |= reference.average_models(together, jax.device_get(delivery))
-        found = {"cut": averaged["cut"][:, rows], "whole": averaged["whole"]}
-        assert_close(jax.device_get(found), expected)
+            of_servers |= reference.sent_or_last(together, nothing, jax.device_get(delivery))
+        for found, twin in ((averaged, expected), (heard, of_servers)):
+            of_shard = {"cut": found["cut"][:, rows], "whole": found["whole"]}
+            assert_close(jax.device_get(of_shard), twin)
 
 
 def test_output_sharding_is_the_input_sharding():

@@ -279,7 +279,8 @@ def test_leaves_that_are_cut_over_a_worker_s_devices_and_whole_ones_stay_so(make
     ],
 )
 def test_what_is_no_channel_and_no_optimizer_is_refused(arguments, message):
-    for make in (rps.optax_average_models, rps.optax_diloco):
+    of_steps = functools.partial(rps.make_train_step, lambda *_: None)
+    for make in (rps.optax_average_models, rps.optax_diloco, of_steps):
         with pytest.raises(TypeError, match=message):
             make(*arguments, "w")
 
