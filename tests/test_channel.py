@@ -63,6 +63,11 @@ def test_an_exchange_does_not_depend_on_the_configuration_of_jax(configured):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.parametrize(("seed", "low"), [(2**40 + 5, 5), (-1, 2**32 - 1)])
+def test_of_a_seed_the_lowest_32_bits_count(seed, low):
+    np.testing.assert_array_equal(key_data(seed), key_data(low))
+
+
 def test_draws_are_those_of_jax_random_in_its_default_configuration():
     for seed in range(20):
         key = wrap_key(key_data(seed))

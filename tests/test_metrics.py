@@ -45,6 +45,12 @@ def test_equal_models_are_at_distance_zero():
     np.testing.assert_array_equal(distance, np.zeros(8))
 
 
+def test_complex_models_are_as_far_apart_as_their_moduli():
+    params = np.array([[0j], [6 + 8j]], np.complex64)
+    distance = MAPPINGS["vmap"](lambda axis, p: rps.consensus_distance(p, axis), 2)(params)
+    np.testing.assert_allclose(distance, [5, 5], rtol=1e-6)
+
+
 @pytest.mark.parametrize("packets", [(), (3,)])
 def test_of_a_delivery_without_a_worker_s_own_nothing_of_others_has_arrived(packets):
     n = 4

@@ -345,10 +345,12 @@ def test_placement_changes_nothing(workers_per_device):
     np.testing.assert_array_equal(metrics.delivered, packed_metrics.delivered)
 
 
-def test_metrics_tell_the_truth_of_the_network():
-    delivered = {
-        algorithm: np.mean(run(1, algorithm=algorithm)[1].delivered) for algorithm in RULES
-    }
+def test_metrics_tell_the_truth_of_losses_and_of_the_network():
+    metrics = {algorithm: run(1, algorithm=algorithm)[1] for algorithm in RULES}
+    loss = np.mean(0.5 * np.sum((START - batches(0)) ** 2, axis=1))
+    for of_rule in metrics.values():
+        np.testing.assert_allclose(of_rule.loss, loss, rtol=1e-5)
+    delivered = {algorithm: np.mean(of_rule.delivered) for algorithm, of_rule in metrics.items()}
     assert delivered["all-reduce"] == 1
     assert delivered["local"] == 0
     assert 0.5 < delivered["rps"] == delivered["gradient-averaging"] < 0.9
