@@ -103,6 +103,13 @@ def test_the_error_is_that_of_rounding_messages_and_averages(dtype):
     assert np.abs(found["x"].mean(0) - values.mean(0)).max() < 1.01 * eps
 
 
+def test_a_zero_is_dithered_no_more_than_small_numbers():
+    values = np.full((4, 50), 1e-3, np.float32)
+    values[0] = 0
+    found = averaged(rps.rules.AverageModels(message_dtype="bfloat16"), {"x": values}, 0.0)
+    np.testing.assert_allclose(found["x"] - values.mean(0), 0, atol=1.51 * 2**-7 * 1e-3)
+
+
 def test_gradients_are_the_same_on_every_worker():
     values = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
     rule = rps.rules.AverageGradients(message_dtype="float16", on_miss="zero")
