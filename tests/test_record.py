@@ -25,11 +25,12 @@ def run(folder: Path, *flags: str) -> int:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--drop-rate", "0.3", "--assignment", "fixed"),
+        ("--drop-rate", "0.3"),
         *(
             pytest.param(flags, marks=pytest.mark.long)
             for flags in (
                 ("--channel", "gilbert-elliott", "--mean-burst", "3", "--packets", "11"),
+                ("--drop-rate", "0.3", "--assignment", "fixed"),
                 ("--channel", "deadline", "--algorithm", "gradient-averaging"),
                 ("--channel", "gilbert-elliott", "--local-steps", "3"),
                 ("--channel", "outage", "--mean-outage", "2", "--workers-per-device", "4"),

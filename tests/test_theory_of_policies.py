@@ -82,6 +82,11 @@ def test_real_exchanges_of_many_workers_do_what_moments_say(server, on_miss):
     assert found.errors.contraction < 0.1 * expected[0]
 
 
+def test_a_rule_that_needs_a_reliable_network_is_measured_on_one():
+    found = theory.measure(rps.Bernoulli(0.9), 2, 2, rule="all-reduce")
+    np.testing.assert_allclose(found.means, theory.moments(2, 0.0), atol=1e-6)
+
+
 def test_links_that_never_recover_are_measured_from_many_beginnings():
     """Within five standard errors; the exchanges after one beginning are all alike."""
     exact = theory.contraction(2, 0.3)
