@@ -170,9 +170,13 @@ def test_a_shift_may_be_any_integer(shift):
     params = np.random.default_rng(0).normal(size=(n, 10)).astype(np.float32)
     sent = np.random.default_rng(1).random((n, n)) < 0.5
     delivery = rps.Delivery(sent, sent.T, sent.T)
-    average = lambda axis, p, d: rps.average_models(p, d, axis, shift)  # noqa: E731
-    result = MAPPINGS["vmap"](average, n)(params, delivery)
-    assert_close(np.asarray(result), reference.average_models(params, delivery, int(shift)))
+    for average, twin in (
+        (rps.average_models, reference.average_models),
+        (rps.average_gradients, reference.average_gradients),
+    ):
+        mapped = MAPPINGS["vmap"](lambda axis, p, d, of=average: of(p, d, axis, shift=shift), n)
+        expected = twin(params, delivery, shift=int(shift))
+        assert_close(np.asarray(mapped(params, delivery)), expected)
 
 
 def test_a_worker_hears_itself_whatever_the_delivery_says():

@@ -98,27 +98,30 @@ def test_what_is_missed_is_the_worker_s_own_to_the_bit():
     np.testing.assert_array_equal(alone["x"], lost["x"])
 
 
+DRAWN = {"seed": SEED, "assignment": "fixed"}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "make"),
     [
-        ("rps", lambda inner: rps.optax_average_models(inner, CHANNEL, "workers", seed=SEED)),
+        ("rps", lambda inner: rps.optax_average_models(inner, CHANNEL, "workers", **DRAWN)),
         (
             "gradient-averaging",
             lambda inner: optax.chain(
-                rps.optax_average_gradients(CHANNEL, "workers", seed=SEED), inner
+                rps.optax_average_gradients(CHANNEL, "workers", **DRAWN), inner
             ),
         ),
         (
             rps.rules.AverageModels(local_steps=2, server="stale", on_miss="stale"),
             lambda inner: rps.optax_average_models(
                 *(inner, CHANNEL, "workers"),
-                **{"seed": SEED, "local_steps": 2, "server": "stale", "on_miss": "stale"},
+                **DRAWN | {"local_steps": 2, "server": "stale", "on_miss": "stale"},
             ),
         ),
         pytest.param(
             rps.rules.AverageGradients(on_miss="stale"),
             lambda inner: optax.chain(
-                rps.optax_average_gradients(CHANNEL, "workers", seed=SEED, on_miss="stale"), inner
+                rps.optax_average_gradients(CHANNEL, "workers", **DRAWN, on_miss="stale"), inner
             ),
             marks=pytest.mark.long,
         ),
@@ -126,7 +129,7 @@ def test_what_is_missed_is_the_worker_s_own_to_the_bit():
             pytest.param(
                 rps.rules.DiLoCo(local_steps=4, **options),
                 lambda inner, options=options: rps.optax_diloco(
-                    inner, CHANNEL, "workers", seed=SEED, local_steps=4, **options
+                    inner, CHANNEL, "workers", **DRAWN, local_steps=4, **options
                 ),
                 marks=marks,
             )
@@ -147,7 +150,9 @@ def test_the_train_step_suffers_the_same_drops(algorithm, make):
         return 0.5 * jnp.sum((params["x"] - batch) ** 2), model_state
 
     inner = optax.sgd(0.1)
-    step = rps.make_train_step(loss_fn, inner, CHANNEL, "workers", algorithm=algorithm)
+    step = rps.make_train_step(
+        loss_fn, inner, CHANNEL, "workers", algorithm=algorithm, assignment=DRAWN["assignment"]
+    )
     one = rps.init_train_state(
         {"x": jnp.zeros(SIZE)}, (), inner, CHANNEL, N, SEED, algorithm=algorithm
     )

@@ -190,6 +190,10 @@ def test_bursts_of_very_many_workers_are_near_their_limits(inside):
         (lambda: theory.moments(4, 0.1, server="stale"), "expected policies without memory"),
         (lambda: theory.moments(4, 0.1, on_miss="stale"), "expected policies without memory"),
         (lambda: theory.moments(4, 0.1, server="unbiased"), "server_drop_rate=None"),
+        (
+            lambda: theory.moments(4, 0.1, server="unbiased", server_drop_rate=1.0),
+            r"server_drop_rate=1.0: expected a number in \[0, 1\)",
+        ),
         (lambda: theory.moments(4, 1.5), "drop_rate=1.5: expected a probability"),
         (lambda: theory.moments(0, 0.5), "num_workers=0: expected at least 1"),
         (lambda: theory.burst_limits(0.1, 8, 0), "exchanges=0: expected at least 1"),

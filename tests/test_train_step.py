@@ -283,6 +283,8 @@ def test_an_outer_optimizer_is_given_the_change_and_the_anchor():
     rule, anchor = rps.rules.DiLoCo(outer=outer), jnp.arange(3.0)
     after, _ = rule.on_params(anchor, rule.init(anchor), one_more)
     np.testing.assert_allclose(after, anchor - 0.1 * (-1 + 0.5 * anchor), rtol=1e-6)
+    with pytest.raises(TypeError, match=r"outer=0.7: expected an optax.GradientTransformation"):
+        rps.rules.DiLoCo(outer=0.7)
 
 
 def test_local_steps_send_nothing():
@@ -299,6 +301,11 @@ def test_local_steps_send_nothing():
         ("rps", {"server": "mean"}, "server='mean': expected one of received, zero-filled"),
         ("rps", {"server": "unbiased"}, r"server_drop_rate=None: expected a number in \[0, 1\)"),
         ("rps", {"server_drop_rate": 0.1}, "server_drop_rate=0.1: expected None, with server"),
+        (
+            "rps",
+            {"server": "unbiased", "server_drop_rate": 1.0},
+            r"server_drop_rate=1.0: expected a number in \[0, 1\)",
+        ),
         ("rps", {"local_steps": 0}, "local_steps=0: expected an integer of at least 1"),
         ("rps", {"local_steps": 2.5}, "local_steps=2.5: expected an integer of at least 1"),
         ("diloco", {"fragments": 1.5}, "fragments=1.5: expected a divisor of 30 local steps"),
@@ -449,6 +456,18 @@ def test_a_state_of_another_rule_is_refused(algorithm, options, others):
     step = rps.make_train_step(loss_fn, optimizer, CHANNEL, "w", algorithm=algorithm, **options)
     of_all = jax.tree.map(lambda x: jnp.stack([x] * N), start(optimizer, **others))
     with pytest.raises(ValueError, match=r"state.rule_state has leaves .*: expected those of"):
+        jax.eval_shape(jax.vmap(step, axis_name="w"), of_all, batches(0))
+
+
+def test_a_rule_that_exchanges_twice_in_a_step_is_refused():
+    class Twice(rps.rules.AllReduceModels):
+        def on_params(self, params, memory, average):
+            return super().on_params(average(params, otherwise=params), memory, average)
+
+    optimizer = optax.sgd(RATE)
+    step = rps.make_train_step(loss_fn, optimizer, CHANNEL, "w", algorithm=Twice())
+    of_all = jax.tree.map(lambda x: jnp.stack([x] * N), start(optimizer, algorithm=Twice()))
+    with pytest.raises(ValueError, match=r"average\(\) was called twice: expected one exchange"):
         jax.eval_shape(jax.vmap(step, axis_name="w"), of_all, batches(0))
 
 
