@@ -84,6 +84,8 @@ def test_a_worker_waits_for_the_last_message_or_the_deadline():
     both = ~strict.received.all(axis=1) & ~strict.gathered.all(axis=1)
     assert missed.any()
     np.testing.assert_allclose(strict.seconds[both], 2 * deadline, rtol=1e-6)
+    just_in_time, _ = views(rps.Deadline(0.01, 0.01, 0.0), n)
+    assert all(mask.all() for mask in just_in_time.masks)
     alone, _ = views(rps.Deadline(math.inf), 1)
     assert alone.seconds == 0
     slow_to_itself = np.where(np.eye(n, dtype=bool), 1e3, 1.0)
