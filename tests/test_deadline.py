@@ -139,6 +139,13 @@ def test_the_train_step_reports_the_slowest_worker():
     np.testing.assert_allclose(metrics.exchange_seconds, np.full(n, waits.max()), rtol=1e-6)
 
 
+def test_the_least_draw_is_a_short_delay(monkeypatch):
+    monkeypatch.setattr(rps.keys, "uniform", lambda key, shape=(): jnp.zeros(shape))
+    channel = rps.Deadline(math.inf)
+    delivery, _ = jax.jit(lambda key: channel.sample((), key, 0, 4))(KEY)
+    assert 0 < delivery.seconds < 2 * channel.median_delay
+
+
 @pytest.mark.parametrize("deadline", [pytest.param(None, marks=pytest.mark.long), math.inf])
 def test_delays_beyond_all_measure_are_finite(deadline):
     channel = rps.Deadline(deadline, 1e30, 1e30, deadline_mads=1e30)
