@@ -116,16 +116,18 @@ def test_a_run_whose_summary_is_damaged_is_not_done(tmp_path: Path, content: byt
 
 def test_a_folder_that_was_cleared_is_free_for_a_new_run(tmp_path: Path) -> None:
     folder = RunDirectory(tmp_path)
-    for _ in range(2):
+    for ended in (True, False):
         folder.check_is_free()
         folder.create(TrainConfig())
-        folder.append(LINE)
-        for path in (folder.summary, folder.curves):
-            path.write_text("")
-        Checkpoints(folder.checkpoints).save(1, {"params": np.arange(5.0)}, {})
+        if ended:
+            folder.append(LINE)
+            for path in (folder.summary, folder.curves):
+                path.write_text("")
+            Checkpoints(folder.checkpoints).save(1, {"params": np.arange(5.0)}, {})
         with pytest.raises(UsageError, match=r"expected a new or empty folder, found the config"):
             folder.check_is_free()
         folder.clear()
+    folder.check_is_free()
 
 
 def damage(path: Path, rng: np.random.Generator) -> None:

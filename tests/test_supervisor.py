@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli.command_line import PEER_LOST
-from launch.distributed.process import Command, JobFailed
+from launch.distributed.process import Command, JobFailed, Process
 from launch.distributed.supervisor import supervise
 from launch.trainer import preemption
 
@@ -142,6 +142,14 @@ def test_a_process_that_hangs_is_found_by_its_silence(run: Run) -> None:
 def test_a_process_that_cannot_be_started_ends_the_others(run: Run) -> None:
     failure = run.failure(script(FOREVER), Command(["/absent/python"], {}))
     assert "process 1 cannot be started (/absent/python: No such file" in str(failure)
+
+
+def test_a_signal_to_a_process_that_has_ended_is_no_error(tmp_path: Path) -> None:
+    process = Process(0, Command([sys.executable, "-c", ""], {}), tmp_path, print)
+    while process.status() is None:
+        time.sleep(0.02)
+    process.signal(signal.SIGTERM)
+    process.kill()
 
 
 def test_no_log_is_left_where_no_process_was_started(tmp_path: Path) -> None:
