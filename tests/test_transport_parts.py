@@ -231,6 +231,22 @@ def test_once_another_has_begun_nobody_is_met_any_more():
     assert not inbox.close_phase(0, 0.0)[2]
 
 
+def test_nobody_waits_for_a_worker_that_is_alone_far_ahead_but_for_one_that_listens():
+    sealer, inbox = Sealer(7, None), Inbox(0, 3, Sealer(7, None))
+    where = [None, 100, 101, 3, 4, 5, 102, 103]  # Of worker 2; of worker 1 it is here.
+    timed_out = []
+    for exchange, of_other in enumerate(where):
+        assert inbox.open_exchange(exchange, 5, 8) == (exchange, False)
+        for source, number, place in ((1, exchange, 0), (2, of_other, ALONE)):
+            if number is not None:
+                end = np.zeros((1, 0), np.uint8)
+                inbox.take(sealer.seal(0, number, source, 0, end, place, last=True))
+        if inbox.close_phase(0, 0.0)[2]:
+            timed_out.append(exchange)
+    # At first, and once after it has listened.
+    assert timed_out == [0, 6]
+
+
 def test_datagrams_of_another_length_or_pytree_are_counted():
     sealer, inbox = Sealer(7, None), Inbox(0, N, Sealer(7, None))
     inbox.open_exchange(0, 4, 8, digest=5)
