@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from run_files import assert_same_state, read_metrics, reproducible
 
 import launch.train
+from data import Dataset
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig
 from launch.distributed import consistency
-from launch.distributed.consistency import check_consistency, check_shared
+from launch.distributed.consistency import check_consistency, check_shared, digest_of
 from launch.distributed.ports import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -284,3 +286,19 @@ def test_all_take_the_folder_of_process_0(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(1)])
     assert check_consistency(TrainConfig(), "digits 1", Path("run")) == Path("/of/process/0")
+
+
+def test_the_digest_of_the_data_is_of_every_label_and_of_examples_of_both_splits() -> None:
+    rows = 12_000
+    splits = {
+        split: {"image": np.zeros((rows, 2), np.uint8), "label": np.zeros(rows, np.int32)}
+        for split in ("train", "test")
+    }
+    dataset = Dataset("", **splits, label_key="label", num_classes=2)
+    digests = [digest_of(dataset), digest_of(dataset)]
+    assert digests[0] == digests[1]
+    for split in splits.values():
+        for key, row in (("label", 0), ("label", 1), ("label", rows - 1), ("image", 0)):
+            split[key][row] += 1
+            digests.append(digest_of(dataset))
+    assert len(set(digests)) == len(digests) - 1
