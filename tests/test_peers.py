@@ -18,6 +18,9 @@ from rps_jax.transport.catching_up import CatchingUp
 from rps_jax.transport.layout import layout_of
 from rps_jax.transport.peers import ALONE, Peers
 
+# On a busy machine packets come late, which workers say.
+pytestmark = pytest.mark.filterwarnings("ignore:worker ")
+
 
 class Cable:
     """A socket of which nothing goes out, and nothing comes in, while its cable is down."""
@@ -204,7 +207,7 @@ def test_a_worker_whose_cable_was_down_does_not_lead_those_who_were_together(cou
     cut, last = count - 1, {}
 
     def until(holds):
-        latest = time.monotonic() + 20
+        latest = time.monotonic() + 60
         while not holds():
             assert time.monotonic() < latest
             time.sleep(0.01)
@@ -233,12 +236,14 @@ def test_a_worker_whose_cable_was_down_does_not_lead_those_who_were_together(cou
         until(lambda: max(last.values())[0] - min(last.values())[0] < 3)
         now = last[0][0]
         until(lambda: min(last.values())[0] > now + 20)
-        ended.set()
         return before
 
     with ThreadPoolExecutor(count + 1) as threads:
         futures = [threads.submit(work, worker) for worker in range(count)]
-        before = threads.submit(watch).result(timeout=90)
+        try:
+            before = threads.submit(watch).result()
+        finally:
+            ended.set()
         records = [future.result() for future in futures]
     numbers = [seen.exchange for seen in records[0]]
     jumps = np.diff(numbers)
@@ -282,7 +287,6 @@ def test_a_worker_that_starts_with_a_number_too_large_goes_to_the_others():
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:worker ")  # On a busy machine, packets come late.
 def test_a_worker_that_was_away_takes_part_when_it_has_heard_the_whole_model() -> None:
     away, exchanges = N - 1, 70
     missed = threading.Event()
