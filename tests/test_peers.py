@@ -200,6 +200,7 @@ def test_what_a_worker_that_was_away_has_to_hear_is_what_others_serve(assignment
     network._socket.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_worker_whose_cable_was_down_does_not_lead_those_who_were_together(count):
     """Alone it runs ahead, and its model goes astray: of two that is what there is, else not."""
