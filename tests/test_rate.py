@@ -1,4 +1,4 @@
-"""The rate that is found, on a simulated link: a capacity, a queue, and random drops."""
+"""The rate that is found, on a simulated link that drops at random; its pace, and deadlines."""
 
 import random
 import statistics
@@ -6,6 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
+from rps_jax.transport import pacing
 from rps_jax.transport.deadline import Deadline
 from rps_jax.transport.feedback import Feedback
 from rps_jax.transport.pacing import Pacer
@@ -236,3 +237,35 @@ def test_a_phase_takes_longer_than_the_last_by_less_than_the_others_wait():
     assert max(np.diff(seconds)) < longest
     # On a slow link, all phases take long.
     assert seconds[-1] > 2 * longest
+
+
+def test_a_deadline_follows_what_phases_take():
+    deadline = Deadline(5.0)
+    assert deadline.seconds() == 5.0
+    for seconds in (1.0, 1.1, 0.9, 1.0, 1.05):
+        deadline.took(seconds)
+    assert 1.1 < deadline.seconds() < 3.0
+    for _ in range(40):
+        deadline.took(0.001)
+    assert deadline.seconds() == pytest.approx(0.2)
+
+
+def test_no_more_is_sent_than_a_link_carries_but_for_a_short_burst(monkeypatch):
+    rng, rate, now, sent = random.Random(0), 8e6, [5.0], []
+
+    def sleep(seconds):
+        now[0] += seconds + rng.choice([0.0, 1e-4, 3e-3])  # Waking up takes a while.
+
+    monkeypatch.setattr(pacing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pacing.time, "sleep", sleep)
+    pacer = pacing.Pacer(rate)
+    for _ in range(500):
+        now[0] += rng.choice([0.0, 0.0, 0.0, 1e-3, 0.05])
+        num_bytes = rng.randrange(1, 1500)
+        pacer.wait(num_bytes)
+        sent.append((now[0], 8 * num_bytes / rate))
+    for first, (began, _) in enumerate(sent):
+        of_link = 0.0  # Of all between two: the first may have been late, the last is on its way.
+        for at, seconds in sent[first + 1 :]:
+            assert of_link < at - began + 2.2e-3
+            of_link += seconds
