@@ -30,10 +30,10 @@ from launch.cli.commands import entry_point
 from launch.comparison import report
 from launch.comparison.grid import Setting, groups_of, settings_of
 from launch.config import Algorithm, TrainConfig, parse
+from launch.json_objects import write_json
 from launch.reports.provenance import command_line, trained_on
 from launch.reports.tables import markdown_table, text_table, write_csv
 from launch.tasks.source import find_source
-from launch.trainer.json_files import write_json
 from launch.trainer.many_runs import ends_of_epochs, folder_of, train_all
 from launch.trainer.writing import check_can_write
 

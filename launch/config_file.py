@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from launch.cli.command_line import UsageError, refuse
 from launch.cli.fields import Mark, fields_of, marked
-from launch.trainer.json_files import is_number
+from launch.json_objects import is_number
 
 if TYPE_CHECKING:
     from launch.config import TrainConfig

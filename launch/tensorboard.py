@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from launch.cli.command_line import UsageError, optional, read_command
 from launch.cli.commands import entry_point
 from launch.config import stored_config
+from launch.json_objects import is_number
 from launch.reports.curves import STYLE
 from launch.reports.link_pictures import draw_arrivals, draw_bursts, draw_heat_maps
 from launch.reports.links import ARRIVALS, BURSTS, BY_LINK, lists_of_links
-from launch.trainer.json_files import is_number
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.writing import check_can_write
 

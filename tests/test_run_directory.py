@@ -17,8 +17,8 @@ import pytest
 from launch.cli.command_line import CommandError, UsageError
 from launch.config import TrainConfig, parse, stored_config
 from launch.config_file import CONFIG_FILE
+from launch.json_objects import write_json
 from launch.trainer.checkpoints import CheckpointError, Checkpoints
-from launch.trainer.json_files import write_json
 from launch.trainer.preemption import StopSignals
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.writing import only_writer

@@ -15,7 +15,7 @@ import launch.wire.job
 from launch.cli.command_line import UsageError
 from launch.config import PRESETS, parse
 from launch.distributed.process import Command, JobFailed
-from launch.trainer.json_files import write_json
+from launch.json_objects import write_json
 from launch.trainer.run_directory import RunDirectory
 from launch.wire.flags import UdpFlags, read_key
 from launch.wire.job import udp_job

@@ -21,7 +21,7 @@ import rps_jax as rps
 from launch.bed import Link
 from launch.benchmarks.training import Hosts
 from launch.distributed.ports import free_port, free_ports
-from launch.trainer.json_files import read_object
+from launch.json_objects import read_object
 
 ROOT = Path(__file__).parents[1]
 LINEAR = ("--preset", "linear", "--batch-size", "32", "--checkpoint-every", "1")

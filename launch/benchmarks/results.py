@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli.command_line import expect
+from launch.json_objects import write_json
 from launch.reports.provenance import command_line, machine, versions
-from launch.trainer.json_files import write_json
 from launch.trainer.writing import check_can_write
 
 Row = dict[str, Any]

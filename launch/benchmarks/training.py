@@ -40,10 +40,10 @@ from launch.cli.command_line import (
 )
 from launch.cli.fields import names_given
 from launch.config import NetworkName, parse, stored_config
+from launch.json_objects import write_text
 from launch.reports.curves import STYLE
 from launch.reports.tables import markdown_table
 from launch.tasks.source import find_source
-from launch.trainer.json_files import write_text
 from launch.trainer.run_directory import RunDirectory
 from launch.trainer.writing import check_can_write, only_writer
 

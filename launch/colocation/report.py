@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.json_objects import write_json
 from launch.reports.provenance import command_line, machine, versions
 from launch.reports.tables import write_csv
-from launch.trainer.json_files import write_json
 
 
 def write_results(

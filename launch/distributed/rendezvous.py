@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from launch.cli.command_line import CommandError, refuse
-from launch.trainer.json_files import DamagedError, parse_object
+from launch.json_objects import DamagedError, parse_object
 
 _HELLO = "rps-jax rendezvous"
 _LONGEST = 1 << 16

@@ -6,8 +6,8 @@ from typing import Any
 
 from launch.config import TrainConfig
 from launch.figures.paper import Scale
+from launch.json_objects import write_json
 from launch.reports.provenance import command_line, trained_on
-from launch.trainer.json_files import write_json
 
 _SETTINGS = (
     "preset",

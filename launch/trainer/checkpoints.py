@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from launch.cli.command_line import CommandError
-from launch.trainer.json_files import DamagedError, read_object, write_json
+from launch.json_objects import DamagedError, read_object, write_json
 
 _MANIFEST = "manifest.json"
 _UNFINISHED = "orbax-checkpoint-tmp"

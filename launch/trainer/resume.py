@@ -11,8 +11,8 @@ import rps_jax as rps
 from launch.cli.command_line import UsageError
 from launch.config_file import CONFIG_FILE, check_unchanged, deciding
 from launch.distributed.consistency import check_shared
+from launch.json_objects import is_count, is_number
 from launch.trainer.checkpoints import Checkpoints, Saved
-from launch.trainer.json_files import is_count, is_number
 from launch.trainer.resize import resized
 from launch.trainer.setup import Setup
 

@@ -9,7 +9,7 @@ from typing import Any
 from launch.cli.command_line import CommandError, UsageError
 from launch.config import TrainConfig
 from launch.config_file import CONFIG_FILE, to_json
-from launch.trainer.json_files import (
+from launch.json_objects import (
     DamagedError,
     is_count,
     is_number,

@@ -6,8 +6,8 @@ import rps_jax as rps
 from launch.channels import CHANNELS
 from launch.cli.command_line import UsageError
 from launch.config import TrainConfig, simulates_drops
+from launch.json_objects import is_number, write_json
 from launch.reports.provenance import machine, versions
-from launch.trainer.json_files import is_number, write_json
 from launch.trainer.setup import Setup
 
 Summary = dict[str, Any]

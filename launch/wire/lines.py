@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.trainer.json_files import is_count, is_number
+from launch.json_objects import is_count, is_number
 from launch.wire.links import decode
 from rps_jax import LinkCounts
 

@@ -23,7 +23,7 @@ import struct
 import time
 from typing import Any
 
-from launch.trainer.json_files import DamagedError, parse_object
+from launch.json_objects import DamagedError, parse_object
 
 _LENGTHS, _INDEX = struct.Struct("!IQ"), struct.Struct("!I")
 _TAG_BYTES, _RANDOM_BYTES = 32, 16

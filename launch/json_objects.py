@@ -1,4 +1,4 @@
-"""JSON objects in files: written whole or not at all, and never trusted when they are read."""
+"""JSON objects: never trusted when they are read, and written to files whole or not at all."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class DamagedError(ValueError):
-    """A file, or a line of one, that does not hold what it should; the message says why."""
+    """A file, a line of one, or a message that does not hold what it should; says why."""
 
 
 def parse_object(content: bytes | str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
