@@ -270,6 +270,21 @@ def test_a_web_service_is_asked_by_a_poisson_process_and_answers_all(bed: Bed) -
     )
 
 
+def test_a_web_service_leaves_no_connection_open(bed: Bed) -> None:
+    bed.set_link(Link(rate=2e6))
+    webs = [
+        bed.inside(host, functools.partial(Web, host, bed.addresses, 20_000)) for host in range(3)
+    ]
+    plan = {"rate": 100.0, "seconds": 0.5, "warmup": 0.4, "drain": 0.0, "seed": "any"}
+    assert webs[0].load(**plan)["unfinished"] > 0
+    for web in webs:
+        web.close()
+    for host in range(3):
+        sockets = subprocess.check_output(bed.command(host, "cat", "/proc/net/tcp"), text=True)
+        owners = [line.split()[9] for line in sockets.splitlines()[1:]]
+        assert set(owners) <= {"0"}  # The kernel, which waits for the last packets.
+
+
 def test_the_case_study_has_a_table_of_what_is_measured_before_anything_is_trained() -> None:
     config = ColocationConfig(training_seeds=(0, 1))
     found: dict[str, Any] = dict.fromkeys(

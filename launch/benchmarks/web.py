@@ -5,6 +5,8 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Iterable
+from typing import Any
 
 from launch.benchmarks.group import answer_requests
 
@@ -33,10 +35,14 @@ class Web:
 
     def close(self) -> None:
         """Serves no longer."""
-        self._loop.call_soon_threadsafe(self._server.close)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        await _cancel(task for task in asyncio.all_tasks() if task is not asyncio.current_task())
 
     def load(
         self, rate: float, seconds: float, warmup: float, drain: float, seed: str
@@ -68,16 +74,15 @@ class Web:
         tasks = []
         for due, address in plan:
             await asyncio.sleep(start + due - time.monotonic())
-            task = asyncio.create_task(self._ask(address, start + due))
-            if due >= warmup:
-                tasks.append(task)
-        if not tasks:
-            return [], 0
-        done, pending = await asyncio.wait(tasks, timeout=start + end - time.monotonic())
-        for task in pending:
-            task.cancel()
-        found = [task.result() for task in done if task.exception() is None]
-        return found, len(tasks) - len(found)
+            tasks.append(asyncio.create_task(self._ask(address, start + due)))
+        measured = [task for task, (due, _) in zip(tasks, plan, strict=True) if due >= warmup]
+        if measured:
+            await asyncio.wait(measured, timeout=start + end - time.monotonic())
+        await _cancel(tasks)
+        found = [
+            task.result() for task in measured if not task.cancelled() and not task.exception()
+        ]
+        return found, len(measured) - len(found)
 
     async def _ask(self, address: str, due: float) -> float:
         loop = asyncio.get_running_loop()
@@ -101,7 +106,17 @@ class Web:
             writer.close()
             await writer.wait_closed()
         except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
             writer.close()
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Ends those that are under way, and waits until they have closed what they had open."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":
