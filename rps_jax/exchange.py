@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rps_jax.axis import AxisName, array_axes, axis_names, axis_size, device_axes, kinds
+from rps_jax.axis import AxisName, axis_names, axis_size, device_axes, kinds
 from rps_jax.blocks import Piece, to_blocks, to_pieces
 from rps_jax.collectives import all_gather, own_blocks, reduce_scatter
+from rps_jax.device_sums import Term, device_sums
 from rps_jax.servers import RECEIVED, Server
 from rps_jax.sums import mean_of_sum, summands
 
@@ -58,10 +59,10 @@ def exchange(tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name:
         to_pieces(each, *masks.sent.shape, kinds=alike) for each in (tree, otherwise, server.last)
     )
     terms = [
-        _terms(piece.rows, last and last.rows, masks.of(piece.packets), server)
+        _term(piece.rows, last and last.rows, masks.of(piece.packets), server)
         for piece, last in zip_longest(pieces, lasts)
     ]
-    means = route(pieces, terms, masks, server, axis_name)
+    means = route(pieces, device_sums(terms, axis_name), masks, server, axis_name)
     return from_pieces(
         [
             jnp.where(masks.of(piece.packets).gathered[:, None], mean, fallback.rows)
@@ -72,21 +73,19 @@ def exchange(tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name:
 
 def _between_devices(
     pieces: list[Piece],
-    terms: list[jax.Array],
+    sums: list[jax.Array],
     masks: Masks,
     server: Server,
     axis_name: AxisName,
 ) -> list[jax.Array]:
     """Sends blocks: for each dtype (and kind), one reduce-scatter and one all-gather."""
-    if together := array_axes(axis_name):
-        terms = [jax.lax.psum(each, together) for each in terms]
     arrivals = own_blocks(masks.arrivals, axis_name)
     means: dict[int, jax.Array] = {}
     for group in dict.fromkeys(piece.group for piece in pieces):
         members = [place for place, piece in enumerate(pieces) if piece.group == group]
         dtype = pieces[members[0]].rows.dtype
         # Joined when what is dropped is zero already: one pass over the model less.
-        halves = zip(*(terms[place] for place in members), strict=True)
+        halves = zip(*(sums[place] for place in members), strict=True)
         joined = [to_blocks(list(half), *masks.sent.shape) for half in halves]
         total = reduce_scatter(jnp.stack([blocks for (blocks,), _ in joined]), axis_name)
         mean = _mean(total, arrivals, dtype, server, axis_name)
@@ -97,21 +96,15 @@ def _between_devices(
 
 def _within_arrays(
     pieces: list[Piece],
-    terms: list[jax.Array],
+    sums: list[jax.Array],
     masks: Masks,
     server: Server,
     axis_name: AxisName,
 ) -> list[jax.Array]:
-    """Sums every leaf where it lies: nothing is to be sent, so nothing is joined into blocks."""
+    """Leaves every leaf where it lies: nothing is to be sent, so nothing is joined into blocks."""
     return [
-        _mean(
-            jax.lax.psum(each, axis_names(axis_name)),
-            masks.of(piece.packets).arrivals,
-            piece.rows.dtype,
-            server,
-            axis_name,
-        )
-        for piece, each in zip(pieces, terms, strict=True)
+        _mean(total, masks.of(piece.packets).arrivals, piece.rows.dtype, server, axis_name)
+        for piece, total in zip(pieces, sums, strict=True)
     ]
 
 
@@ -119,18 +112,18 @@ def _policy(server: Server, dtype: Any) -> Server:
     return server if jnp.issubdtype(dtype, jnp.inexact) else RECEIVED
 
 
-def _terms(values: jax.Array, last: jax.Array | None, masks: Masks, server: Server) -> jax.Array:
-    """Returns what is summed of this worker's packets: `summands` of `[..., E]`, masks `[...]`."""
+def _term(values: jax.Array, last: jax.Array | None, masks: Masks, server: Server) -> Term:
+    """Returns what is summed of this worker's packets: `summands` of `[P, E]`, masks `[P]`."""
     server = _policy(server, values.dtype)
-    terms, instead = summands(values), jnp.zeros(())
+    terms = summands(values)
     if server.name == "unbiased":
         assert masks.weight is not None
-        terms = terms * masks.weight[None, ..., None].astype(terms.dtype)
+        terms = terms * masks.weight[None, :, None].astype(terms.dtype)
     if server.name == "stale":
         assert last is not None
-        instead = summands(last)
-    # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
-    return jnp.where(masks.sent[..., None], terms, instead.astype(terms.dtype))
+        terms = jnp.where(masks.sent[None, :, None], terms, summands(last))
+        return Term(terms, jnp.ones_like(masks.sent))
+    return Term(terms, masks.sent)
 
 
 def _mean(

@@ -294,6 +294,34 @@ def test_virtual_workers_on_devices_lower_to_one_of_each_too():
     assert text.count(" all-gather(") == 1
 
 
+def test_workers_that_share_a_device_are_averaged_where_they_lie():
+    n = 16
+    params = {"a": jnp.zeros((n, 300, 100)), "b": jnp.zeros((n, 50_000))}
+    delivery = rps.Delivery(*[jnp.ones((n, n), bool)] * 3)
+    average = jax.vmap(lambda p, d: rps.average_models(p, d, "workers"), axis_name="workers")
+    memory = jax.jit(average).lower(params, delivery).compile().memory_analysis()
+    # Averages, and not one more copy of all models: with zeros for what is dropped.
+    assert memory.temp_size_in_bytes < 0.1 * memory.output_size_in_bytes
+
+
+@pytest.mark.parametrize(("way", "n"), [("vmap", 5), ("shard_map", 5), ("vmap_in_shard_map", 6)])
+def test_an_average_is_differentiated_as_the_linear_function_that_it_is(way, n):
+    params, moved, of_result = jax.random.normal(KEY, (3, n, 40))
+    deliveries = run(way, n, awkward_params(n), 0.4)[1]
+    averaged = MAPPINGS[way](lambda axis, p, d: rps.average_models(p, d, axis), n)
+
+    def average(params):
+        return averaged(params, deliveries)
+
+    result, differential = jax.jvp(average, (params,), (moved,))
+    assert_close(jax.device_get(result), reference.average_models(params, deliveries))
+    assert_close(jax.device_get(differential), reference.average_models(moved, deliveries))
+    (pulled_back,) = jax.vjp(average, params)[1](of_result)
+    np.testing.assert_allclose(
+        jnp.sum(pulled_back * moved), jnp.sum(of_result * differential), 1e-4
+    )
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_workers_over_several_devices_exchange_shards(check_vma):
     """Each worker is two devices; one leaf is cut over them, the other is replicated.

@@ -1,0 +1,84 @@
+"""Sums over the workers that share a device, of what has arrived."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rps_jax.axis import AxisName, array_axes
+
+
+class Term(NamedTuple):
+    """What a worker adds to a sum; leading axes are those of several workers.
+
+    Attributes:
+        values: `[..., K, packets, elements]`.
+        arrived: bool, `[..., packets]`; of the others, whatever they hold, nothing is added.
+    """
+
+    values: jax.Array
+    arrived: jax.Array
+
+    def masked(self) -> jax.Array:
+        """Returns the values, zeros for what did not arrive."""
+        # Select, never multiply by the mask: a NaN that was dropped must not reach the sum.
+        return jnp.where(self.arrived[..., None, :, None], self.values, 0)
+
+
+def device_sums(terms: Sequence[Term], axis_name: AxisName) -> list[jax.Array]:
+    """Sums each term over the workers that share a device.
+
+    Args:
+        terms: this worker's.
+        axis_name: the worker axis, or a tuple of axes, outermost first.
+
+    Returns:
+        `[K, packets, elements]` of each, the same on all of these workers.
+    """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    of_one = tuple(axis for axis in array_axes(axis_name) if axis in manual)
+    stacked, num_axes = list(terms), 0
+    for axis in reversed(array_axes(axis_name)):
+        if axis not in of_one:
+            # Of a vmap it is what there is: nothing is copied.
+            stacked, num_axes = jax.lax.all_gather(stacked, axis), num_axes + 1
+    if num_axes:
+        stacked = [Term(*(x.reshape(-1, *x.shape[num_axes:]) for x in term)) for term in stacked]
+        sums = jax.lax.platform_dependent(stacked, cpu=_reduced_in_pairs, default=_reduced)
+    else:
+        sums = [term.masked() for term in stacked]
+    return [jax.lax.psum(total, of_one) for total in sums] if of_one else sums
+
+
+def _reduced(stacked: list[Term]) -> list[jax.Array]:
+    return [term.masked().sum(0) for term in stacked]
+
+
+def _reduced_in_pairs(stacked: list[Term]) -> list[jax.Array]:
+    """Reduces pairs of a value and whether it has arrived.
+
+    XLA on CPUs hands a plain sum to a library, for which it writes out what is to be summed first:
+    one more copy of all models. A reduction of pairs is its own, and reads the values where they
+    lie.
+    """
+    return [_sum_of_pairs(term) for term in stacked]
+
+
+@jax.custom_jvp
+def _sum_of_pairs(term: Term) -> jax.Array:
+    def add(one: Any, other: Any) -> Any:
+        total = sum(jnp.where(arrived, value, 0) for value, arrived in (one, other))
+        return total, jnp.ones_like(one[1])
+
+    arrived = jnp.broadcast_to(term.arrived[:, None, :, None], term.values.shape)
+    zero = jnp.zeros((), term.values.dtype), jnp.ones((), bool)
+    total, _ = jax.lax.reduce((term.values, arrived), zero, add, (0,))
+    return total
+
+
+@_sum_of_pairs.defjvp
+def _sum_of_pairs_jvp(primals: tuple[Term], tangents: tuple[Term]) -> tuple[jax.Array, jax.Array]:
+    # JAX does not differentiate a reduction of pairs.
+    (term,), (moved,) = primals, tangents
+    return _sum_of_pairs(term), Term(moved.values, term.arrived).masked().sum(0)
