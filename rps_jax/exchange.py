@@ -53,8 +53,8 @@ def exchange(tree: Any, otherwise: Any, masks: Masks, server: Server, axis_name:
         A pytree like `tree`. Floats of 16 bits or fewer are summed in float32 and rounded once;
         integers are rounded to the nearest.
     """
-    # Drawn once, and not anew for every leaf, as XLA would: one barrier a mask, as JAX takes all that
-    # pass one for varying alike.
+    # Computed once, and not by the kernels of every leaf, as XLA would: a barrier a mask, as JAX
+    # takes all that pass one for varying alike.
     masks = jax.tree.map(jax.lax.optimization_barrier, masks)
     route = _between_devices if device_axes(axis_name) else _within_arrays
     alike = kinds(tree, jax.lax.axis_index(axis_names(axis_name)))
