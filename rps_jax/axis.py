@@ -43,17 +43,18 @@ def axis_size(axis_name: AxisName) -> int:
 def device_axes(axis_name: AxisName) -> dict[str, int]:
     """Returns the axes over which a collective goes from device to device, and their places.
 
-    Those are axes of more than one that belong to a shard_map or a pmap. Over the others, which
-    are of a vmap, a collective is a sum or a copy within arrays.
+    Those are axes of more than one that belong to a shard_map or a pmap. Over the others a
+    collective is a sum or a copy within arrays, or nothing.
     """
-    manual = jax.sharding.get_abstract_mesh().manual_axes
+    vmapped = vmapped_axes(axis_name)
     sizes = zip(axis_names(axis_name), axis_sizes(axis_name), strict=True)
-    return {name: i for i, (name, size) in enumerate(sizes) if size > 1 and name in manual}
+    return {name: i for i, (name, size) in enumerate(sizes) if size > 1 and name not in vmapped}
 
 
-def array_axes(axis_name: AxisName) -> tuple[str, ...]:
-    """Returns the other axes: those of the workers that share a device."""
-    return tuple(name for name in axis_names(axis_name) if name not in device_axes(axis_name))
+def vmapped_axes(axis_name: AxisName) -> tuple[str, ...]:
+    """Returns those of the axes that are of a vmap, outermost first."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(name for name in axis_names(axis_name) if name not in manual)
 
 
 def kinds(tree: Any, worker: jax.Array) -> list[Hashable]:

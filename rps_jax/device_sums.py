@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rps_jax.axis import AxisName, array_axes
+from rps_jax.axis import AxisName, axis_names, device_axes, vmapped_axes
 
 
 class Term(NamedTuple):
@@ -36,19 +36,20 @@ def device_sums(terms: Sequence[Term], axis_name: AxisName) -> list[jax.Array]:
     Returns:
         `[K, packets, elements]` of each, the same on all of these workers.
     """
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    of_one = tuple(axis for axis in array_axes(axis_name) if axis in manual)
-    stacked, num_axes = list(terms), 0
-    for axis in reversed(array_axes(axis_name)):
-        if axis not in of_one:
-            # Of a vmap it is what there is: nothing is copied.
-            stacked, num_axes = jax.lax.all_gather(stacked, axis), num_axes + 1
-    if num_axes:
-        stacked = [Term(*(x.reshape(-1, *x.shape[num_axes:]) for x in term)) for term in stacked]
+    vmapped, stacked = vmapped_axes(axis_name), list(terms)
+    for axis in reversed(vmapped):
+        # That is what there is already: nothing is copied.
+        stacked = jax.lax.all_gather(stacked, axis)
+    if vmapped:
+        stacked = [Term(*(x.reshape(-1, *x.shape[len(vmapped) :]) for x in t)) for t in stacked]
         sums = jax.lax.platform_dependent(stacked, cpu=_reduced_in_pairs, default=_reduced)
     else:
         sums = [term.masked() for term in stacked]
-    return [jax.lax.psum(total, of_one) for total in sums] if of_one else sums
+    # Over an axis of one device there is nothing to add; to JAX, its result is then the same on all.
+    apart = {*vmapped, *device_axes(axis_name)}
+    if of_one := tuple(axis for axis in axis_names(axis_name) if axis not in apart):
+        sums = jax.lax.psum(sums, of_one)
+    return sums
 
 
 def _reduced(stacked: list[Term]) -> list[jax.Array]:
