@@ -69,13 +69,14 @@ def _reduced_in_pairs(stacked: list[Term]) -> list[jax.Array]:
 @jax.custom_jvp
 def _sum_of_pairs(term: Term) -> jax.Array:
     def add(one: Any, other: Any) -> Any:
-        total = sum(jnp.where(arrived, value, 0) for value, arrived in (one, other))
-        return total, jnp.ones_like(one[1])
+        return one[0] + other[0], one[1] | other[1]
 
-    arrived = jnp.broadcast_to(term.arrived[:, None, :, None], term.values.shape)
-    zero = jnp.zeros((), term.values.dtype), jnp.ones((), bool)
-    total, _ = jax.lax.reduce((term.values, arrived), zero, add, (0,))
-    return total
+    values = term.masked()
+    arrived = jnp.broadcast_to(term.arrived[:, None, :, None], values.shape)
+    nothing = jnp.zeros((), values.dtype), jnp.zeros((), bool)
+    total, anything = jax.lax.reduce((values, arrived), nothing, add, (0,))
+    # Both are used: XLA takes a pair of which one is not for a plain sum.
+    return jnp.where(anything, total, 0)
 
 
 @_sum_of_pairs.defjvp

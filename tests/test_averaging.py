@@ -304,7 +304,10 @@ def test_workers_that_share_a_device_are_averaged_where_they_lie():
     assert memory.temp_size_in_bytes < 0.1 * memory.output_size_in_bytes
 
 
-@pytest.mark.parametrize(("way", "n"), [("vmap", 5), ("shard_map", 5), ("vmap_in_shard_map", 6)])
+@pytest.mark.parametrize(
+    ("way", "n"),
+    [("vmap", 5), ("shard_map", 5), ("vmap_in_shard_map", 2), ("vmap_in_shard_map", 6)],
+)
 def test_an_average_is_differentiated_as_the_linear_function_that_it_is(way, n):
     params, moved, of_result = jax.random.normal(KEY, (3, n, 40))
     deliveries = run(way, n, awkward_params(n), 0.4)[1]
