@@ -45,7 +45,7 @@ def device_sums(terms: Sequence[Term], axis_name: AxisName) -> list[jax.Array]:
         sums = jax.lax.platform_dependent(stacked, cpu=_reduced_in_pairs, default=_reduced)
     else:
         sums = [term.masked() for term in stacked]
-    # Over an axis of one device nothing is added; to JAX, the sum is the same on all of it then.
+    # Over an axis of one device nothing is added, but JAX takes the sum for the same on all of it.
     apart = {*vmapped, *device_axes(axis_name)}
     if of_one := tuple(axis for axis in axis_names(axis_name) if axis not in apart):
         sums = jax.lax.psum(sums, of_one)

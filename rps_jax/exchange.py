@@ -104,7 +104,7 @@ def _within_arrays(
     server: Server,
     axis_name: AxisName,
 ) -> list[jax.Array]:
-    """Leaves every leaf where it lies: nothing is to be sent, so nothing is joined into blocks."""
+    """Keeps every leaf where it lies: nothing is to be sent, so nothing is joined into blocks."""
     return [
         _mean(total, masks.of(piece.packets).arrivals, piece.rows.dtype, server, axis_name)
         for piece, total in zip(pieces, sums, strict=True)

@@ -294,16 +294,6 @@ def test_virtual_workers_on_devices_lower_to_one_of_each_too():
     assert text.count(" all-gather(") == 1
 
 
-def test_workers_that_share_a_device_are_averaged_where_they_lie():
-    n = 16
-    params = {"a": jnp.zeros((n, 300, 100)), "b": jnp.zeros((n, 50_000))}
-    delivery = rps.Delivery(*[jnp.ones((n, n), bool)] * 3)
-    average = jax.vmap(lambda p, d: rps.average_models(p, d, "workers"), axis_name="workers")
-    memory = jax.jit(average).lower(params, delivery).compile().memory_analysis()
-    # Averages, and not one more copy of all models: with zeros for what is dropped.
-    assert memory.temp_size_in_bytes < 0.1 * memory.output_size_in_bytes
-
-
 @pytest.mark.parametrize(
     ("way", "n"),
     [("vmap", 5), ("shard_map", 5), ("vmap_in_shard_map", 2), ("vmap_in_shard_map", 6)],
